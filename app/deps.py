@@ -1,0 +1,135 @@
+"""What routes ask for, by type."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from celery import Celery
+from fastapi import Depends, Path, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
+
+from app import security
+from app.errors import RETRY_AFTER, NoWorker, UnknownModel
+from app.metrics import Metrics
+from app.settings import Settings
+from worker.jobs import Job, JobStore, ModelInfo, UnknownJob
+
+P = ParamSpec("P")
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
+
+
+class Artist:
+    """Runs drawing in threads, as many at once as there are cores, so that the event loop stays free."""
+
+    def __init__(self, at_once: int) -> None:
+        self._limiter = CapacityLimiter(at_once)
+
+    async def draw(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await anyio.to_thread.run_sync(
+            functools.partial(function, *args, **kwargs), limiter=self._limiter
+        )
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _store(request: Request) -> JobStore:
+    store: JobStore = request.app.state.store
+    return store
+
+
+def _queue(request: Request) -> Celery:
+    return request.app.state.queue
+
+
+def _artist(request: Request) -> Artist:
+    artist: Artist = request.app.state.artist
+    return artist
+
+
+def _metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+UseSettings = Annotated[Settings, Depends(_settings)]
+Store = Annotated[JobStore, Depends(_store)]
+Queue = Annotated[Celery, Depends(_queue)]
+UseArtist = Annotated[Artist, Depends(_artist)]
+UseMetrics = Annotated[Metrics, Depends(_metrics)]
+
+
+def _caller(request: Request, settings: UseSettings) -> str:
+    return security.owner_of(request, settings.api_keys)
+
+
+Caller = Annotated[str, Depends(_caller)]  # the owner of the jobs that this request may see
+
+
+async def _paced(request: Request, settings: UseSettings, store: Store, caller: Caller) -> None:
+    if settings.rate_limit is not None:
+        # without keys all callers are one owner: there the address tells them apart
+        host = request.client.host if request.client else ""
+        who = caller if caller != security.EVERYBODY else host
+        await security.within_rate(store, who, settings.rate_limit)
+
+
+Paced = Depends(_paced)
+
+
+async def _found(
+    job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")],
+    store: Store,
+    caller: Caller,
+) -> Job:
+    # what is no id is known to nobody, and never becomes part of a key in Redis
+    if not _JOB_ID.fullmatch(job_id):
+        raise UnknownJob(job_id[:64])
+    return await store.get(job_id, caller)
+
+
+Found = Annotated[
+    Job, Depends(_found)
+]  # the job of the path; 404 unless it is the caller's, 410 once expired
+
+
+def json_body(model: type[M]) -> Callable[[Request], object]:
+    """A dependency: the body as `model`, whatever its Content-Type says; no body at all is all defaults.
+
+    pydantic reads the bytes itself: NaN, lone surrogates, depth and digits beyond reason end as 422.
+    """
+
+    async def read(request: Request) -> M:
+        try:
+            return model.model_validate_json(await request.body() or b"{}")
+        except ValidationError as error:
+            findings = error.errors(include_url=False, include_context=False, include_input=False)
+            raise RequestValidationError(
+                [{**one, "loc": ("body", *one["loc"])} for one in findings]
+            ) from error
+
+    return read
+
+
+async def served_model(store: JobStore, name: str | None) -> ModelInfo:
+    """The model of that name, None: the first by name. Raises NoWorker, UnknownModel."""
+    models = {model.name: model for model in await store.models()}
+    if not models:
+        raise NoWorker(
+            "No worker with a loaded model is there. Start one (sagan worker), or wait until it has loaded.",
+            retry_after=RETRY_AFTER,
+        )
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise UnknownModel(name, list(models))
+    return models[name]

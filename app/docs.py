@@ -1,0 +1,114 @@
+"""OpenAPI, and a /docs that needs no network: Swagger UI as the fastapi-offline wheel carries it."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+
+from app.schemas import ProblemOut
+
+PNG: dict[int | str, dict[str, Any]] = {
+    200: {"description": "PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
+    304: {"description": "`If-None-Match` named it: not sent again."},
+}
+
+# status -> slug, title, detail of an example
+_EXAMPLES = {
+    401: ("unauthorised", "A key is needed", "Send a valid key as X-API-Key, or as Authorization: Bearer."),
+    403: ("foreign-origin", "Asked by a page of another site", "Pages of this origin may not ask here."),
+    404: ("not-found", "Not found", "There is no job 'x'."),
+    409: ("not-finished", "The job is not done yet", "3 of 8 images are made. Ask again shortly."),
+    410: ("expired", "The result has expired", "The same recipe makes the same images again."),
+    413: ("body-too-large", "Request body too large", "A body may have 65536 bytes."),
+    422: ("unknown-class", "Unknown class", "This model has no class 'dgo'. Did you mean 'dog'?"),
+    429: ("queue-full", "The queue is full", "1000 jobs are waiting and no more are taken."),
+    503: ("no-worker", "No worker", "No worker with a loaded model is there."),
+}
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sagan: API</title>
+<link rel="icon" href="static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="docs-assets/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<noscript>The description itself is at <a href="openapi.json">openapi.json</a>.</noscript>
+<script src="docs-assets/swagger-ui-bundle.js"></script>
+<script src="docs-start.js"></script>
+</body>
+</html>
+"""
+_START = 'SwaggerUIBundle({url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true});\n'
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses: a problem document with an example for each status."""
+    return {status: _problem(status) for status in statuses}
+
+
+def _problem(status: int) -> dict[str, Any]:
+    slug, title, detail = _EXAMPLES[status]
+    example = {"type": f"urn:sagan:problem:{slug}", "title": title, "status": status, "detail": detail}
+    schema = {"$ref": "#/components/schemas/Problem"}
+    response: dict[str, Any] = {
+        "description": title,
+        "content": {
+            "application/problem+json": {"schema": schema, "example": example | {"instance": "/..."}}
+        },
+    }
+    if status in (409, 429, 503):
+        response["headers"] = {
+            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds; absent: in vain."}
+        }
+    return response
+
+
+def body_example(model: type[BaseModel]) -> dict[str, Any]:
+    """OpenAPI requestBody of a model whose bytes a route reads by itself."""
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {
+        "required": "class_id" in schema.get("required", ()),
+        "content": {"application/json": {"schema": schema}},
+    }
+
+
+def describe(app: FastAPI, *, with_keys: bool) -> None:
+    """Adds /openapi.json with our problems (and keys) in it, and /docs."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = get_openapi(
+                title=app.title, version=app.version, description=app.description, routes=app.routes
+            )
+            components = schema.setdefault("components", {})
+            found = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
+            parts = components.setdefault("schemas", {})
+            parts.update(found.pop("$defs"))
+            parts["Problem"] = found
+            if with_keys:
+                components["securitySchemes"] = {
+                    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                    "bearer": {"type": "http", "scheme": "bearer"},
+                }
+                schema["security"] = [{"key": []}, {"bearer": []}]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs(request: Request) -> HTMLResponse:
+        return HTMLResponse(_PAGE)
+
+    @app.get("/docs-start.js", include_in_schema=False)
+    async def docs_start() -> Response:
+        return Response(_START, media_type="text/javascript")
+
+    app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))

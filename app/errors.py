@@ -1,0 +1,266 @@
+"""What goes wrong, as one tree, and the one way it reaches the client: application/problem+json (RFC 9457).
+
+    Problem
+    ├── Unauthorised        401  no valid key where keys are set
+    ├── ForeignOrigin       403  a page of another site asked
+    ├── NotFound            404  no such address, job, image or model
+    ├── MethodNotAllowed    405
+    ├── Conflict            409  right question, wrong moment
+    │   ├── NotFinished          with Retry-After
+    │   ├── Unsuccessful         the job failed or was cancelled
+    │   ├── NoAttention
+    │   ├── NoMap                the worker could not make it
+    │   └── ModelChanged
+    ├── Gone                410  the result has expired
+    ├── BodyTooLarge        413
+    ├── Invalid             422  a value outside its bounds
+    │   ├── UnknownClass
+    │   ├── UnknownModel
+    │   └── KeyReused            an Idempotency-Key with another request
+    ├── TooManyRequests     429  with Retry-After
+    │   └── QueueIsFull
+    └── Unavailable         503  with Retry-After
+        ├── NoWorker
+        └── NoBroker
+
+Errors of `worker.jobs` are given the same form by `_of_jobs`.
+"""
+
+import difflib
+import http
+import logging
+from collections.abc import Sequence
+from typing import ClassVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+from starlette.exceptions import HTTPException
+
+from worker import jobs
+
+log = logging.getLogger("sagan.app")
+
+RETRY_AFTER = 3  # seconds a client is asked to wait when the server cannot tell better
+
+
+class Problem(Exception):
+    """Root of everything this package raises on purpose; `detail` says what to do."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal-error"
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(
+        self, detail: str, *, retry_after: int | None = None, errors: list[dict[str, str]] | None = None
+    ):
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after = retry_after  # seconds; None: trying again will not help
+        self.errors = errors  # one {"at", "message"} a wrong field; None: the detail is all
+
+    def headers(self) -> dict[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+
+
+class Unauthorised(Problem):
+    status, slug, title = 401, "unauthorised", "A key is needed"
+
+    def headers(self) -> dict[str, str]:
+        return {"WWW-Authenticate": "Bearer"}
+
+
+class ForeignOrigin(Problem):
+    status, slug, title = 403, "foreign-origin", "Asked by a page of another site"
+
+
+class NotFound(Problem):
+    status, slug, title = 404, "not-found", "Not found"
+
+
+class MethodNotAllowed(Problem):
+    status, slug, title = 405, "method-not-allowed", "Method not allowed"
+
+
+class Conflict(Problem):
+    status, slug, title = 409, "conflict", "Not possible in this state"
+
+
+class NotFinished(Conflict):
+    slug, title = "not-finished", "The job is not done yet"
+
+
+class Unsuccessful(Conflict):
+    slug, title = "unsuccessful", "The job ended without a result"
+
+
+class NoAttention(Conflict):
+    slug, title = "no-attention", "The model has no attention"
+
+
+class NoMap(Conflict):
+    slug, title = "no-map", "The attention map could not be made"
+
+
+class ModelChanged(Conflict):
+    slug, title = "model-changed", "The model that made this job is no longer served"
+
+
+class Gone(Problem):
+    status, slug, title = 410, "expired", "The result has expired"
+
+
+class BodyTooLarge(Problem):
+    status, slug, title = 413, "body-too-large", "Request body too large"
+
+
+class Invalid(Problem):
+    status, slug, title = 422, "invalid", "Not valid"
+
+
+class UnknownClass(Invalid):
+    """No class of that name or number in this model."""
+
+    slug, title = "unknown-class", "Unknown class"
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        spoken = {name.casefold(): name for name in known}
+        near = difflib.get_close_matches(asked.casefold(), spoken, n=1, cutoff=0.5)
+        hint = f"It has 0 to {len(known) - 1}; see /classes."
+        if near:
+            hint = f"Did you mean {spoken[near[0]]!r}?"
+        super().__init__(f"This model has no class {shorten(asked)}. {hint}")
+
+
+class UnknownModel(Invalid):
+    """No live worker has a model of that name."""
+
+    slug, title = "unknown-model", "Unknown model"
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        super().__init__(f"No worker serves a model {shorten(asked)}. Served now: {', '.join(known)}.")
+
+
+class KeyReused(Invalid):
+    slug, title = "key-reused", "Idempotency-Key used before"
+
+
+class TooManyRequests(Problem):
+    status, slug, title = 429, "too-many-requests", "Too many requests"
+
+
+class QueueIsFull(TooManyRequests):
+    slug, title = "queue-full", "The queue is full"
+
+
+class Unavailable(Problem):
+    status, slug, title = 503, "unavailable", "Not available just now"
+
+
+class NoWorker(Unavailable):
+    slug, title = "no-worker", "No worker"
+
+
+class NoBroker(Unavailable):
+    slug, title = "no-broker", "The broker does not answer"
+
+
+def shorten(text: str) -> str:
+    """`text` quoted for a message, at most 40 characters of it."""
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def _of_jobs(error: jobs.JobError) -> Problem:
+    """The problem that an error of the job store is to a client."""
+    match error:
+        case jobs.UnknownJob():
+            return NotFound(str(error))
+        case jobs.ExpiredJob():
+            return Gone(str(error))
+        case jobs.QueueFull():
+            return QueueIsFull(str(error), retry_after=RETRY_AFTER)
+        case jobs.IdempotencyConflict():
+            return KeyReused(str(error))
+        case jobs.AttentionFailed():
+            return NoMap(str(error))
+        case _:
+            return NoBroker(str(error), retry_after=RETRY_AFTER)
+
+
+def respond(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """`problem` as a response. `path`: what was asked, for `instance`."""
+    body = {
+        "type": f"urn:sagan:problem:{problem.slug}",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": path,
+    }
+    if problem.errors:
+        body["errors"] = problem.errors
+    return JSONResponse(
+        body,
+        status_code=problem.status,
+        headers={"Cache-Control": "no-store", **problem.headers(), **(headers or {})},
+        media_type="application/problem+json",
+    )
+
+
+def invalid(error: RequestValidationError) -> Invalid:
+    """FastAPI's and pydantic's findings as one sentence, and one by one under `errors`."""
+    found = [
+        {
+            # "body.count", not "body.class_id.int": the branch of a union is our matter
+            "at": ".".join(str(part) for part in finding["loc"][:2]),
+            "message": str(finding["msg"]),
+        }
+        for finding in error.errors()
+    ]
+    said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
+    return Invalid(f"{said}. See /docs for the bounds.", errors=found)
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Every way a request of `app` can fail answers application/problem+json."""
+
+    @app.exception_handler(Problem)
+    async def _(request: Request, error: Problem) -> JSONResponse:
+        return respond(error, request.url.path)
+
+    @app.exception_handler(jobs.JobError)
+    async def _(request: Request, error: jobs.JobError) -> JSONResponse:
+        return respond(_of_jobs(error), request.url.path)
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(invalid(error), request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        match error.status_code:
+            case 404:
+                problem: Problem = NotFound("There is nothing at this address. See /docs for what there is.")
+            case 405:
+                problem = MethodNotAllowed(f"Use {headers.get('Allow', 'another method')} here. See /docs.")
+            case _:
+                problem = Problem(str(error.detail))
+                problem.status = error.status_code  # type: ignore[misc]
+                problem.slug = f"http-{error.status_code}"  # type: ignore[misc]
+                problem.title = http.HTTPStatus(error.status_code).phrase  # type: ignore[misc]
+        return respond(problem, request.url.path, headers)
+
+    @app.exception_handler(RedisError)
+    @app.exception_handler(OperationalError)
+    async def _(request: Request, error: Exception) -> JSONResponse:
+        log.warning("broker: %s", error)
+        problem = NoBroker("The broker does not answer. Try again shortly.", retry_after=RETRY_AFTER)
+        return respond(problem, request.url.path)
+
+    @app.exception_handler(Exception)
+    async def _(request: Request, error: Exception) -> JSONResponse:
+        # Starlette raises it again after answering, so that the server logs the traceback
+        problem = Problem("Something broke on our side; the server's log has it under this request's id.")
+        return respond(problem, request.url.path)

@@ -1,0 +1,104 @@
+"""The HTTP face: create_app(settings) wires routes, errors, guards and the page together."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import Scope
+
+from app.deps import Artist
+from app.docs import describe
+from app.errors import handle_errors
+from app.metrics import Metrics, Observe
+from app.routes import attention, generate, health, jobs, models
+from app.security import BodyLimit, OriginCheck, ResponseHeaders
+from app.settings import Settings
+from worker.jobs import JobStore
+from worker.queue import make_celery
+
+_WEB = Path(__file__).parent / "web"
+
+
+class _Page(StaticFiles):
+    """Files of the page: kept by browsers, but asked about each time, so that an update shows at once."""
+
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The app. settings: None reads the environment. It opens no connection before it starts."""
+    settings = settings or Settings()
+    metrics = Metrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.store = JobStore.open(settings)
+        app.state.queue = make_celery(settings)
+        app.state.artist = Artist(at_once=os.cpu_count() or 1)
+        try:
+            yield
+        finally:
+            await app.state.store.close()
+            app.state.queue.close()
+
+    app = FastAPI(
+        title="Sagan",
+        version=_version(),
+        description="Images of a class, on demand, and what the network attended to while it made them.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own page loads from a CDN; ours does not
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.metrics = metrics
+    handle_errors(app)
+    for resource in (generate, jobs, attention, models, health):
+        app.include_router(resource.router)
+    describe(app, with_keys=bool(settings.api_keys))
+    _show_page(app)
+
+    # the last one added is the first one asked
+    app.add_middleware(BodyLimit, limit=settings.max_body)
+    app.add_middleware(OriginCheck, allowed=settings.allowed_origins)
+    if settings.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allowed_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
+    app.add_middleware(ResponseHeaders, shared=bool(settings.allowed_origins))
+    app.add_middleware(Observe, metrics=metrics)
+    return app
+
+
+def _show_page(app: FastAPI) -> None:
+    page = _Page(directory=_WEB)
+    app.mount("/static", page)
+
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return await page.get_response("index.html", request.scope)
+
+
+def _version() -> str:
+    try:
+        return version("sagan-service")
+    except PackageNotFoundError:
+        return "0"  # run from a checkout that was not installed

@@ -1,0 +1,136 @@
+"""What is counted: requests by this process, jobs and workers as Redis knows them, for Prometheus."""
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from worker.jobs import BrokerUnavailable, JobStore, State, WorkerInfo
+
+log = logging.getLogger("sagan.access")
+
+_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_BATCHES = (1, 2, 4, 8, 16, 32, 64)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Metrics:
+    """One registry an app, so that two apps in a process do not share their counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "sagan_http_requests",
+            "Requests answered",
+            ["method", "route", "status"],
+            registry=self.registry,
+        )
+        self.seconds = Histogram(
+            "sagan_http_request_seconds",
+            "From the request to the start of its response",
+            ["method", "route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+
+    async def render(self, store: JobStore) -> bytes:
+        """Everything, as Prometheus reads it. Without a broker: this process, and sagan_broker_up 0."""
+        try:
+            reading = _Reading(True, await store.counts(), await store.workers())
+        except BrokerUnavailable:
+            reading = _Reading(False, {}, ())
+        outside = CollectorRegistry()
+        outside.register(reading)
+        return generate_latest(self.registry) + generate_latest(outside)
+
+
+@dataclass(frozen=True, eq=False)  # a registry asks for a hash
+class _Reading(Collector):
+    """Jobs and workers at one moment."""
+
+    broker_up: bool
+    jobs: Mapping[State, int]  # by state; of the ended ones all that ever ended
+    workers: Sequence[WorkerInfo]
+
+    def collect(self) -> Iterable[Metric]:
+        yield GaugeMetricFamily("sagan_broker_up", "1 if Redis answers", value=float(self.broker_up))
+        if not self.broker_up:
+            return
+        yield GaugeMetricFamily("sagan_queue_depth", "Jobs that wait", value=self.jobs["queued"])
+        yield GaugeMetricFamily("sagan_workers", "Workers alive", value=len(self.workers))
+        state_now = GaugeMetricFamily("sagan_jobs", "Jobs that have not ended", labels=["state"])
+        ended = CounterMetricFamily("sagan_jobs_ended", "Jobs that have ended", labels=["state"])
+        for state, count in self.jobs.items():
+            (state_now if state in ("queued", "running") else ended).add_metric([state], count)
+        yield from (state_now, ended)
+        yield from self._of_workers()
+
+    def _of_workers(self) -> Iterable[Metric]:
+        labels = ["worker", "model"]
+        images = CounterMetricFamily("sagan_images", "Images made", labels=labels)
+        forwards = CounterMetricFamily("sagan_forwards", "Forwards of the network", labels=labels)
+        busy = CounterMetricFamily("sagan_device_busy_seconds", "Seconds in forwards", labels=labels)
+        maps = CounterMetricFamily("sagan_attention_maps", "Attention maps made", labels=labels)
+        batches = HistogramMetricFamily("sagan_batch_images", "Images in a forward", labels=labels)
+        in_hand = GaugeMetricFamily(
+            "sagan_jobs_in_hand", "Jobs a worker works on", labels=["worker", "device"]
+        )
+        for worker in self.workers:
+            in_hand.add_metric([worker.id, worker.device], len(worker.in_hand))
+            for model, stats in worker.stats.items():
+                at = [worker.id, model]
+                images.add_metric(at, stats.images)
+                forwards.add_metric(at, stats.forwards)
+                busy.add_metric(at, stats.busy_seconds)
+                maps.add_metric(at, stats.attention_maps)
+                sizes = stats.batch_sizes
+                buckets = [(str(top), sum(n for size, n in sizes.items() if size <= top)) for top in _BATCHES]
+                buckets.append(("+Inf", sum(sizes.values())))
+                batches.add_metric(at, buckets, sum_value=sum(size * n for size, n in sizes.items()))
+        yield from (images, forwards, busy, maps, batches, in_hand)
+
+
+class Observe:
+    """Gives every request an id, counts and times it, and logs it in one line."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self.app = app
+        self.metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        started = time.perf_counter()
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                self._note(scope, request_id, message["status"], time.perf_counter() - started)
+            await send(message)
+
+        await self.app(scope, receive, observed)
+
+    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+        # the route's pattern, never the path: ids would make a new series each
+        route = getattr(scope.get("route"), "path", "unrouted")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self.metrics.requests.labels(method, route, str(status)).inc()
+        self.metrics.seconds.labels(method, route).observe(seconds)
+        path = quote(scope["path"])  # a line break in a path must not make a second line
+        log.info("%s %s %s %d %.0f ms", request_id, method, path, status, seconds * 1000)
+
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -1,0 +1,76 @@
+"""Small pieces of HTTP: Prefer, Accept, conditional requests."""
+
+import re
+from collections.abc import Iterable
+
+from fastapi import Request, Response
+
+from app.errors import Invalid
+
+# token [= token or "quoted"] up to the next comma or parameter
+_WAIT = re.compile(r'\s*wait\s*=\s*"?(\d+)"?\s*(?:;.*)?', re.IGNORECASE)
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+
+def preferred_wait(prefers: Iterable[str], at_most: int) -> int | None:
+    """Seconds of the first `wait=n` among Prefer headers; None without one. What we cannot read is ignored.
+
+    (RFC 7240: an unknown or malformed preference is no error.)
+    """
+    for preference in ",".join(prefers).split(","):
+        if found := _WAIT.fullmatch(preference):
+            digits = found[1].lstrip("0") or "0"
+            return at_most if len(digits) > 6 else min(int(digits), at_most)
+    return None
+
+
+def quality(accept: str, media_type: str) -> float:
+    """How much an Accept header wants `media_type`: 0 to 1. The most specific range counts."""
+    kind = media_type.split("/")[0]
+    found: dict[int, float] = {}
+    for part in accept.split(",") if accept.strip() else ["*/*"]:
+        name, *parameters = (word.strip().lower() for word in part.split(";"))
+        ranges = {media_type: 3, f"{kind}/*": 2, "*/*": 1}
+        if name not in ranges:
+            continue
+        weight = 1.0
+        for parameter in parameters:
+            if match := re.fullmatch(r"q\s*=\s*(0(?:\.\d{0,3})?|1(?:\.0{0,3})?)", parameter):
+                weight = float(match[1])
+        found[ranges[name]] = max(weight, found.get(ranges[name], 0.0))
+    return found[max(found)] if found else 0.0
+
+
+def wants(request: Request, media_type: str, rather_than: str) -> bool:
+    """Whether the client asked for `media_type` more than for what it gets by default."""
+    accept = ",".join(request.headers.getlist("accept"))
+    return quality(accept, media_type) > quality(accept, rather_than)
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key, or None without one; Invalid unless it is 1 to 255 visible ASCII characters."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise Invalid("Idempotency-Key must be 1 to 255 visible ASCII characters, such as a UUID.")
+    return key
+
+
+def knows(request: Request, etag: str) -> bool:
+    """If-None-Match names `etag`: the client has it already."""
+    names = [name.strip().removeprefix("W/") for name in request.headers.get("if-none-match", "").split(",")]
+    return etag in names or "*" in names
+
+
+def png_headers(etag: str, name: str) -> dict[str, str]:
+    """Headers of a picture that never changes; name: of the file that a browser saves."""
+    return {
+        "ETag": etag,
+        # private: where keys are set, a shared cache must not hand one caller's image to another
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "Content-Disposition": f'inline; filename="{re.sub(r"[^A-Za-z0-9._-]+", "_", name)}.png"',
+    }
+
+
+def not_modified(headers: dict[str, str]) -> Response:
+    kept = {name: value for name, value in headers.items() if name in ("ETag", "Cache-Control", "Vary")}
+    return Response(status_code=304, headers=kept)

@@ -1,0 +1,67 @@
+"""PNG bytes and pixels: read, enlarged, tiled, written."""
+
+import hashlib
+import io
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
+Resample = Literal["nearest", "lanczos"]
+
+VERSION = 1  # part of the ETag of what is drawn here: raise it when the same images would look different
+_FILTERS = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
+_GAP = 2  # pixels between the images of a grid
+_PAPER = (255, 255, 255)
+
+
+def read(png: bytes) -> Pixels:
+    """PNG -> [H, W, 3]."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def write(picture: Image.Image) -> bytes:
+    """PNG bytes. Carries no recipe: only an image as the network made it can be made again and compared."""
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def enlarge(image: Pixels, side: int, resample: Resample = "nearest") -> Image.Image:
+    """[R, R, 3] -> side × side; nearest keeps every pixel a crisp square."""
+    return Image.fromarray(image).resize((side, side), _FILTERS[resample])
+
+
+def enlarged(png: bytes, side: int, resample: Resample) -> bytes:
+    """PNG -> the same image, side × side pixels."""
+    return write(enlarge(read(png), side, resample))
+
+
+def grid(pngs: Sequence[bytes], side: int | None, resample: Resample) -> bytes:
+    """PNGs of one size -> one PNG, row by row, nearly square. side: of each, pixels; None: as it is."""
+    images = [read(png) for png in pngs]
+    side = images[0].shape[0] if side is None else side
+    columns = grid_columns(len(images))
+    rows = math.ceil(len(images) / columns)
+    size = (columns * (side + _GAP) - _GAP, rows * (side + _GAP) - _GAP)
+    sheet = Image.new("RGB", size, _PAPER)
+    for index, image in enumerate(images):
+        row, column = divmod(index, columns)
+        sheet.paste(enlarge(image, side, resample), (column * (side + _GAP), row * (side + _GAP)))
+    return write(sheet)
+
+
+def grid_columns(count: int) -> int:
+    """How many images stand side by side in a grid of `count`."""
+    return math.ceil(math.sqrt(count))
+
+
+def etag(*parts: bytes | str | int | None) -> str:
+    """A strong ETag of everything that a picture depends on."""
+    digest = hashlib.sha256(repr((VERSION, parts)).encode()).hexdigest()
+    return f'"{digest[:32]}"'

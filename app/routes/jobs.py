@@ -1,0 +1,198 @@
+"""/jobs: what became of a request, its images, its events."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import format_sse_event
+from pydantic import BaseModel, ConfigDict, Field
+
+from app import negotiation, pictures
+from app.deps import Artist, Caller, Found, Store, UseArtist, UseSettings
+from app.docs import PNG, problems
+from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
+from app.pictures import Resample
+from app.schemas import JobOut, JobsOut
+from worker.jobs import ENDED, Job, JobError, JobStore
+
+router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+_PICTURE = PNG | problems(401, 404, 409, 410, 422, 503)
+MAX_SHEET = 8192  # pixels of a grid's side
+_EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?")
+_EVENT = 'id: 1-0\nevent: end\ndata: {"state": "succeeded", "done": 4}\n\n'
+_CURSOR = re.compile(r"\d{1,15}")
+
+
+class Enlargement(BaseModel):
+    """How large the images come; absent: as the network made them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: int | None = Field(None, ge=16, description="Side of an image, pixels.")
+    resample: Resample = "nearest"
+
+
+Enlarged = Annotated[Enlargement, Query()]
+
+
+def present(request: Request, job: Job, position: int | None) -> JobOut:
+    """`job` in the shape that clients rely on."""
+    return JobOut.of(job, position, request.scope.get("root_path", ""))
+
+
+@router.get("", responses=problems(401, 422, 503))
+async def list_jobs(
+    request: Request,
+    store: Store,
+    caller: Caller,
+    limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
+    cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+) -> JobsOut:
+    """The caller's recent jobs, newest first, without the expired."""
+    if cursor is not None and not _CURSOR.fullmatch(cursor):
+        raise Invalid(
+            "cursor must be the `next` of an earlier page; leave it out to begin at the newest job."
+        )
+    found, following = await store.recent(caller, limit, cursor)
+    positions = [await store.position(job) if job.state == "queued" else None for job in found]
+    shown = [present(request, job, place) for job, place in zip(found, positions, strict=True)]
+    return JobsOut(jobs=shown, next=following)
+
+
+@router.get("/{job_id}", responses=problems(401, 404, 410, 503))
+async def read_job(request: Request, job: Found, store: Store) -> JobOut:
+    """The job as it is now; 410 once its images have expired."""
+    return present(request, job, await store.position(job) if job.state == "queued" else None)
+
+
+@router.delete("/{job_id}", responses=problems(401, 403, 404, 410, 503))
+async def cancel_job(request: Request, job: Found, store: Store, caller: Caller) -> JobOut:
+    """Cancel: what is not yet in a forward never runs. A job that has ended stays as it is."""
+    return present(request, await store.cancel(job.id, caller), None)
+
+
+@router.get("/{job_id}/images/{index}", response_class=Response, responses=_PICTURE)
+async def read_image(
+    index: int,
+    look: Enlarged,
+    request: Request,
+    job: Found,
+    store: Store,
+    settings: UseSettings,
+    artist: UseArtist,
+) -> Response:
+    """One image. As soon as it is made, even while others of its job are not."""
+    _check_size(look, settings.max_side)
+    png = await image_of(job, index, store)
+    asked = () if look.size is None else (look.size, look.resample)
+    tag = pictures.etag(png, *asked)
+    headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
+    if negotiation.knows(request, tag):
+        return negotiation.not_modified(headers)
+    if look.size is not None:
+        png = await artist.draw(pictures.enlarged, png, look.size, look.resample)
+    return Response(png, media_type="image/png", headers=headers)
+
+
+@router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
+async def read_grid(
+    look: Enlarged,
+    request: Request,
+    job: Found,
+    store: Store,
+    settings: UseSettings,
+    artist: UseArtist,
+) -> Response:
+    """All images of a finished job side by side; `size` is the side of each."""
+    _check_size(look, settings.max_side)
+    columns = pictures.grid_columns(job.spec.count)
+    if look.size is not None and look.size * columns > MAX_SHEET:
+        raise Invalid(f"size must be at most {MAX_SHEET // columns} for a grid of {job.spec.count} images.")
+    pngs = await _images_of(job, store)
+    tag = pictures.etag(*pngs, look.size, look.resample)
+    headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
+    if negotiation.knows(request, tag):
+        return negotiation.not_modified(headers)
+    sheet = await artist.draw(pictures.grid, pngs, look.size, look.resample)
+    return Response(sheet, media_type="image/png", headers=headers)
+
+
+@router.get(
+    "/{job_id}/events",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Server-sent events: `progress` at every change, `end` with the final state.",
+            "content": {"text/event-stream": {"example": _EVENT}},
+        },
+        204: {"description": "The job has ended and `Last-Event-ID` was its last event: do not come back."},
+        **problems(401, 404, 410, 503),
+    },
+)
+async def read_events(request: Request, job: Found, store: Store) -> Response:
+    """Every state change from the first, or from the one after `Last-Event-ID`, until the job ends."""
+    last_id = request.headers.get("last-event-id", "")
+    if not _EVENT_ID.fullmatch(last_id):
+        last_id = "0"  # not one of ours: tell everything
+    # 204 is what stops an EventSource from connecting again
+    if job.ended and not await store.events(job.id, last_id):
+        return Response(status_code=204)
+    return StreamingResponse(
+        _stream(store, job, last_id),
+        media_type="text/event-stream",
+        # no-transform and X-Accel-Buffering: a proxy must pass each event on as it comes
+        headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"},
+    )
+
+
+async def _stream(store: JobStore, job: Job, last_id: str) -> AsyncIterator[bytes]:
+    yield b"retry: 2000\n\n"
+    try:
+        async for event in store.follow(job, last_id):
+            if event is None:
+                yield b": still here\n\n"
+                continue
+            event_id, news = event
+            name = "end" if news["state"] in ENDED else "progress"
+            yield format_sse_event(event=name, data_str=json.dumps(news), id=event_id)
+    except JobError:
+        return  # expired, or Redis is gone: the client connects again and is told the rest
+
+
+def _check_size(look: Enlargement, max_side: int) -> None:
+    if look.size is not None and look.size > max_side:
+        raise Invalid(f"size must be 16 to {max_side} pixels.")
+
+
+async def image_of(job: Job, index: int, store: JobStore) -> bytes:
+    """PNG of image `index`. Raises NotFound, NotFinished, Unsuccessful."""
+    if not 0 <= index < job.spec.count:
+        raise NotFound(f"This job has images 0 to {job.spec.count - 1}.")
+    png = await store.image(job, index)
+    if png is None:
+        raise _not_there(job)
+    return png
+
+
+async def _images_of(job: Job, store: JobStore) -> list[bytes]:
+    pngs = [png for png in await store.images(job) if png is not None]
+    if len(pngs) < job.spec.count:
+        raise _not_there(job)
+    return pngs
+
+
+def _not_there(job: Job) -> NotFinished | Unsuccessful:
+    if job.state in ("failed", "cancelled"):
+        return Unsuccessful(f"This job was {job.state}: {job.error or 'by request'}. Ask for a new one.")
+    done = f"{job.done} of {job.spec.count} images are made."
+    return NotFinished(f"{done} Ask again shortly, or follow its events.", retry_after=1)
+
+
+async def picture_of(job: Job, store: JobStore, artist: Artist) -> bytes:
+    """What a finished job made as one PNG: its only image as it is, or the grid."""
+    pngs = await _images_of(job, store)
+    return pngs[0] if len(pngs) == 1 else await artist.draw(pictures.grid, pngs, None, "nearest")

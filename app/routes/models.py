@@ -1,0 +1,38 @@
+"""/models and /classes: what can be asked for."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.deps import Caller, Store, UseSettings, served_model
+from app.docs import problems
+from app.errors import NotFound, UnknownModel
+from app.schemas import ClassesOut, ModelOut, ModelsOut
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/models", responses=problems(401, 503))
+async def list_models(store: Store, caller: Caller) -> ModelsOut:
+    """What the living workers have loaded; empty while there is none."""
+    return ModelsOut(models=[ModelOut.of(model) for model in await store.models()])
+
+
+@router.get("/models/{name}", responses=problems(401, 404, 503))
+async def read_model(name: str, store: Store, caller: Caller) -> ModelOut:
+    """One model: its classes, its attention sites, how well it does."""
+    try:
+        return ModelOut.of(await served_model(store, name))
+    except UnknownModel as error:
+        raise NotFound(error.detail) from error
+
+
+@router.get("/classes", responses=problems(401, 422, 503))
+async def list_classes(
+    store: Store,
+    caller: Caller,
+    settings: UseSettings,
+    model: Annotated[str | None, Query(description="Absent: the service's default.")] = None,
+) -> ClassesOut:
+    """The classes of a model."""
+    return ClassesOut.of(await served_model(store, model or settings.default_model))

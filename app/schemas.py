@@ -1,0 +1,219 @@
+"""The shapes that clients rely on: what comes in, what goes out."""
+
+from datetime import datetime
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from worker.jobs import Job, ModelInfo, State
+
+MAX_SEED = 2**63 - 1
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class GenerateIn(BaseModel):
+    """What to make. Every field has a default."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,  # true is no count, and neither is "4" or 1.5
+        json_schema_extra={"examples": [{"count": 4, "seed": 42, "truncation": 0.8}]},
+    )
+
+    count: int = Field(1, ge=1, le=64, description="Images to make.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_SEED,
+        description="Image k is drawn from (seed, k). Drawn below 2^53 and returned when absent.",
+    )
+    truncation: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="z is scaled by it: lower is more typical, less varied.",
+    )
+    model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
+    priority: int = Field(5, ge=0, le=9, description="9 is most urgent.")
+
+
+class GenerateAnyIn(GenerateIn):
+    """What to make, the class in the body."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"class_id": "cat", "count": 4, "seed": 42}]})
+
+    class_id: int | Name = Field(description="Number or name of a class of the model.")
+
+
+class SpecOut(BaseModel):
+    """All that the images depend on."""
+
+    model: str
+    model_hash: str = Field(description="SHA-256 of the checkpoint file.")
+    precision: str
+    class_id: int
+    class_name: str
+    count: int
+    seed: int
+    truncation: float
+    priority: int
+
+
+class LinksOut(BaseModel):
+    """Where the rest is."""
+
+    self: str
+    images: list[str]
+    grid: str
+    events: str
+    attention: str
+    cancel: str = Field(description="DELETE it.")
+
+
+class JobOut(BaseModel):
+    """A job as it is now."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    state: State
+    position: int | None = Field(
+        description="Jobs that run before it; 0: it is next; null: it does not wait."
+    )
+    created_at: datetime
+    started_at: datetime | None = Field(description="null: in no forward yet.")
+    finished_at: datetime | None = Field(description="null: not ended.")
+    expires_at: datetime | None = Field(description="The images are gone after it; null: not ended.")
+    error: str | None = Field(description="Why it failed.")
+    done: int = Field(description="Images finished so far.")
+    spec: SpecOut
+    links: LinksOut
+
+    @classmethod
+    def of(cls, job: Job, position: int | None, root: str) -> Self:
+        """`job` for a client; root: the path prefix under which a proxy serves us, often empty."""
+        here = f"{root}/jobs/{job.id}"
+        links = LinksOut(
+            self=here,
+            images=[f"{here}/images/{index}" for index in range(job.spec.count)],
+            grid=f"{here}/grid",
+            events=f"{here}/events",
+            attention=f"{root}/attention/{job.id}",
+            cancel=here,
+        )
+        return cls(
+            id=job.id,
+            state=job.state,
+            position=position if job.state == "queued" else None,
+            created_at=job.created_at,
+            started_at=job.started_at,
+            finished_at=job.finished_at,
+            expires_at=job.expires_at,
+            error=job.error,
+            done=job.done,
+            spec=SpecOut.model_validate(job.spec, from_attributes=True),
+            links=links,
+        )
+
+
+class JobsOut(BaseModel):
+    """One page of jobs, newest first."""
+
+    jobs: list[JobOut]
+    next: str | None = Field(description="The cursor of the next page; null: this is the last.")
+
+
+class AttentionSiteOut(BaseModel):
+    """A place in the generator that attends."""
+
+    name: str
+    resolution: int = Field(description="Side of its feature map, cells.")
+    gamma: float = Field(description="Gate of the layer; near 0 its map says little.")
+
+
+class ClassOut(BaseModel):
+    """A class of a model."""
+
+    id: int
+    name: str
+
+
+class ClassesOut(BaseModel):
+    """The classes of a model."""
+
+    model: str
+    classes: list[ClassOut]
+
+    @classmethod
+    def of(cls, model: ModelInfo) -> Self:
+        classes = [ClassOut(id=index, name=name) for index, name in enumerate(model.classes)]
+        return cls(model=model.name, classes=classes)
+
+
+class ModelOut(BaseModel):
+    """A model that a worker has loaded."""
+
+    name: str
+    hash: str = Field(description="SHA-256 of the checkpoint file.")
+    precision: str
+    resolution: int = Field(description="Side of an image, pixels.")
+    classes: list[ClassOut]
+    attention: list[AttentionSiteOut]
+    metrics: dict[str, object]
+    licence: str
+    description: str
+
+    @classmethod
+    def of(cls, model: ModelInfo) -> Self:
+        return cls(
+            name=model.name,
+            hash=model.hash,
+            precision=model.precision,
+            resolution=model.resolution,
+            classes=ClassesOut.of(model).classes,
+            attention=[
+                AttentionSiteOut.model_validate(site, from_attributes=True) for site in model.attention
+            ],
+            metrics=model.metrics,
+            licence=model.licence,
+            description=model.description,
+        )
+
+
+class ModelsOut(BaseModel):
+    """What can be asked for now; empty while no worker has loaded a model."""
+
+    models: list[ModelOut]
+
+
+class MapOut(BaseModel):
+    """An attention map. Rows are queries (y * width + x) and sum to 1. Grids are [height, width]."""
+
+    job: str
+    image: int
+    layer: str
+    query_grid: tuple[int, int]
+    key_grid: tuple[int, int]
+    gamma: float
+    share: float = Field(description="‖γ·o‖/‖x‖: what attention adds to the features at that layer.")
+    map: list[list[float]]
+
+
+class WrongField(BaseModel):
+    """One finding of a validation."""
+
+    at: str
+    message: str
+
+
+class ProblemOut(BaseModel):
+    """RFC 9457. `type` is stable; `detail` says what to do."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    errors: list[WrongField] = []

@@ -1,0 +1,170 @@
+/** The service as the page uses it: requests, problems in words, and jobs followed to their end. */
+
+const base = new URL(".", document.baseURI);
+
+// A browser opens six connections to an HTTP/1.1 server and an event stream keeps one:
+// two streams leave four for images, and the jobs behind them are polled.
+const MAX_STREAMS = 2;
+const POLL_MS = 1200;
+const ENDED = ["succeeded", "failed", "cancelled"];
+
+const KEY = "sagan.key"; // where this tab keeps the key
+
+let key = "";
+try {
+  key = sessionStorage.getItem(KEY) ?? "";
+} catch {
+  // storage may be forbidden; the key is then asked for at each visit
+}
+
+/** Sends this key with every request from now on; "" sends none. */
+export function useKey(value) {
+  key = value;
+  try {
+    sessionStorage.setItem(KEY, value);
+  } catch {
+    // as above
+  }
+}
+
+export const MAX_SEED = 2n ** 63n - 1n;
+export const ended = (job) => ENDED.includes(job.state);
+
+/** What the service refused, in its own words: `message` is the problem document's detail. */
+export class Problem extends Error {
+  constructor(message, status = 0, retryAfter = null) {
+    super(message);
+    this.status = status;
+    this.retryAfter = retryAfter; // seconds; null: asking again will not help
+  }
+}
+
+/** A link of the service as an absolute URL, also where the service lives under a path prefix. */
+export function at(link) {
+  const url = new URL(link, base);
+  const prefixed = url.origin !== base.origin || url.pathname.startsWith(base.pathname);
+  return prefixed ? url : new URL(link.replace(/^\//, ""), base);
+}
+
+// Seeds go up to 2^63 - 1, beyond what a JavaScript number holds: they stay strings of digits.
+const read = (text) => JSON.parse(text.replace(/"seed":\s*(\d+)/g, '"seed":"$1"'));
+const write = (body) => JSON.stringify(body).replace(/"seed":"(\d+)"/, '"seed":$1');
+
+async function problem(response) {
+  const retry = response.headers.get("Retry-After");
+  let detail = `The service answered ${response.status} ${response.statusText}.`;
+  try {
+    const body = JSON.parse(await response.text());
+    if (typeof body.detail === "string") detail = body.detail;
+    else if (typeof body.title === "string") detail = body.title;
+  } catch {
+    // not a problem document (a proxy's page, say): the status line has to do
+  }
+  return new Problem(detail, response.status, retry === null ? null : Number(retry) || 1);
+}
+
+/** Where a picture can be had: its own address, or, where a key has to go with the request, a blob of it. */
+export async function source(link) {
+  return key === "" ? at(link).href : URL.createObjectURL(await (await ask(link)).blob());
+}
+
+/** Lets links to the service work where a key is needed, which a plain link cannot send. */
+export async function followKeyed(event) {
+  const link = event.target.closest?.("a[data-keyed]");
+  if (key === "" || !link || link.href.startsWith("blob:")) return;
+  event.preventDefault();
+  const opened = document.createElement("a");
+  opened.href = await source(link.href);
+  if (link.download) opened.download = link.download;
+  else opened.target = "_blank";
+  opened.click();
+}
+
+/** The response to a request; anything but a success is thrown as a Problem. */
+export async function ask(link, options = {}) {
+  let response;
+  try {
+    const headers = { ...options.headers, ...(key === "" ? {} : { "X-API-Key": key }) };
+    response = await fetch(at(link), { ...options, headers });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem("The service cannot be reached. Is it still running?", 0, 2);
+  }
+  if (!response.ok) throw await problem(response);
+  return response;
+}
+
+export const get = async (link, options) => read(await (await ask(link, options)).text());
+
+/** Queues a job; `recipe` is {model, class_id, count, truncation, seed: digits or null}. */
+export async function generate({ class_id, seed, ...rest }) {
+  const body = write(seed === null ? rest : { ...rest, seed });
+  const headers = { "Content-Type": "application/json" };
+  return read(await (await ask(`generate/${class_id}`, { method: "POST", headers, body })).text());
+}
+
+export const cancel = async (job) => read(await (await ask(job.links.self, { method: "DELETE" })).text());
+
+const streams = new Set();
+// an event stream cannot carry a key
+const mayStream = () => key === "" && streams.size < MAX_STREAMS;
+
+/**
+ * Follows a job to its end. `changed(news)` is called with the fields of the job that are new, last of all with a final state;
+ * `lost(problem)` when the job cannot be followed any further. Returns a function that stops it.
+ */
+export function follow(job, changed, lost) {
+  let stream = null;
+  let timer = null;
+  let stopped = false;
+
+  const stop = () => {
+    stopped = true;
+    clearTimeout(timer);
+    stream?.close();
+    streams.delete(stream);
+  };
+
+  const look = async () => {
+    clearTimeout(timer);
+    try {
+      const now = await get(job.links.self);
+      if (stopped) return;
+      changed(now);
+      if (ended(now)) return stop();
+      if (stream === null && mayStream()) return listen();
+      // a stream says when something happens; the place in the line moves without an event of this job
+      if (stream === null || now.state === "queued") timer = setTimeout(look, POLL_MS);
+    } catch (error) {
+      if (stopped) return;
+      if (!(error instanceof Problem) || error.retryAfter === null) {
+        stop();
+        return lost(error);
+      }
+      timer = setTimeout(look, 1000 * Math.max(error.retryAfter, 1));
+    }
+  };
+
+  const listen = () => {
+    stream = new EventSource(at(job.links.events));
+    streams.add(stream);
+    const heard = (event) => {
+      if (stopped || !event.data) return;
+      const news = read(event.data);
+      if (ENDED.includes(news.state)) return look(); // the record has the times and the reason
+      changed(news);
+    };
+    for (const name of ["progress", "end"]) stream.addEventListener(name, heard);
+    stream.addEventListener("error", () => {
+      if (stopped || stream.readyState !== EventSource.CLOSED) return; // it reconnects by itself
+      streams.delete(stream);
+      stream = null;
+      timer = setTimeout(look, POLL_MS);
+    });
+    if (job.state === "queued") timer = setTimeout(look, POLL_MS);
+  };
+
+  if (mayStream()) listen();
+  else timer = setTimeout(look, POLL_MS);
+  return stop;
+}

@@ -1,0 +1,187 @@
+/** The page: the form makes jobs, the gallery shows them, the inspector looks into them. */
+
+import { followKeyed, generate, get, useKey } from "./api.js";
+import { $, announce, images, spoken } from "./dom.js";
+import { Form, classesOf } from "./form.js";
+import { Gallery } from "./gallery.js";
+import { Inspector } from "./inspector.js";
+import { linkTo, makes, recipeIn } from "./link.js";
+
+const RETRY_MS = 2500; // while no worker has a model loaded
+const PAGE = 12; // jobs at a time
+const home = new URL(".", document.baseURI).href;
+
+let models = [];
+let older = null; // the cursor of the jobs not shown yet
+
+const gallery = new Gallery({ open: (job, k) => look(job, k), again });
+const form = new Form(make);
+const inspector = new Inspector({
+  modelOf: (name) => models.find((model) => model.name === name),
+  moved: (job, k) => history.replaceState({ looking: true }, "", linkTo(job, k)),
+  closed: () => {
+    // the address of an open image is a step in the history, so that Back closes it
+    if (history.state?.looking) history.back();
+  },
+});
+
+function service(state, words) {
+  $("#service").dataset.state = state;
+  $("#service span").textContent = words;
+}
+
+function complain(words) {
+  const alert = $("#problem");
+  alert.hidden = words === null;
+  alert.textContent = words ?? "";
+}
+
+/** Asks for the models until there is one: the page may be open before the worker has loaded. */
+async function meet() {
+  for (;;) {
+    try {
+      const found = (await get("models")).models;
+      if (found.length > 0) {
+        models = found;
+        await form.offer(models);
+        service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
+        complain(null);
+        $("#key-field").hidden = true;
+        return;
+      }
+      service("waiting", "No worker has loaded a model yet");
+    } catch (problem) {
+      service("away", problem.message);
+      if (problem.status === 401) await askForKey();
+    }
+    await new Promise((resolve) => setTimeout(resolve, $("#key-field").hidden ? RETRY_MS : 0));
+  }
+}
+
+/** Resolves when a person has given a key; whether it is the right one, the next request tells. */
+function askForKey() {
+  $("#key-field").hidden = false;
+  return new Promise((resolve) => {
+    $("#key").addEventListener("change", () => {
+      useKey($("#key").value.trim());
+      resolve();
+    }, { once: true });
+  });
+}
+
+async function make(recipe) {
+  complain(null);
+  $("#generate").disabled = true;
+  try {
+    const job = await generate(recipe);
+    announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
+    const card = gallery.add(job, { first: true });
+    if (card.root.getBoundingClientRect().top > innerHeight * 0.8) {
+      const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+      $("#images").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
+    }
+    return card;
+  } catch (problem) {
+    complain(problem.message);
+    return null;
+  } finally {
+    $("#generate").disabled = false;
+  }
+}
+
+async function again(spec) {
+  await form.fill(spec);
+  $("#form").scrollIntoView({ block: "nearest" });
+  $("#generate").focus();
+}
+
+function look(job, k) {
+  if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
+  const card = gallery.add(job, { first: true });
+  inspector.open(card.job, k, card.done);
+  if (card.done < job.spec.count) watch(card);
+}
+
+async function watch(card) {
+  try {
+    for (let k = card.done; k < card.job.spec.count; k = card.done) {
+      await card.ready(k);
+      inspector.grown(card.job, card.done);
+    }
+  } catch {
+    // failed or cancelled: the card says so
+  }
+}
+
+/** Makes what a link asks for, or finds it among the jobs that are still here, and opens its image. */
+async function followLink(search) {
+  const recipe = recipeIn(search);
+  if (recipe === null) return;
+  const model = models.find(({ name }) => name === recipe.model) ?? (recipe.model === null ? models[0] : undefined);
+  if (model === undefined) {
+    return complain(`The link asks for the model "${recipe.model}", which no worker here has loaded.`);
+  }
+  let card = [...gallery.cards.values()].find((each) => makes(each.job, { ...recipe, hash: model.hash }) && !each.expired);
+  if (card === undefined) {
+    const known = (await classesOf(model.name)).find(
+      ({ id, name }) => name === recipe.class_name || String(id) === recipe.class_name,
+    );
+    if (known === undefined) return complain(`The model "${model.name}" has no class "${recipe.class_name}".`);
+    await form.fill({ ...recipe, model: model.name, class_name: known.name });
+    const { seed, count, truncation } = recipe;
+    card = await make({ model: model.name, class_id: known.id, seed, count, truncation });
+    if (card === null) return;
+  }
+  if (!model.hash.startsWith(recipe.hash)) {
+    complain(`This link was made with another version of the model "${model.name}": the image is not the same.`);
+  }
+  if (recipe.image === null) return;
+  try {
+    await card.ready(recipe.image);
+    look(card.job, recipe.image);
+  } catch (problem) {
+    complain(problem.message);
+  }
+}
+
+async function recent(cursor = null) {
+  const query = new URLSearchParams({ limit: PAGE, ...(cursor === null ? {} : { cursor }) });
+  try {
+    const page = await get(`jobs?${query}`);
+    for (const job of page.jobs) gallery.add(job, { first: false });
+    older = page.next ?? null;
+  } catch (problem) {
+    complain(problem.message);
+  }
+  $("#older").hidden = older === null;
+  $("#empty").hidden = gallery.cards.size > 0;
+}
+
+function pixels(kind) {
+  document.body.dataset.pixels = kind;
+  $(`[name=pixels][value=${kind}]`).checked = true;
+  try {
+    localStorage.setItem("sagan.pixels", kind);
+  } catch {
+    // storage may be forbidden; the choice then lasts as long as the page
+  }
+}
+
+for (const radio of document.querySelectorAll("[name=pixels]")) radio.addEventListener("change", () => pixels(radio.value));
+try {
+  pixels(localStorage.getItem("sagan.pixels") === "sharp" ? "sharp" : "smooth");
+} catch {
+  pixels("smooth");
+}
+document.addEventListener("click", (event) => followKeyed(event).catch((problem) => complain(problem.message)));
+$("#older").addEventListener("click", () => recent(older));
+addEventListener("popstate", () => {
+  if (history.state?.looking) followLink(location.search);
+  else if (inspector.dialog.open) inspector.dialog.close();
+});
+
+const asked = location.search;
+history.replaceState(null, "", home);
+await meet();
+await recent();
+await followLink(asked);

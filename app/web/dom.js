@@ -1,0 +1,72 @@
+/** Small helpers over the DOM: elements by description, icons, and numbers in words. */
+
+/** An element; `on…` keys are listeners, `class` and aria or data keys are attributes, the rest are properties. */
+export function h(tag, props = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [key, value] of Object.entries(props)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (key === "class" || key === "for" || key === "role" || key.includes("-")) element.setAttribute(key, value);
+    else element[key] = value;
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** An icon of the sprite in index.html; it says nothing to a screen reader. */
+export function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "icon");
+  svg.setAttribute("aria-hidden", "true");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `#icon-${name}`);
+  svg.append(use);
+  return svg;
+}
+
+export const $ = (selector, root = document) => root.querySelector(selector);
+
+/** A class name as people write it: `Afghan_hound` is "Afghan hound". */
+export const spoken = (name) => name.replaceAll("_", " ");
+
+export const images = (count) => (count === 1 ? "1 image" : `${count} images`);
+
+const percents = new Intl.NumberFormat("en", { style: "percent", maximumSignificantDigits: 2 });
+export const percent = (share) => percents.format(share);
+
+const ordinals = new Intl.PluralRules("en", { type: "ordinal" });
+const endings = { one: "st", two: "nd", few: "rd", other: "th" };
+export const ordinal = (n) => `${n}${endings[ordinals.select(n)]}`;
+
+let announcer;
+let announcement;
+/** Says a sentence to a screen reader, once things have come to rest. */
+export function announce(sentence, after = 0) {
+  announcer ??= $("#announcer");
+  clearTimeout(announcement);
+  announcement = setTimeout(() => (announcer.textContent = sentence), after);
+}
+
+/** Copies text; where the clipboard API is missing (plain HTTP, not localhost) by a selection. */
+export async function copy(text, near = document.body) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = h("textarea", { value: text, class: "unseen" });
+    near.append(field); // inside an open dialog only its own content can be selected
+    field.select();
+    const copied = document.execCommand("copy");
+    field.remove();
+    if (!copied) throw new Error("This browser did not let the page copy.");
+  }
+}
+
+/** Lets a button say what it has just done, for a moment. */
+export function flash(button, words) {
+  const label = $("span", button);
+  button.dataset.label ??= label.textContent;
+  label.textContent = words;
+  announce(words);
+  clearTimeout(Number(button.dataset.timer));
+  button.dataset.timer = setTimeout(() => (label.textContent = button.dataset.label), 1800);
+}

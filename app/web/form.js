@@ -1,0 +1,172 @@
+/** The form: which model, which class, how many, from which seed. It knows nothing of jobs. */
+
+import { MAX_SEED, get } from "./api.js";
+import { $, h, spoken } from "./dom.js";
+
+const MANY = 24; // more classes than this are found by typing rather than by looking
+const KEEP = "sagan.form"; // where a reload finds the last choices
+
+const listed = new Map();
+/** The classes of a model: [{id, name}]. */
+export async function classesOf(model) {
+  if (!listed.has(model)) {
+    listed.set(model, (await get(`classes?model=${encodeURIComponent(model)}`)).classes);
+  }
+  return listed.get(model);
+}
+
+export class Form {
+  /** `submitted(recipe)` is called with {model, class_id, count, truncation, seed: digits or null}. */
+  constructor(submitted) {
+    this.root = $("#form");
+    this.models = [];
+    this.root.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const recipe = this.read();
+      if (recipe !== null) submitted(recipe);
+    });
+    this.root.addEventListener("input", () => this.show());
+    $("#model").addEventListener("change", () => this.useModel());
+    $("#filter").addEventListener("input", () => this.filter());
+    $("#filter").addEventListener("keydown", (event) => {
+      if (event.key !== "Enter") return;
+      event.preventDefault(); // Enter takes the first class found, it does not generate yet
+      const first = $("#classes label:not([hidden]) input");
+      if (first !== null) this.choose(first.value, true);
+    });
+    $("#clear-seed").addEventListener("click", () => {
+      $("#seed").value = "";
+      $("#seed").focus();
+      this.show();
+    });
+    this.kept = remembered();
+    for (const key of ["count", "seed", "truncation"]) if (this.kept[key]) $(`#${key}`).value = this.kept[key];
+    this.show();
+  }
+
+  /** Takes the models that can be asked for now; the choice made so far stays where it can. */
+  async offer(models) {
+    this.models = models;
+    const select = $("#model");
+    const chosen = select.disabled ? this.kept.model : select.value;
+    select.replaceChildren(...models.map(({ name }) => h("option", { value: name }, spoken(name))));
+    select.value = models.some(({ name }) => name === chosen) ? chosen : models[0].name;
+    select.disabled = models.length === 1;
+    await this.useModel();
+    $("#generate").disabled = false;
+  }
+
+  async useModel() {
+    const model = this.models.find(({ name }) => name === $("#model").value);
+    $("#model-facts").textContent = facts(model);
+    const chosen = this.chosen ?? this.kept.class_name;
+    const classes = await classesOf(model.name);
+    const many = classes.length > MANY;
+    $("#filter-field").hidden = !many;
+    $("#filter").value = "";
+    $("#classes").classList.toggle("many", many);
+    $("#classes").replaceChildren(...classes.map(({ id, name }) => {
+      const radio = h("input", { type: "radio", name: "class", value: String(id) });
+      radio.dataset.name = name;
+      return h("label", {}, radio, h("span", {}, spoken(name)));
+    }));
+    const same = classes.find(({ name }) => name === chosen) ?? classes[0];
+    this.choose(String(same.id));
+    this.filter();
+  }
+
+  get chosen() {
+    return $("#classes input:checked")?.dataset.name;
+  }
+
+  choose(id, focus = false) {
+    const radio = $(`#classes input[value="${id}"]`);
+    radio.checked = true;
+    if (focus) radio.focus();
+    // only the list scrolls, never the page: on a phone the form would jump away
+    const box = $("#classes");
+    box.scrollTop = radio.parentElement.offsetTop - (box.clientHeight - radio.parentElement.offsetHeight) / 2;
+    this.show();
+  }
+
+  filter() {
+    const words = $("#filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const labels = [...$("#classes").children];
+    for (const label of labels) {
+      const text = label.textContent.toLowerCase();
+      label.hidden = !words.every((word) => text.includes(word));
+    }
+    const found = labels.filter((label) => !label.hidden).length;
+    $("#filter-count").textContent = words.length ? `${found} of ${labels.length}` : `${labels.length}`;
+  }
+
+  /** Fills the form with a recipe, so that it can be made again or varied. */
+  async fill({ model, class_name, count, seed, truncation }) {
+    if (this.models.some(({ name }) => name === model) && $("#model").value !== model) {
+      $("#model").value = model;
+      await this.useModel();
+    }
+    const radio = [...$("#classes").querySelectorAll("input")].find((input) => input.dataset.name === class_name);
+    if (radio !== undefined) this.choose(radio.value);
+    $("#count").value = count;
+    $("#seed").value = seed;
+    $("#truncation").value = truncation;
+    this.show();
+  }
+
+  show() {
+    $("#count-value").textContent = $("#count").value;
+    $("#truncation-value").textContent = $("#truncation").value;
+    $("#clear-seed").disabled = $("#seed").value === "";
+    const fault = faultOf($("#seed").value.trim());
+    $("#seed").setAttribute("aria-invalid", String(fault !== null));
+    $("#seed-hint").textContent = fault ?? "The same seed makes the same images again.";
+  }
+
+  read() {
+    const seed = $("#seed").value.trim();
+    if (faultOf(seed) !== null) {
+      $("#seed").focus();
+      return null;
+    }
+    const recipe = {
+      model: $("#model").value,
+      class_id: Number($("#classes input:checked").value),
+      count: Number($("#count").value),
+      truncation: Number($("#truncation").value),
+      seed: seed === "" ? null : BigInt(seed).toString(),
+    };
+    remember({ ...recipe, class_name: this.chosen, seed });
+    return recipe;
+  }
+}
+
+function faultOf(seed) {
+  if (seed === "" || (/^\d{1,19}$/.test(seed) && BigInt(seed) <= MAX_SEED)) return null;
+  return `A seed is a whole number from 0 to ${MAX_SEED}.`;
+}
+
+function facts({ resolution, attention, metrics }) {
+  const said = [`${resolution} × ${resolution} px`];
+  if (attention.length === 0) said.push("no attention");
+  else said.push(`attention at ${attention.map((site) => `${site.resolution} × ${site.resolution}`).join(", ")}`);
+  const fid = metrics?.fid;
+  if (typeof fid === "number") said.push(`FID ${fid.toFixed(1)}`);
+  return said.join(" · ");
+}
+
+function remembered() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEEP)) ?? {};
+  } catch {
+    return {}; // storage may be forbidden, or hold what an older page wrote
+  }
+}
+
+function remember(choices) {
+  try {
+    sessionStorage.setItem(KEEP, JSON.stringify(choices));
+  } catch {
+    // without storage a reload starts from the defaults
+  }
+}

@@ -1,0 +1,220 @@
+/** The jobs on the page: each a card with its place in the line, its progress and its images one by one. */
+
+import { at, cancel, ended, follow, source } from "./api.js";
+import { $, announce, copy, flash, h, icon, images, ordinal, spoken } from "./dom.js";
+import { linkTo } from "./link.js";
+
+export class Gallery {
+  /** `open(job, k)` looks into an image; `again(spec)` takes a recipe back to the form. */
+  constructor({ open, again }) {
+    this.root = $("#jobs");
+    this.actions = { open, again };
+    this.cards = new Map(); // by job id
+  }
+
+  get jobs() {
+    return [...this.cards.values()].map((card) => card.job);
+  }
+
+  /** Shows a job: a new one on top, one that was there before at the end. */
+  add(job, { first }) {
+    if (this.cards.has(job.id)) return this.cards.get(job.id);
+    const card = new Card(job, this.actions);
+    this.cards.set(job.id, card);
+    if (first) this.root.prepend(card.root);
+    else this.root.append(card.root);
+    $("#empty").hidden = true;
+    return card;
+  }
+}
+
+class Card {
+  constructor(job, actions) {
+    this.job = job;
+    this.actions = actions;
+    this.waiting = []; // who wants to know when an image is there: [k, resolve, reject]
+    const { spec } = job;
+    const name = spoken(spec.class_name);
+    const heading = h("h3", { id: `job-${job.id}` }, name);
+
+    this.status = h("p", { class: "status" });
+    this.bar = h("progress", { max: spec.count, "aria-label": `Images of ${name} finished` });
+    this.cancelButton = this.button("close", "Cancel", () => this.cancel());
+    this.linkButton = this.button("link", "Copy link", () => this.copyLink());
+    this.gridLink = h(
+      "a",
+      { class: "button", "data-keyed": "", href: at(job.links.grid), download: `${spec.class_name}-${spec.seed}.png` },
+      icon("download"),
+      h("span", {}, spec.count === 1 ? "PNG" : "Grid"),
+    );
+    this.tiles = Array.from({ length: spec.count }, (_, k) => this.tile(k));
+    this.root = h(
+      "article",
+      { class: "job", "aria-labelledby": heading.id },
+      h(
+        "header",
+        {},
+        h("div", { class: "what" }, heading, this.facts(), this.status),
+        h("div", { class: "actions" }, this.cancelButton, this.linkButton, this.gridLink),
+      ),
+      this.bar,
+      h("div", { class: "tiles", "data-size": spec.count <= 4 ? "large" : spec.count <= 20 ? "medium" : "small" }, ...this.tiles),
+    );
+    this.show();
+    if (!ended(job)) {
+      this.stop = follow(job, (now) => this.changed(now), (problem) => this.lost(problem));
+    }
+  }
+
+  button(symbol, words, onclick) {
+    return h("button", { type: "button", onclick }, icon(symbol), h("span", {}, words));
+  }
+
+  facts() {
+    const { spec } = this.job;
+    const seed = h(
+      "button",
+      { type: "button", class: "seed", title: "Use this recipe again", onclick: () => this.actions.again(spec) },
+      icon("again"),
+      h("span", {}, `seed ${spec.seed}`),
+    );
+    const more = spec.truncation === 1 ? "" : ` · truncation ${spec.truncation}`;
+    return h("p", { class: "facts" }, seed, h("span", {}, `${spoken(spec.model)}${more}`));
+  }
+
+  tile(k) {
+    const label = `${spoken(this.job.spec.class_name)}, image ${k + 1} of ${this.job.spec.count}`;
+    const picture = h("img", { alt: "", decoding: "async", loading: "lazy", draggable: false });
+    const tile = h("button", {
+      type: "button",
+      class: "tile",
+      disabled: true,
+      "aria-label": label,
+      onclick: () => this.actions.open(this.job, k),
+    }, picture);
+    tile.dataset.state = "waiting";
+    picture.addEventListener("load", () => (tile.dataset.state = "ready"));
+    picture.addEventListener("error", () => {
+      // an image may have expired since, or the service is away for a moment
+      tile.dataset.state = "missing";
+      tile.disabled = true;
+      tile.setAttribute("aria-label", `${label}: no longer there, make it again from its seed`);
+      this.show();
+    });
+    return tile;
+  }
+
+  /** Resolves once image `k` is there; rejects when it never will be. */
+  ready(k) {
+    return new Promise((resolve, reject) => {
+      this.waiting.push([k, resolve, reject]);
+      this.settle();
+    });
+  }
+
+  changed(news) {
+    const before = this.job.state;
+    const job = (this.job = { ...this.job, ...news });
+    this.show();
+    const what = `${images(job.spec.count)} of ${spoken(job.spec.class_name)}`;
+    if (job.state !== before) {
+      const words = { running: "Making", succeeded: "Finished", failed: "Failed", cancelled: "Cancelled" };
+      announce(`${words[job.state] ?? "Waiting"}: ${what}.`);
+    }
+  }
+
+  lost(problem) {
+    this.problem = problem;
+    this.show();
+  }
+
+  /** How many images are there, from the first on. */
+  get done() {
+    return this.job.state === "succeeded" ? this.job.spec.count : (this.job.done ?? 0);
+  }
+
+  get expired() {
+    return this.tiles.every((tile) => tile.dataset.state === "missing");
+  }
+
+  show() {
+    const { job } = this;
+    const state = this.problem === undefined ? job.state : "lost";
+    this.root.dataset.state = state;
+    const busy = state === "queued" || state === "running";
+    this.cancelButton.hidden = !busy;
+    this.linkButton.hidden = state !== "succeeded";
+    this.gridLink.hidden = state !== "succeeded" || this.expired;
+    this.bar.hidden = !busy;
+    if (state === "running" || this.done > 0) this.bar.value = this.done;
+    else this.bar.removeAttribute("value");
+    this.status.textContent = this.words(this.expired && !busy ? "expired" : state);
+    for (let k = 0; k < this.done; k++) {
+      const tile = this.tiles[k];
+      if (tile.dataset.state !== "waiting" || !tile.disabled) continue;
+      tile.disabled = false;
+      source(job.links.images[k]).then(
+        (address) => (tile.firstElementChild.src = address),
+        () => tile.firstElementChild.dispatchEvent(new Event("error")),
+      );
+    }
+    if (!busy) for (const tile of this.tiles.slice(this.done)) tile.dataset.state = "never";
+    this.settle();
+  }
+
+  words(state) {
+    const { job } = this;
+    const { count } = job.spec;
+    switch (state) {
+      case "lost":
+        return this.problem.message;
+      case "expired":
+        return "Its images have expired. The same seed makes the same ones again.";
+      case "queued":
+        if (typeof job.position !== "number") return "Waiting";
+        return job.position === 0 ? "Next in line" : `${ordinal(job.position + 1)} in line`;
+      case "running":
+        return count === 1 ? "Making it" : `${this.done} of ${count}`;
+      case "failed":
+        return job.error ?? "It failed, and the service did not say why.";
+      case "cancelled":
+        return this.done === 0 ? "Cancelled" : `Cancelled after ${images(this.done)}`;
+      default: {
+        const took = (new Date(job.finished_at) - new Date(job.started_at)) / 1000;
+        const clock = new Date(job.finished_at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+        return `${images(count)} in ${took < 10 ? took.toFixed(1) : Math.round(took)} s · ${clock}`;
+      }
+    }
+  }
+
+  settle() {
+    const over = ended(this.job) || this.problem !== undefined;
+    this.waiting = this.waiting.filter(([k, resolve, reject]) => {
+      if (k < this.done) resolve();
+      else if (over) reject(new Error(this.words(this.problem === undefined ? this.job.state : "lost")));
+      else return true;
+      return false;
+    });
+  }
+
+  async cancel() {
+    this.cancelButton.disabled = true;
+    try {
+      const job = await cancel(this.job);
+      if (ended(job)) this.stop();
+      this.changed(job);
+    } catch (problem) {
+      this.status.textContent = problem.message;
+      this.cancelButton.disabled = false;
+    }
+  }
+
+  async copyLink() {
+    try {
+      await copy(linkTo(this.job).href);
+      flash(this.linkButton, "Copied");
+    } catch (problem) {
+      flash(this.linkButton, problem.message);
+    }
+  }
+}

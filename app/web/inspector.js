@@ -1,0 +1,415 @@
+/** One image, large: move over it and see at once where that point attended. */
+
+import { Problem, at, source } from "./api.js";
+import { fetchMap, heat } from "./attention.js";
+import { $, announce, copy, flash, h, percent, spoken } from "./dom.js";
+import { linkTo } from "./link.js";
+
+// The colours of the paper's attention figure, told apart by people who see fewer colours, too (Okabe, Ito 2008).
+const PIN_COLOURS = ["#e8483b", "#3aa0ff", "#2fc77f", "#f5c518", "#cf7bf0"];
+const QUIET = 0.75; // how much of the overlay's strength is left where nothing is attended to
+const THUMB = 88; // CSS pixels
+const PATIENCE = 20; // how often a map that is not ready yet is asked for again
+
+// Under these shares a vivid map may mean little, and the page says so.
+const NEARLY_SHUT = 0.01; // as in the figure of the service
+const WEAK = 0.1;
+
+export class Inspector {
+  /** `modelOf(name)` is what is known of a model or undefined; `closed()` is called when the dialog has closed. */
+  constructor({ modelOf, moved, closed }) {
+    this.dialog = $("#inspector");
+    this.stage = $("#stage");
+    this.picture = $("#picture");
+    this.canvas = $("#overlay");
+    this.modelOf = modelOf;
+    this.moved = moved;
+    this.maps = new Map(); // by link, for as long as the page lives
+    this.map = null;
+    this.point = { x: 0.5, y: 0.5 };
+    this.pins = [];
+
+    this.dialog.addEventListener("close", () => {
+      this.fetching?.abort();
+      closed();
+    });
+    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("keydown", (event) => this.turn(event));
+    $("#close").addEventListener("click", () => this.dialog.close());
+    $("#previous").addEventListener("click", () => this.step(-1));
+    $("#next").addEventListener("click", () => this.step(1));
+
+    this.stage.addEventListener("pointerdown", (event) => this.press(event));
+    this.stage.addEventListener("pointermove", (event) => this.hover(event));
+    this.stage.addEventListener("pointerup", (event) => this.release(event));
+    this.stage.addEventListener("keydown", (event) => this.key(event));
+    new ResizeObserver(() => this.draw()).observe(this.stage);
+    this.picture.addEventListener("load", () => this.drawPins());
+
+    for (const radio of this.dialog.querySelectorAll("[name=view]")) radio.addEventListener("change", () => this.drawPins());
+    $("#opacity").addEventListener("input", () => this.draw());
+    $("#layer").addEventListener("change", () => this.load());
+    $("#clear-pins").addEventListener("click", () => {
+      this.pins = [];
+      this.drawPins();
+      this.stage.focus();
+    });
+    $("#copy-link").addEventListener("click", (event) => this.give(event.currentTarget, linkTo(this.job, this.k).href));
+    $("#copy-recipe").addEventListener("click", (event) => this.give(event.currentTarget, $("#recipe").textContent));
+  }
+
+  /** Opens image `k` of a job whose images are there up to `done`. */
+  open(job, k, done) {
+    const { spec } = job;
+    Object.assign(this, { job, k, done, map: null, pins: [] });
+    const name = spoken(spec.class_name);
+    $("#inspector-title").textContent = name;
+    $("#inspector-facts").textContent = `Image ${k + 1} of ${spec.count} · seed ${spec.seed}`;
+    $("#previous").disabled = k === 0;
+    $("#next").disabled = k >= done - 1;
+    this.stage.setAttribute("aria-label", `${name}, image ${k + 1}`);
+    source(job.links.images[k]).then(
+      (address) => this.job === job && this.k === k && (this.picture.src = address),
+      (problem) => this.without(problem.message),
+    );
+    this.picture.alt = `${name}, image ${k + 1} of ${spec.count}`;
+
+    const file = `${spec.class_name}-${spec.seed}-${k}.png`;
+    Object.assign($("#download"), { href: at(job.links.images[k]), download: file });
+    $("#job-link").href = at(job.links.self);
+    $("#recipe").textContent = recipeText(spec, k);
+
+    const sites = this.modelOf(spec.model)?.attention;
+    const layers = $("#layer");
+    if (layers.dataset.model !== spec.model_hash) {
+      layers.dataset.model = spec.model_hash;
+      layers.replaceChildren(...(sites ?? []).map((site) =>
+        h("option", { value: site.name }, `${site.name} (γ ${round(site.gamma)})`)));
+      // the site whose gate is widest open says most
+      const widest = [...(sites ?? [])].sort((a, b) => Math.abs(b.gamma) - Math.abs(a.gamma))[0];
+      if (widest !== undefined) layers.value = widest.name;
+    }
+    $("#layer-field").hidden = layers.options.length < 2;
+
+    if (!this.dialog.open) {
+      this.dialog.showModal();
+      this.stage.focus();
+    }
+    this.say(null);
+    if (sites !== undefined && sites.length === 0) {
+      this.without("This model has no attention layer, so there is no map to show. Its images are made by convolutions alone.");
+    } else {
+      this.load();
+    }
+  }
+
+  /** The job has more images now than when it was opened. */
+  grown(job, done) {
+    if (!this.dialog.open || job.id !== this.job.id) return;
+    this.done = done;
+    $("#next").disabled = this.k >= done - 1;
+  }
+
+  step(by) {
+    const k = this.k + by;
+    if (k < 0 || k >= this.done) return;
+    this.open(this.job, k, this.done);
+    announce(`Image ${k + 1} of ${this.job.spec.count}`);
+    this.moved(this.job, k);
+  }
+
+  /** Fetches the map of the image and layer, unless it was seen before. */
+  async load() {
+    this.fetching?.abort();
+    const fetching = (this.fetching = new AbortController());
+    const link = this.attentionLink("/map", { image: this.k });
+    this.map = null;
+    this.with();
+    this.draw();
+    const slow = setTimeout(() => this.say("Looking at what it attended to…"), 150);
+    try {
+      for (let attempt = 0; !this.maps.has(link); attempt++) {
+        try {
+          this.maps.set(link, await fetchMap(link, fetching.signal));
+        } catch (error) {
+          // not there yet, or the service is away for a moment: it says when to ask again
+          if (!(error instanceof Problem) || error.retryAfter === null || attempt === PATIENCE) throw error;
+          this.say(`${error.message} Trying again.`);
+          await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfter));
+          if (fetching.signal.aborted) return;
+        }
+      }
+      if (fetching.signal.aborted) return;
+      this.map = this.maps.get(link);
+      this.say(null);
+      this.showGate();
+      this.drawPins();
+    } catch (error) {
+      if (!fetching.signal.aborted) this.without(error.message);
+    } finally {
+      clearTimeout(slow);
+    }
+  }
+
+  attentionLink(path, query) {
+    const url = at(this.job.links.attention);
+    url.pathname += path;
+    const layer = $("#layer").value;
+    url.search = new URLSearchParams({ ...query, ...(layer ? { layer } : {}) });
+    return url.href;
+  }
+
+  say(words) {
+    const status = $("#stage-status");
+    status.hidden = words === null;
+    status.textContent = words ?? "";
+  }
+
+  without(why) {
+    this.say(null);
+    $("#inspector-problem").textContent = why;
+    $("#inspector-problem").hidden = false;
+    $("#attention").hidden = $("#under").hidden = $("#figure").hidden = true;
+  }
+
+  with() {
+    $("#inspector-problem").hidden = true;
+    $("#attention").hidden = $("#under").hidden = $("#figure").hidden = false;
+    $("#gate").hidden = this.map === null;
+  }
+
+  showGate() {
+    const { gamma, share, query_grid: queries, key_grid: keys } = this.map;
+    $("#gate").hidden = false;
+    $("#gamma").textContent = round(gamma);
+    $("#share").textContent = percent(share);
+    // a share that is no number counts as shut
+    const state = share >= WEAK ? "open" : share >= NEARLY_SHUT ? "weak" : "shut";
+    $("#gate").dataset.state = state;
+    const means = `γ is the gate the network learned for this layer; the share compares what attention adds with what was there already.`;
+    const grids = `It looks from ${queries[1]} × ${queries[0]} places at ${keys[1]} × ${keys[0]}.`;
+    $("#gate-words").textContent = {
+      shut: `The gate is nearly shut: attention adds so little here that this map says next to nothing about how the image came about. ${means}`,
+      weak: `Attention adds a little here: the map shows where it looked, but most of the image came about without it. ${means}`,
+      open: `${means} ${grids}`,
+    }[state];
+  }
+
+  // --- moving the point -------------------------------------------------
+
+  place(event) {
+    const box = this.stage.getBoundingClientRect();
+    const inside = (value) => Math.min(Math.max(value, 0), 1 - 1e-6);
+    return { x: inside((event.clientX - box.left) / box.width), y: inside((event.clientY - box.top) / box.height) };
+  }
+
+  hover(event) {
+    if (event.pointerType !== "mouse" && !this.stage.hasPointerCapture(event.pointerId)) return;
+    this.moveTo(this.place(event));
+  }
+
+  press(event) {
+    if (event.button !== 0) return;
+    this.stage.setPointerCapture(event.pointerId);
+    this.pressed = { x: event.clientX, y: event.clientY };
+    this.moveTo(this.place(event));
+  }
+
+  release(event) {
+    if (this.pressed === undefined) return;
+    // a drag looks around, a click or tap pins
+    const moved = Math.hypot(event.clientX - this.pressed.x, event.clientY - this.pressed.y);
+    this.pressed = undefined;
+    if (moved < 6 && event.button === 0) this.pin();
+  }
+
+  key(event) {
+    if (this.map === null || event.ctrlKey || event.metaKey || event.altKey) return;
+    const by = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (by !== undefined) {
+      event.preventDefault();
+      const [height, width] = this.map.query_grid;
+      const { column, row } = this.map.cell(this.point.x, this.point.y);
+      const stride = event.shiftKey ? 4 : 1;
+      const along = (value, size) => (Math.min(Math.max(value, 0), size - 1) + 0.5) / size;
+      this.moveTo({ x: along(column + by[0] * stride, width), y: along(row + by[1] * stride, height) });
+      announce($("#readout").textContent, 400);
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      this.pin();
+    }
+  }
+
+  turn(event) {
+    if (event.key === "PageUp") this.step(-1);
+    else if (event.key === "PageDown") this.step(1);
+    else return;
+    event.preventDefault();
+  }
+
+  moveTo(point) {
+    this.point = point;
+    this.draw();
+  }
+
+  /** Pins the point, or takes the pin out that sits in the same cell. */
+  pin() {
+    if (this.map === null) return;
+    const cellOf = ({ x, y }) => Object.values(this.map.cell(x, y)).join();
+    const here = this.pins.findIndex((pin) => cellOf(pin) === cellOf(this.point));
+    if (here >= 0) this.pins.splice(here, 1);
+    else {
+      const free = PIN_COLOURS.find((colour) => this.pins.every((pin) => pin.colour !== colour));
+      // the sixth takes the place of the first
+      const colour = free ?? this.pins.shift().colour;
+      this.pins.push({ ...this.point, colour });
+    }
+    announce(here >= 0 ? "Pin removed" : `Pinned, ${this.pins.length} of ${PIN_COLOURS.length}`);
+    this.drawPins();
+  }
+
+  drawPins() {
+    $("#opacity").disabled = $("[name=view]:checked", this.dialog).value !== "overlay";
+    $("#pins-field").hidden = this.pins.length === 0;
+    $("#pins").replaceChildren(...(this.map === null ? [] : this.pins).map((pin, number) => {
+      const scale = devicePixelRatio;
+      const canvas = h("canvas", { width: THUMB * scale, height: THUMB * scale });
+      const context = canvas.getContext("2d");
+      if (this.picture.complete && this.picture.naturalWidth > 0) {
+        context.imageSmoothingEnabled = document.body.dataset.pixels !== "sharp";
+        context.drawImage(this.picture, 0, 0, canvas.width, canvas.height);
+      }
+      this.drawHeat(context, pin);
+      this.drawMarks(context, pin, pin.colour, scale);
+      const button = h("button", {
+        type: "button",
+        "aria-label": `Show pinned point ${number + 1}`,
+        title: "Show this point",
+        onclick: () => this.moveTo({ x: pin.x, y: pin.y }),
+      }, canvas);
+      button.style.setProperty("--pin", pin.colour);
+      return button;
+    }));
+    // the figure of the service shows the same points, in pixels of the image
+    const size = this.picture.naturalWidth;
+    const points = this.pins.map(({ x, y }) => `${Math.floor(x * size)},${Math.floor(y * size)}`).join(";");
+    $("#figure").href = this.attentionLink("", { image: this.k, ...(points ? { points } : {}) });
+    $("#figure").title = points
+      ? "The figure of the SAGAN paper for the pinned points"
+      : "The figure of the SAGAN paper: five points and their maps";
+    this.draw();
+  }
+
+  // --- drawing ----------------------------------------------------------
+
+  /** Draws with the next frame; however fast the pointer moves, once a frame. */
+  draw() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = undefined;
+      this.drawNow();
+    });
+  }
+
+  drawNow() {
+    const { clientWidth: width, clientHeight: height } = this.stage;
+    const scale = devicePixelRatio;
+    const { canvas } = this;
+    if (canvas.width !== Math.round(width * scale) || canvas.height !== Math.round(height * scale)) {
+      canvas.width = Math.round(width * scale);
+      canvas.height = Math.round(height * scale);
+    }
+    const context = canvas.getContext("2d");
+    context.clearRect(0, 0, canvas.width, canvas.height);
+    if (this.map === null) return;
+    this.drawHeat(context, this.point);
+    for (const pin of this.pins) ring(context, pin, pin.colour, scale, 5);
+    this.drawMarks(context, this.point, "#ffffff", scale);
+    this.read();
+  }
+
+  drawHeat(context, point) {
+    const view = $("[name=view]:checked", this.dialog).value;
+    if (view === "image") return;
+    const look = this.map.look(this.map.cell(point.x, point.y));
+    context.globalAlpha = view === "heatmap" ? 1 : Number($("#opacity").value);
+    context.imageSmoothingEnabled = true;
+    context.imageSmoothingQuality = "high";
+    const picture = heat(look, this.map.key_grid, view === "heatmap" ? 1 : QUIET);
+    context.drawImage(picture, 0, 0, context.canvas.width, context.canvas.height);
+    context.globalAlpha = 1;
+  }
+
+  /** The point, and an arrow from it to the cell it attends to most. */
+  drawMarks(context, point, colour, scale) {
+    const most = this.map.look(this.map.cell(point.x, point.y));
+    const { width, height } = context.canvas;
+    const [rows, columns] = this.map.key_grid;
+    const cell = [(most.x - 0.5 / columns) * width, (most.y - 0.5 / rows) * height, width / columns, height / rows];
+    for (const [style, thick] of [["rgb(0 0 0 / 0.55)", 4], [colour, 2]]) {
+      context.strokeStyle = style;
+      context.lineWidth = thick * scale;
+      context.lineJoin = context.lineCap = "round";
+      context.strokeRect(...cell);
+      arrow(context, point, most, scale);
+    }
+    ring(context, point, colour, scale, width > THUMB * scale ? 8 : 4);
+  }
+
+  read() {
+    const { row, column } = this.map.cell(this.point.x, this.point.y);
+    const look = this.map.look({ row, column });
+    const size = this.picture.naturalWidth || 1;
+    const pixels = ({ x, y }) => `${Math.floor(x * size)}, ${Math.floor(y * size)}`;
+    const even = look.most * this.map.keys;
+    const times = even < 10 ? even.toFixed(1) : Math.round(even);
+    $("#scale-most").textContent = percent(look.most);
+    $("#readout").textContent =
+      `From pixel ${pixels(this.point)} it attends most to ${pixels(look)}: ${percent(look.most)} there, ` +
+      `${times} times an even spread. Half of it lies in ${look.half} of ${this.map.keys} cells.`;
+  }
+
+  async give(button, text) {
+    try {
+      await copy(text, this.dialog);
+      flash(button, "Copied");
+    } catch (error) {
+      flash(button, error.message);
+    }
+  }
+}
+
+function ring(context, { x, y }, colour, scale, radius) {
+  for (const [style, thick] of [["rgb(0 0 0 / 0.55)", 5], [colour, 2.5]]) {
+    context.strokeStyle = style;
+    context.lineWidth = thick * scale;
+    context.beginPath();
+    context.arc(x * context.canvas.width, y * context.canvas.height, radius * scale, 0, 2 * Math.PI);
+    context.stroke();
+  }
+}
+
+function arrow(context, from, to, scale) {
+  const { width, height } = context.canvas;
+  const [x, y] = [to.x * width, to.y * height];
+  const [dx, dy] = [x - from.x * width, y - from.y * height];
+  const length = Math.hypot(dx, dy);
+  if (length < 18 * scale) return; // it attends to itself: the ring and the cell say so
+  const [ux, uy] = [dx / length, dy / length];
+  const head = Math.min(9 * scale, length / 4);
+  context.beginPath();
+  context.moveTo(from.x * width + ux * 9 * scale, from.y * height + uy * 9 * scale);
+  context.lineTo(x, y);
+  context.moveTo(x - head * (ux + uy * 0.6), y - head * (uy - ux * 0.6));
+  context.lineTo(x, y);
+  context.lineTo(x - head * (ux - uy * 0.6), y - head * (uy + ux * 0.6));
+  context.stroke();
+}
+
+const round = (value) => String(Number(value.toPrecision(3)));
+
+function recipeText(spec, k) {
+  const { model, model_hash, precision, class_id, class_name, seed, truncation } = spec;
+  const lines = Object.entries({ model, model_hash, precision, class_id, class_name, seed: "", index: k, truncation });
+  // the seed by hand: as a number it would lose digits, as a string it would not be the API's type
+  return `{\n${lines.map(([key, value]) => `  "${key}": ${key === "seed" ? seed : JSON.stringify(value)}`).join(",\n")}\n}`;
+}

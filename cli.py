@@ -1,0 +1,219 @@
+"""The console command `sagan`: what each subcommand takes; what it does lives in the packages.
+
+Imports are made inside the commands, so that an image with the API alone needs no torch to start.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into one file.")
+app.add_typer(data, name="data")
+console = Console()
+
+Port = Annotated[int, typer.Option(help="TCP port", envvar="PORT", min=0, max=65535)]
+Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every interface")]
+Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors file written by `sagan train`")]
+Device = Annotated[str, typer.Option(help='"cpu", "cuda" or "cuda:1"; "auto": a GPU if there is one')]
+Seed = Annotated[int, typer.Option(help="Seed of the images", min=0, max=2**63 - 1)]
+Truncation = Annotated[float, typer.Option(help="Scale of the noise, (0, 1]: lower is safer, less varied")]
+
+
+@app.command()
+def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Everything in one command: API, worker and, unless SAGAN_REDIS_URL is set, a private Redis."""
+    from worker.embedded import run
+
+    raise typer.Exit(run(host=host, port=port))
+
+
+@app.command()
+def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
+    import uvicorn
+
+    uvicorn.run("app.main:create_app", factory=True, host=host, port=port, server_header=False)
+
+
+@app.command()
+def worker() -> None:
+    """A Celery worker alone: it loads the checkpoints (SAGAN_CHECKPOINTS) and takes jobs from Redis."""
+    from worker.main import run_worker
+    from worker.settings import WorkerSettings
+
+    raise typer.Exit(run_worker(WorkerSettings()))
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help='A recipe\'s name, a .toml file, or "features"')],
+    source: Annotated[Path, typer.Option("--data", help="A pack, or anything `sagan data pack` reads")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; for features: the file")],
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
+    stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
+) -> None:
+    """Labelled images -> checkpoint. Ctrl-C saves; --resume goes on exactly where it stopped.
+
+    `sagan train features` trains the small classifier that `sagan evaluate` measures with.
+    """
+    from train.errors import TrainError
+    from train.run import run, run_features, seconds
+
+    try:
+        if recipe == "features":
+            run_features(source, out, device, console)
+            return
+        limit = seconds(stop_after) if stop_after else None
+        outcome = run(
+            recipe,
+            source,
+            out,
+            console=console,
+            device=device,
+            resume=resume,
+            stop_after=limit,
+            settings=settings or [],
+        )
+    except TrainError as error:
+        _fail(error)
+    if outcome.finished:
+        console.print(f"step {outcome.step}: finished. The generator is in {out}/generator.safetensors.")
+    else:
+        console.print(f"step {outcome.step}: stopped ({outcome.reason}), all saved; --resume goes on.")
+
+
+@app.command()
+def sample(
+    checkpoint: Checkpoint,
+    class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
+    count: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
+    seed: Seed = 0,
+    truncation: Truncation = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Make images from a checkpoint without any server: the same pixels that the service would make."""
+    from worker.offline import OfflineError, write_samples
+
+    try:
+        for path in write_samples(checkpoint, class_name, out, count, seed, truncation, device):
+            console.print(str(path), highlight=False)
+    except OfflineError as error:
+        _fail(error)
+
+
+@app.command()
+def attention(
+    checkpoint: Checkpoint,
+    class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
+    out: Annotated[Path, typer.Option(help="The figure, a PNG")] = Path("attention.png"),
+    seed: Seed = 0,
+    index: Annotated[int, typer.Option(help="Which image of that seed", min=0)] = 0,
+    truncation: Truncation = 1.0,
+    layer: Annotated[str | None, typer.Option(help='Such as "16x16"; the first one unless told')] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw what the generator attended to: five points and where each one looks."""
+    from app.overlay import Look, default_points, figure
+    from app.pictures import write
+    from model.checkpoint import write_whole
+    from worker.offline import OfflineError, attend
+
+    try:
+        pixels, found = attend(checkpoint, class_name, seed, index, truncation, layer, device)
+    except OfflineError as error:
+        _fail(error)
+    points = default_points(found, len(pixels))
+    title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
+    write_whole(out, write(figure(pixels, found, points, Look(), title)))
+    console.print(str(out), highlight=False)
+
+
+@app.command()
+def reproduce(
+    image: Annotated[Path, typer.Argument(help="A PNG that this service made")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints")] = Path("checkpoints"),
+    device: Device = "auto",
+) -> None:
+    """Make an image again from the recipe inside its PNG, and compare."""
+    from worker.offline import OfflineError, compare
+
+    try:
+        verdict = compare(image, checkpoints, device)
+    except OfflineError as error:
+        _fail(error)
+    console.print(verdict.text)
+    raise typer.Exit(0 if verdict.same else 1)
+
+
+@app.command()
+def models(
+    folder: Annotated[Path, typer.Argument(help="Folder of checkpoints")] = Path("checkpoints"),
+) -> None:
+    """List the checkpoints in a folder, and say of a bad one what is wrong with it."""
+    from worker.offline import describe
+
+    for line in describe(folder):
+        console.print(line, highlight=False)
+
+
+@app.command()
+def evaluate(
+    checkpoint: Checkpoint,
+    features: Annotated[Path, typer.Option(help="File that `sagan train features` wrote")],
+    source: Annotated[Path, typer.Option("--data", help="The pack the features were trained on")],
+    samples: Annotated[int, typer.Option(help="Images to make", min=2)] = 5000,
+    seed: Seed = 0,
+    truncation: Truncation = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Measure a generator beside real held-back images, in the features of our own classifier (not FID)."""
+    from model.errors import ModelError
+    from train.errors import TrainError
+    from train.run import run_evaluation
+
+    try:
+        console.print_json(run_evaluation(checkpoint, features, source, samples, seed, truncation, device))
+    except (TrainError, ModelError) as error:
+        _fail(error)
+
+
+@data.command()
+def pack(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, CIFAR-10, Stanford Dogs")],
+    out: Annotated[Path, typer.Argument(help="The pack, a .safetensors file")],
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels a side; unless told, the images' own")
+    ] = None,
+    min_crop: Annotated[int, typer.Option(help="Stanford Dogs: shortest crop kept, source pixels")] = 48,
+    licence: Annotated[str | None, typer.Option(help="Note that models trained on it will carry")] = None,
+) -> None:
+    """Read labelled images once, into one file that opens at once. Bad pictures are named and left out."""
+    from train import data as packs
+    from train.errors import TrainError
+
+    try:
+        with packs.image_progress(console) as progress:
+            report = packs.pack(
+                source, out, resolution, min_crop=min_crop, licence=licence, progress=progress
+            )
+    except TrainError as error:
+        _fail(error)
+    for line in report.lines():
+        console.print(line, highlight=False)
+
+
+def _fail(error: Exception) -> NoReturn:
+    Console(stderr=True).print(f"sagan: {error}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

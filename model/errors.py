@@ -1,0 +1,18 @@
+"""What this package raises on purpose.
+
+ModelError
+├── ConfigError        a network that cannot be built
+└── CheckpointError    a file that is not one of our checkpoints, or does not fit its own config
+"""
+
+
+class ModelError(Exception):
+    """Root of everything this package raises on purpose."""
+
+
+class ConfigError(ModelError):
+    """No network has this shape."""
+
+
+class CheckpointError(ModelError):
+    """This file cannot be loaded as a generator."""

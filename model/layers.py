@@ -1,0 +1,150 @@
+"""What both networks are built of: conditional batch norm, residual blocks, spectral norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+INITIAL_ITERATIONS = 15  # power iterations on a fresh weight, so that training starts with a true σ
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch norm whose scale and shift are looked up by class (Dumoulin et al. 2017).
+
+    The tables start at γ=1, β=0 and carry no spectral norm. In: [B, C, H, W] and labels [B].
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gamma = nn.Parameter(torch.ones(classes, channels))
+        self.beta = nn.Parameter(torch.zeros(classes, channels))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.addcmul(self.beta[y][:, :, None, None], self.norm(x), self.gamma[y][:, :, None, None])
+
+
+class UpBlock(nn.Module):
+    """cBN, ReLU, ×2, 3×3; cBN, ReLU, 3×3; skip ×2 and 1×1. [B, in, H, W] -> [B, out, 2H, 2W]."""
+
+    def __init__(self, channels_in: int, channels_out: int, classes: int) -> None:
+        super().__init__()
+        self.norm1 = ConditionalBatchNorm(channels_in, classes)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.norm2 = ConditionalBatchNorm(channels_out, classes)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        h = self.conv1(_double(F.relu(self.norm1(x, y))))
+        h = self.conv2(F.relu(self.norm2(h, y)))
+        # a 1×1 convolution and nearest enlargement commute; this order costs a quarter
+        doubled: Tensor = h + _double(self.skip(x))
+        return doubled
+
+
+class DownBlock(nn.Module):
+    """ReLU, 3×3; ReLU, 3×3, average pool; skip 1×1 and average pool. [B, in, H, W] -> [B, out, H/2, W/2].
+
+    `first`: the block that sees pixels, without the ReLU before its first convolution.
+    `pool=False`: the last block, which keeps the side and, its widths being equal, has a plain skip.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, first: bool = False, pool: bool = True
+    ) -> None:
+        super().__init__()
+        self.first = first
+        self.pool = pool
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        plain = channels_in == channels_out and not pool
+        self.skip = nn.Identity() if plain else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # must be out of place: the skip needs the value before the ReLU
+        h = x if self.first else F.relu(x)
+        h = self.conv2(F.relu(self.conv1(h)))
+        if self.pool:
+            # a 1×1 convolution and average pooling commute; this order costs a quarter
+            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+        skipped: Tensor = self.skip(x)
+        return h + skipped
+
+
+def _double(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+class SpectralNorm(nn.Module):
+    """W / σ(W), with σ = uᵀWv from power iteration (Miyato et al. 2018, algorithm 1).
+
+    Reading the weight never moves u and v: `power_iterate` does, once a step, so that every pass of a step
+    sees one weight and a resumed run the same one.
+    """
+
+    u: Tensor
+    v: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        matrix = weight.detach().flatten(1)
+        self.register_buffer("u", F.normalize(torch.randn(matrix.shape[0]), dim=0))
+        self.register_buffer("v", F.normalize(torch.randn(matrix.shape[1]), dim=0))
+        for _ in range(INITIAL_ITERATIONS):
+            self.iterate(weight)
+
+    @torch.no_grad()
+    def iterate(self, weight: Tensor) -> None:
+        matrix = weight.flatten(1).float()
+        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
+        self.u.copy_(F.normalize(matrix @ self.v, dim=0))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        # clones: the buffers move between the forward and the backward of a step
+        sigma = self.u.clone() @ (weight.flatten(1) @ self.v.clone())
+        return weight / sigma
+
+
+def initialise(network: nn.Module) -> None:
+    """Xavier-uniform weights, zero biases (the authors' code). Call before `spectral_normalise`."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            nn.init.xavier_uniform_(module.weight)
+        if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def spectral_normalise(network: nn.Module) -> None:
+    """Put spectral norm on every convolution, linear layer and embedding of `network`."""
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+            parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
+
+
+def power_iterate(network: nn.Module) -> None:
+    """Move every u and v in `network` by one power iteration."""
+    for weight, norm in _normed(network):
+        norm.iterate(weight)
+
+
+def effective_state(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict that `network` would have without spectral norm: each weight as W/σ, detached."""
+    state: dict[str, Tensor] = {}
+    for name in network.state_dict():
+        plain = name.replace(".parametrizations.weight.original", ".weight")
+        if ".parametrizations." not in plain:  # u and v
+            path, _, leaf = plain.rpartition(".")
+            state[plain] = getattr(network.get_submodule(path), leaf).detach()
+    return state
+
+
+def _normed(network: nn.Module) -> Iterator[tuple[Tensor, SpectralNorm]]:
+    """Every weight before its normalisation, and what normalises it."""
+    for module in network.modules():
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
+            yield module.original, module[0]

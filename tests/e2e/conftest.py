@@ -1,0 +1,253 @@
+"""The page as people meet it: a real Chromium against the real service over random networks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
+
+from model.checkpoint import save_generator
+from model.config import ModelConfig
+from model.generator import Generator
+from worker.private_redis import PrivateRedis, free_port
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+MANY = tuple(f"breed_{number:03}" for number in range(119)) + ("Irish_wolfhound",)
+
+
+def checkpoint(path: Path, classes: tuple[str, ...], attention: tuple[int, ...], seed: int) -> None:
+    """A 32-pixel network of random weights, its gates open and its attention far from even."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        resolution=32,
+        classes=len(classes),
+        generator_widths=(16, 16, 16, 16),
+        discriminator_widths=(16, 16, 16, 16),
+        generator_attention=attention,
+        latent=32,
+    )
+    generator = Generator(config)
+    for site in generator.attention.values():
+        site.gamma.data.fill_(0.7)
+    generator.to_rgb.weight.data.mul_(8)  # else a random network gives grey for every z
+    save_generator(path, generator, classes)
+
+
+class Service:
+    """Redis, the API and, once started, a worker: each a process of its own."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder = folder
+        self.redis = PrivateRedis(folder / "redis")
+        self.redis.start()
+        self.env = {
+            **os.environ,
+            "SAGAN_REDIS_URL": self.redis.url,
+            "SAGAN_CHECKPOINTS": str(folder / "checkpoints"),
+            "SAGAN_DEVICE": "cpu",
+            "SAGAN_THREADS": "1",
+            **env,
+        }
+        self.port = free_port()
+        self.worker: subprocess.Popen[bytes] | None = None
+        self.api = self._process(
+            "api", "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(self.port)
+        )
+        self._wait("/health/live", {200})
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def _process(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen([sys.executable, *command], env=self.env, stdout=log, stderr=log)
+
+    def _wait(self, path: str, statuses: set[int], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.url.rstrip('/')}{path}", timeout=5) as answer:
+                    if answer.status in statuses:
+                        return
+            except URLError:
+                pass  # not listening yet, or not ready yet
+            logs = [file.read_text() for file in self.folder.glob("*.log")]
+            assert time.monotonic() < deadline, "\n".join(logs)
+            time.sleep(0.1)
+
+    def start_worker(self) -> None:
+        self.worker = self._process("worker", "-m", "worker.main")
+
+    def ready(self) -> None:
+        self._wait("/health/ready", {200})
+
+    def signal_worker(self, how: signal.Signals) -> None:
+        assert self.worker is not None
+        self.worker.send_signal(how)
+
+    def close(self) -> None:
+        for process in (self.api, self.worker):
+            if process is not None:
+                process.send_signal(signal.SIGCONT)
+                process.terminate()
+        for process in (self.api, self.worker):
+            if process is not None:
+                try:
+                    process.wait(20)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+        self.redis.stop()
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network with two attention sites and ten classes, and one without attention and with 120."""
+    folder = tmp_path_factory.mktemp("networks")
+    checkpoint(folder / "attentive.safetensors", CLASSES, attention=(8, 16), seed=1)
+    checkpoint(folder / "plain.safetensors", MANY, attention=(), seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory, networks: Path) -> Iterator[Service]:
+    """One service for all tests that leave it alive."""
+    folder = tmp_path_factory.mktemp("service")
+    shutil.copytree(networks, folder / "checkpoints")
+    service = Service(folder)
+    service.start_worker()
+    service.ready()
+    yield service
+    service.close()
+
+
+@pytest.fixture
+def lonely(tmp_path: Path, networks: Path) -> Iterator[Service]:
+    """A service that has no worker yet, and soon notices when one has gone."""
+    shutil.copytree(networks, tmp_path / "checkpoints")
+    service = Service(tmp_path, SAGAN_HEARTBEAT_PERIOD="0.3", SAGAN_WORKER_TTL="1.5")
+    yield service
+    service.close()
+
+
+# one browser a module: while Playwright's loop runs, pytest-asyncio could not run the tests of other folders
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A Chromium: the one on PATH, else Playwright's own."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        except PlaywrightError as error:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"There is no browser: install chromium. {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """One visit to the page, and what the browser saw meanwhile."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page = page
+        self.requests: list[Request] = []
+        self.errors: list[str] = []
+        page.set_default_timeout(15_000)
+        page.on("request", self.requests.append)
+        page.on("pageerror", lambda error: self.errors.append(str(error)))
+        page.on("console", self._heard)
+        page.goto(url)
+
+    def _heard(self, message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            self.errors.append(f"{message.text} {message.location}")
+
+    def generate(self, class_name: str, count: int, seed: str = "", wait: bool = True) -> None:
+        """Fill in the form as a person does, press Generate, and wait until every image is shown."""
+        self.page.get_by_role("radio", name=class_name, exact=True).check(force=True)
+        self.page.get_by_label("Images", exact=False).and_(self.page.locator("#count")).fill(str(count))
+        self.page.get_by_label("Seed", exact=True).fill(seed)
+        before = self.page.locator(".job").count()
+        self.page.get_by_role("button", name="Generate").click()
+        self.page.locator(".job").nth(before).wait_for()
+        if wait:
+            self.page.locator(".job:first-child[data-state=succeeded]").wait_for()
+            shown = ".job:first-child .tile[data-state=ready]"
+            self.page.wait_for_function(
+                "([shown, count]) => document.querySelectorAll(shown).length === count", arg=[shown, count]
+            )
+
+    def open(self, k: int) -> None:
+        """Open image k of the newest job and wait for its map."""
+        self.page.locator(".job:first-child .tile").nth(k).click()
+        self.page.locator("#gate").wait_for()
+
+    def overlay(self) -> list[int]:
+        """RGBA of what is drawn over the image, each pixel of the canvas, once the frame is drawn."""
+        pixels: list[int] = self.page.evaluate(
+            """() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => {
+                const canvas = document.querySelector("#overlay");
+                const [width, height] = [canvas.width, canvas.height];
+                resolve([...canvas.getContext("2d").getImageData(0, 0, width, height).data]);
+            })))"""
+        )
+        return pixels
+
+    def move(self, x: float, y: float) -> None:
+        """Move the pointer over the image; x and y from 0 to 1."""
+        box = self.page.locator("#stage").bounding_box()
+        assert box is not None
+        self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+
+
+Visitor = Callable[..., Visit]
+
+
+@pytest.fixture
+def visit(browser: Browser, service: Service) -> Iterator[Visitor]:
+    """Opens the page in a fresh context; in the end nothing may have gone wrong or been asked elsewhere."""
+    visits: list[Visit] = []
+    contexts = []
+
+    def start(url: str = service.url, *, ready: bool = True, **context: object) -> Visit:
+        contexts.append(browser.new_context(**context))  # type: ignore[arg-type]
+        visits.append(Visit(contexts[-1].new_page(), url))
+        if ready:
+            visits[-1].page.locator("#service[data-state=ready]").wait_for()
+        return visits[-1]
+
+    yield start
+    for one in visits:
+        elsewhere = [
+            request.url
+            for request in one.requests
+            if not request.url.startswith(("http://127.0.0.1:", "blob:http://127.0.0.1:", "data:"))
+        ]
+        assert elsewhere == []
+        assert one.errors == []
+    for context in contexts:
+        context.close()

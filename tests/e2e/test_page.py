@@ -1,0 +1,325 @@
+"""What a person does with the page: choose, generate, look, keep."""
+
+from __future__ import annotations
+
+import json
+import signal
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from playwright.sync_api import expect
+
+from .conftest import Service, Visitor
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
+
+
+def differing(one: list[int], other: list[int]) -> float:
+    """Which part of the pixels of two pictures is not the same."""
+    assert len(one) == len(other) > 0
+    pairs = zip(zip(*[iter(one)] * 4, strict=True), zip(*[iter(other)] * 4, strict=True), strict=True)
+    return sum(a != b for a, b in pairs) / (len(one) / 4)
+
+
+def test_images_appear_as_they_are_made(visit: Visitor) -> None:
+    visitor = visit()
+    visitor.generate("dog", 6)
+    job = visitor.page.locator(".job").first
+    expect(job.get_by_role("heading")).to_have_text("dog")
+    expect(job.locator(".status")).to_contain_text("6 images in")
+    widths = job.locator("img").evaluate_all("images => images.map((image) => image.naturalWidth)")
+    assert widths == [32] * 6
+    expect(visitor.page.locator("#announcer")).to_have_text("Finished: 6 images of dog.")
+    streams = [request for request in visitor.requests if request.url.endswith("/events")]
+    assert [request.resource_type for request in streams] == ["eventsource"]
+
+
+def test_moving_over_an_image_shows_another_map_without_asking(visit: Visitor) -> None:
+    visitor = visit(viewport={"width": 1100, "height": 700})
+    visitor.generate("ship", 2, seed="7")
+    visitor.open(1)
+    visitor.page.get_by_text("Map", exact=True).click()
+    visitor.move(0.1, 0.1)
+    first = visitor.overlay()
+    asked = len(visitor.requests)
+    for step in range(20):
+        visitor.move(0.1 + step * 0.035, 0.15 + step * 0.02)
+    second = visitor.overlay()
+    assert len(visitor.requests) == asked
+    # the marks alone are a few hundredths of the picture
+    assert differing(first, second) > 0.3
+    visitor.move(0.1, 0.1)
+    assert visitor.overlay() == first
+
+
+def test_the_map_lies_where_the_service_says(visit: Visitor) -> None:
+    visitor = visit()
+    visitor.generate("cat", 1, seed="11")
+    visitor.open(0)
+    visitor.page.get_by_label("Layer").select_option("16x16")
+    visitor.page.locator("#gate").wait_for()
+    visitor.move(0.91, 0.28)  # column 14, row 4 of 16
+    expect(visitor.page.locator("#readout")).to_contain_text("From pixel 29, 8 ")
+    job = visitor.page.locator("#job-link").get_attribute("href")
+    assert job is not None
+    link = f"{job.replace('/jobs/', '/attention/')}/map?image=0&layer=16x16"
+    answer = visitor.page.request.get(link, headers={"Accept": "application/json"}).json()
+    row = answer["map"][4 * 16 + 14]
+    peak = row.index(max(row))
+    x, y = (peak % 8) * 4 + 2, (peak // 8) * 4 + 2
+    expect(visitor.page.locator("#readout")).to_contain_text(f"attends most to {x}, {y}:")
+
+
+def test_views_and_strength_change_what_is_drawn(visit: Visitor) -> None:
+    visitor = visit()
+    visitor.generate("cat", 1)
+    visitor.open(0)
+    visitor.move(0.5, 0.5)
+    pictures = [visitor.overlay()]
+    visitor.page.get_by_label("Strength").fill("0.2")
+    pictures.append(visitor.overlay())
+    for view in ("Map", "Image"):
+        visitor.page.get_by_text(view, exact=True).click()
+        visitor.move(0.5, 0.5)
+        pictures.append(visitor.overlay())
+    for number, picture in enumerate(pictures):
+        for other in pictures[:number]:
+            assert differing(picture, other) > 0.5
+    # without heat only the ring, the arrow and the cell are left
+    assert sum(alpha > 0 for alpha in pictures[-1][3::4]) < len(pictures[-1]) / 4 * 0.1
+
+
+def test_everything_works_from_the_keyboard(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    page.get_by_role("radio", name="airplane").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("radio", name="automobile").is_checked()
+    page.locator("#count").focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowRight")
+    page.get_by_label("Seed", exact=True).focus()
+    page.keyboard.press("Enter")
+    tile = page.locator(".job").first.locator(".tile[data-state=ready]").nth(1)
+    tile.wait_for()
+    page.locator(".job:first-child[data-state=succeeded]").wait_for()
+    tile.focus()
+    page.keyboard.press("Enter")
+    page.locator("#gate").wait_for()
+    expect(page.locator("#stage")).to_be_focused()
+    before, readout = visitor.overlay(), page.locator("#readout").inner_text()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    assert differing(before, visitor.overlay()) > 0.005
+    assert page.locator("#readout").inner_text() != readout
+    page.keyboard.press("Enter")
+    expect(page.locator("#pins button")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.locator("#pins button")).to_have_count(0)
+    page.keyboard.press("PageUp")
+    expect(page.locator("#inspector-facts")).to_contain_text("Image 1 of 2")
+    page.keyboard.press("Escape")
+    expect(page.locator("#inspector")).to_be_hidden()
+    expect(tile).to_be_focused()
+    assert page.url == visitor.requests[0].url
+
+
+def test_a_link_makes_the_same_image_again(visit: Visitor) -> None:
+    visitor = visit(permissions=["clipboard-read", "clipboard-write"])
+    visitor.generate("frog", 3, seed="9223372036854775807")
+    visitor.open(2)
+    visitor.page.get_by_role("button", name="Copy link").last.click()
+    link = visitor.page.evaluate("navigator.clipboard.readText()")
+    asked = parse_qs(urlsplit(link).query)
+    assert (asked["class"], asked["seed"], asked["image"]) == (["frog"], ["9223372036854775807"], ["2"])
+    address = visitor.page.locator("#picture").get_attribute("src")
+    assert address is not None
+
+    # someone else, who has no such job: theirs is made anew
+    other = visit("about:blank", ready=False)
+    other.page.route("**/jobs?*", lambda route: route.fulfill(json={"jobs": [], "next": None}))
+    other.page.goto(link)
+    other.page.locator("#gate").wait_for()
+    expect(other.page.locator("#inspector-facts")).to_contain_text("seed 9223372036854775807")
+    again = other.page.locator("#picture").get_attribute("src")
+    assert again is not None
+    assert again != address
+    assert other.page.request.get(again).body() == visitor.page.request.get(address).body()
+
+    # on reload, and for whoever has the job already, nothing is made
+    visitor.page.reload()
+    visitor.page.locator("#gate").wait_for()
+    assert not [request for request in visitor.requests[-40:] if request.method == "POST"][1:]
+
+
+def test_the_png_and_the_figure_can_be_had(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.generate("truck", 2, seed="5")
+    with page.expect_download() as grid:
+        page.get_by_role("link", name="Grid").first.click()
+    assert grid.value.suggested_filename == "truck-5.png"
+    visitor.open(1)
+    with page.expect_download() as image:
+        page.get_by_role("link", name="PNG").last.click()
+    assert image.value.suggested_filename == "truck-5-1.png"
+    assert image.value.path().read_bytes().startswith(b"\x89PNG")
+    visitor.move(0.2, 0.7)
+    page.mouse.down()
+    page.mouse.up()
+    figure = page.get_by_role("link", name="Figure").get_attribute("href")
+    assert figure is not None
+    assert parse_qs(urlsplit(figure).query)["points"] == ["6,22"]
+    answer = page.request.get(figure)
+    assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
+    recipe = json.loads(page.locator("#recipe").text_content() or "")
+    assert (recipe["seed"], recipe["index"], recipe["class_name"]) == (5, 1, "truck")
+
+
+def test_images_are_still_there_after_a_reload(visit: Visitor) -> None:
+    visitor = visit()
+    visitor.generate("bird", 3)
+    seed = visitor.page.locator(".seed").first.inner_text()
+    visitor.page.reload()
+    visitor.page.locator(".job:first-child .tile[data-state=ready]").nth(2).wait_for()
+    assert visitor.page.locator(".seed").first.inner_text() == seed
+
+
+def test_a_job_shows_its_place_and_can_be_cancelled(visit: Visitor, service: Service) -> None:
+    visitor = visit()
+    service.signal_worker(signal.SIGSTOP)
+    try:
+        visitor.generate("deer", 64, wait=False)
+        visitor.generate("horse", 2, wait=False)
+        last = visitor.page.locator(".job").first
+        expect(last.locator(".status")).to_contain_text("in line")
+        last.get_by_role("button", name="Cancel").click()
+        expect(last.locator(".status")).to_have_text("Cancelled")
+    finally:
+        service.signal_worker(signal.SIGCONT)
+    expect(visitor.page.locator(".job").nth(1)).to_have_attribute("data-state", "succeeded", timeout=30_000)
+
+
+def test_a_seed_beyond_the_bound_is_refused_in_words(visit: Visitor) -> None:
+    visitor = visit()
+    asked = len(visitor.requests)
+    visitor.page.get_by_label("Seed", exact=True).fill("9223372036854775808")
+    visitor.page.get_by_role("button", name="Generate").click()
+    expect(visitor.page.locator("#seed-hint")).to_have_text(
+        "A seed is a whole number from 0 to 9223372036854775807."
+    )
+    assert len(visitor.requests) == asked
+
+
+def test_many_classes_are_found_by_typing_and_a_model_without_attention_says_so(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    page.get_by_label("Model").select_option("plain")
+    page.get_by_role("searchbox", name="Find a class").fill("wolf irish")
+    expect(page.locator("#filter-count")).to_have_text("1 of 120")
+    page.keyboard.press("Enter")
+    assert page.get_by_role("radio", name="Irish wolfhound").is_checked()
+    page.locator("#count").fill("1")
+    page.get_by_role("button", name="Generate").click()
+    page.locator(".job:first-child .tile[data-state=ready]").click()
+    expect(page.locator("#inspector-problem")).to_contain_text("no attention layer")
+    expect(page.locator("#attention")).to_be_hidden()
+
+
+def test_a_missing_worker_is_told_in_words_and_waited_for(visit: Visitor, lonely: Service) -> None:
+    visitor = visit(lonely.url, ready=False)
+    page = visitor.page
+    expect(page.locator("#service")).to_contain_text("No worker")
+    expect(page.get_by_role("button", name="Generate")).to_be_disabled()
+    lonely.start_worker()
+    expect(page.locator("#service")).to_have_attribute("data-state", "ready", timeout=60_000)
+    visitor.generate("cat", 1)
+
+    lonely.signal_worker(signal.SIGKILL)
+    alert = page.locator("#problem")
+    for _ in range(40):  # until its heartbeat has run out, jobs are still taken
+        page.get_by_role("button", name="Generate").click()
+        page.wait_for_timeout(250)
+        if alert.is_visible():
+            break
+    expect(alert).to_contain_text("No worker")
+    assert all("503" in error for error in visitor.errors)
+    visitor.errors.clear()
+
+
+@pytest.mark.parametrize("width", [320, 360, 768, 2200])
+def test_nothing_is_wider_than_the_window(visit: Visitor, width: int) -> None:
+    visitor = visit(viewport={"width": width, "height": 700})
+    visitor.generate("cat", 20)
+    widest = "element => [element.scrollWidth, element.clientWidth]"
+    scrolled, client = visitor.page.locator("html").evaluate(widest)
+    assert scrolled == client == width
+    visitor.open(0)
+    scrolled, client = visitor.page.locator("#inspector").evaluate(widest)
+    assert scrolled == client
+    stage = visitor.page.locator("#stage").bounding_box()
+    assert stage is not None
+    assert stage["x"] >= 0
+    assert stage["x"] + stage["width"] <= width
+    assert stage["width"] >= min(280, width - 40)
+
+
+def test_a_finger_looks_around_and_pins(visit: Visitor) -> None:
+    visitor = visit(**PHONE)
+    page = visitor.page
+    visitor.generate("ship", 1)
+    page.locator(".job:first-child .tile").first.tap()
+    page.locator("#gate").wait_for()
+    box = page.locator("#stage").bounding_box()
+    assert box is not None
+    readouts = set()
+    for x, y in ((0.2, 0.3), (0.7, 0.6)):
+        page.touchscreen.tap(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        visitor.overlay()
+        readouts.add(page.locator("#readout").inner_text())
+    assert len(readouts) == 2
+    expect(page.locator("#pins button")).to_have_count(2)
+
+    # a drag: the finger stays on the glass, and no pin is left behind
+    before = visitor.overlay()
+    touch = page.context.new_cdp_session(page)
+    for kind, place in (("touchStart", 0.2), ("touchMove", 0.4), ("touchMove", 0.85)):
+        point = {"x": box["x"] + place * box["width"], "y": box["y"] + 0.2 * box["height"]}
+        touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": [point]})
+    touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert differing(before, visitor.overlay()) > 0.005
+    expect(page.locator("#readout")).to_contain_text("From pixel 27, 6 ")
+    expect(page.locator("#pins button")).to_have_count(2)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2) of rgb(r, g, b)."""
+    parts = [int(part) / 255 for part in colour.removeprefix("rgb(").removesuffix(")").split(",")]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("scheme", "dark"), [("light", False), ("dark", True)])
+def test_light_and_dark_are_both_legible(visit: Visitor, scheme: str, dark: bool) -> None:
+    visitor = visit(color_scheme=scheme)
+    ground = luminance(visitor.page.locator("body").evaluate("e => getComputedStyle(e).backgroundColor"))
+    assert (ground < 0.1) is dark
+    for selector in ("h2", ".tagline", "#count-value", ".hint"):
+        text = luminance(
+            visitor.page.locator(selector).first.evaluate("element => getComputedStyle(element).color")
+        )
+        contrast = (max(text, ground) + 0.05) / (min(text, ground) + 0.05)
+        assert contrast >= 4.5, selector
+
+
+def test_every_control_has_a_name(visit: Visitor) -> None:
+    visitor = visit()
+    visitor.generate("cat", 2)
+    visitor.open(0)
+    nameless = visitor.page.evaluate(
+        """() => [...document.querySelectorAll("button, a, input, select, summary, [role=application]")]
+            .filter((control) => !(control.textContent.trim() || control.ariaLabel
+                || [...(control.labels ?? [])].some((label) => label.textContent.trim())))
+            .map((control) => control.outerHTML)"""
+    )
+    assert nameless == []

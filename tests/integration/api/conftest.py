@@ -1,0 +1,130 @@
+"""The API as a client meets it: uvicorn, a real Redis, a real worker process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import httpx
+import pytest
+import redis as redis_client
+import torch
+import uvicorn
+
+from app.main import create_app
+from app.settings import Settings
+from model.checkpoint import save_generator
+from model.config import ModelConfig
+from model.generator import Generator
+from worker.private_redis import PrivateRedis
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+def _network(path: Path, *, attention: tuple[int, ...], seed: int) -> None:
+    """A 32-pixel network of random weights, its gates open."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        resolution=32,
+        classes=len(CIFAR10),
+        generator_widths=(16, 16, 16, 16),
+        discriminator_widths=(16, 16, 16, 16),
+        generator_attention=attention,
+        latent=32,
+    )
+    generator = Generator(config)
+    for site in generator.attention.values():
+        site.gamma.data.fill_(0.7)
+    generator.to_rgb.weight.data.mul_(8)  # else a random network gives grey for every z
+    save_generator(path, generator, CIFAR10)
+
+
+@pytest.fixture(scope="session")
+def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model that attends at two sites, and one that does not."""
+    folder = tmp_path_factory.mktemp("api") / "checkpoints"
+    _network(folder / "attentive.safetensors", attention=(8, 16), seed=1)
+    _network(folder / "plain.safetensors", attention=(), seed=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for all tests of this folder: none of them stops it."""
+    server = PrivateRedis(tmp_path_factory.mktemp("api-redis"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def worker(redis_url: str, two_models: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """One worker for all tests that need one, in namespace "sagan"."""
+    log = two_models.parent / "worker.log"
+    env = {
+        **os.environ,
+        "SAGAN_REDIS_URL": redis_url,
+        "SAGAN_CHECKPOINTS": str(two_models),
+        "SAGAN_DEVICE": "cpu",
+        "SAGAN_THREADS": "1",
+    }
+    with log.open("wb") as out:
+        process = subprocess.Popen([sys.executable, "-m", "worker.main"], env=env, stdout=out, stderr=out)
+    try:
+        with redis_client.Redis.from_url(redis_url) as redis:
+            deadline = time.monotonic() + 60
+            while not redis.zcard("sagan:workers"):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.fixture
+def serve(redis_url: str) -> ClientFactory:
+    """The one client factory: `async with serve(max_wait=5) as client`, settings of the API by name."""
+
+    @contextlib.asynccontextmanager
+    async def factory(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
+        settings = Settings(**{"redis_url": redis_url, **changes})  # type: ignore[arg-type]
+        config = uvicorn.Config(create_app(settings), log_level="warning", lifespan="on", ws="none")
+        server = uvicorn.Server(config)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            while not server.started:
+                assert not serving.done(), "the API did not start"
+                await asyncio.sleep(0.01)
+            host, port = listening.getsockname()
+            async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=60) as client:
+                yield client
+            server.should_exit = True
+            await serving
+
+    return factory
+
+
+@pytest.fixture
+async def client(serve: ClientFactory, worker: object) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with a worker behind it."""
+    async with serve() as client:
+        yield client
+
+
+@pytest.fixture
+async def idle(serve: ClientFactory) -> AsyncIterator[httpx.AsyncClient]:
+    """The API without a worker, in a namespace of its own."""
+    async with serve(namespace="idle") as client:
+        yield client

@@ -1,0 +1,201 @@
+"""A private Redis, real worker processes, and tiny networks of random weights."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from time import monotonic
+
+import anyio
+import pytest
+import torch
+
+from model.checkpoint import save_generator
+from model.config import ModelConfig
+from model.generator import Generator
+from worker.jobs import Job, JobSpec, JobStore, ModelInfo
+from worker.private_redis import PrivateRedis
+from worker.queue import QueueSettings, make_celery, publish_generate
+
+OWNER = "somebody"
+CLASSES = ("cat", "dog", "ship")
+
+
+def tiny_checkpoint(path: Path, seed: int = 0) -> str:
+    """A 32-pixel network of random weights, its attention gate open; returns its sha256."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        resolution=32,
+        classes=len(CLASSES),
+        generator_widths=(16, 16, 16, 16),
+        discriminator_widths=(16, 16, 16, 16),
+        generator_attention=(16,),
+        latent=32,
+    )
+    generator = Generator(config)
+    generator.attention["16x16"].gamma.data.fill_(0.7)
+    # as a random network gives grey for every z, spread its output over the whole range of levels
+    generator.to_rgb.weight.data.mul_(8)
+    return save_generator(path, generator, CLASSES)
+
+
+class WorkerProcess:
+    """A worker as `sagan worker` runs it, in a process of its own."""
+
+    def __init__(self, settings: QueueSettings, checkpoints: Path, script: list[str], **env: str) -> None:
+        self._log = checkpoints.parent / f"worker-{monotonic()}.log"
+        self._env = {
+            **os.environ,
+            "SAGAN_REDIS_URL": settings.redis_url,
+            "SAGAN_NAMESPACE": settings.namespace,
+            "SAGAN_RESULT_TTL": str(settings.result_ttl),
+            "SAGAN_RECORD_TTL": str(settings.record_ttl),
+            "SAGAN_HEARTBEAT_PERIOD": str(settings.heartbeat_period),
+            "SAGAN_WORKER_TTL": str(settings.worker_ttl),
+            "SAGAN_CHECKPOINTS": str(checkpoints),
+            "SAGAN_DEVICE": "cpu",
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "SAGAN_THREADS": "1",
+            **env,
+        }
+        self._command = [sys.executable, *script]
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command, env=self._env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def output(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.send_signal(signal.SIGKILL)
+        self._process.wait()
+
+    def stop(self, how: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> float:
+        """End it in order; returns how many seconds that took."""
+        began = monotonic()
+        self._process.send_signal(how)
+        self._process.wait(seconds)
+        return monotonic() - began
+
+    def wait(self, seconds: float) -> int:
+        return self._process.wait(seconds)
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+
+class Service:
+    """Redis, its workers, and the store as the API holds it."""
+
+    owner = OWNER
+
+    def __init__(self, redis: PrivateRedis, settings: QueueSettings, checkpoints: Path) -> None:
+        self.redis = redis
+        self.settings = settings
+        self.checkpoints = checkpoints
+        self.store = JobStore.open(settings)
+        self.celery = make_celery(settings)
+        self.workers: list[WorkerProcess] = []
+
+    def start_worker(self, *script: str, **env: str) -> WorkerProcess:
+        worker = WorkerProcess(self.settings, self.checkpoints, list(script or ("-m", "worker.main")), **env)
+        self.workers.append(worker)
+        return worker
+
+    async def ready(self, workers: int = 1) -> ModelInfo:
+        """Wait until so many workers are alive; their first model."""
+        deadline = monotonic() + 60
+        while len(found := await self.store.workers()) < workers:
+            assert self.workers[-1].returncode is None and monotonic() < deadline, self.workers[-1].output
+            await anyio.sleep(0.05)
+        return found[-1].models[0]
+
+    async def spec(self, **changes: object) -> JobSpec:
+        """What to ask for: one image of a cat, by the model that is on disk."""
+        values: dict[str, object] = {
+            "model": "tiny",
+            "model_hash": self.model_hash,
+            "precision": "float32",
+            "class_id": 0,
+            "class_name": "cat",
+            "count": 1,
+            "seed": 7,
+            "truncation": 1.0,
+            "priority": 5,
+        }
+        return JobSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+    @property
+    def model_hash(self) -> str:
+        return hashlib.sha256((self.checkpoints / "tiny.safetensors").read_bytes()).hexdigest()
+
+    async def generate(self, publish: bool = True, **changes: object) -> Job:
+        """Record a job and put it on the queue, as the API does."""
+        job, new = await self.store.create(await self.spec(**changes), OWNER)
+        assert new
+        if publish:
+            await anyio.to_thread.run_sync(publish_generate, self.celery, job)
+        return job
+
+    async def finished(self, jobs: list[Job], seconds: float = 60.0) -> list[Job]:
+        """The jobs when all have ended."""
+        deadline = monotonic() + seconds
+        ended = [await self.store.finished(job.id, OWNER, max(0.0, deadline - monotonic())) for job in jobs]
+        late = [job for job in ended if not job.ended]
+        assert not late, f"{len(late)} of {len(jobs)} jobs are not done\n{self.workers[-1].output}"
+        return ended
+
+    async def ends(self, job: Job) -> int:
+        """How many times a client was told that the job ended."""
+        events = await self.store.events(job.id)
+        return sum(event["state"] in ("succeeded", "failed", "cancelled") for _, event in events)
+
+    async def close(self) -> None:
+        for worker in self.workers:
+            worker.close()
+        self.celery.close()
+        await self.store.close()
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one tiny model."""
+    folder = tmp_path_factory.mktemp("models") / "checkpoints"
+    tiny_checkpoint(folder / "tiny.safetensors")
+    return folder
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[PrivateRedis]:
+    """A server of its own for each test: some tests kill it."""
+    server = PrivateRedis(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def settings(redis: PrivateRedis) -> QueueSettings:
+    """Settings that lose patience sooner than those of a service."""
+    return QueueSettings(redis_url=redis.url, namespace="test", heartbeat_period=0.4, worker_ttl=2.0)
+
+
+@pytest.fixture
+async def service(redis: PrivateRedis, settings: QueueSettings, checkpoints: Path) -> AsyncIterator[Service]:
+    """Redis and a store, without a worker yet."""
+    service = Service(redis, settings, checkpoints)
+    yield service
+    await service.close()

@@ -1,0 +1,39 @@
+"""A worker whose engine is slow, or dies of one seed: TEST_SLOW (seconds a forward), TEST_POISON (the seed)."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from worker.engine import Engine, load_engines
+from worker.jobs import Recipe
+from worker.main import run_worker
+from worker.settings import WorkerSettings
+
+SLOW = float(os.environ.get("TEST_SLOW", "0"))
+POISON = int(os.environ.get("TEST_POISON", "-1"))
+
+
+class OddEngine(Engine):
+    """An engine with a fault."""
+
+    def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
+        if any(recipe.seed == POISON for recipe in recipes):
+            os._exit(9)
+        time.sleep(SLOW)
+        return super().sample(recipes)
+
+
+def load(settings: WorkerSettings) -> Mapping[str, Engine]:
+    engines = load_engines(settings)
+    for engine in engines.values():
+        engine.__class__ = OddEngine
+    return engines
+
+
+sys.exit(run_worker(WorkerSettings(), load))

@@ -1,0 +1,148 @@
+"""No job is lost, and each ends once in the eyes of the client, whatever dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import anyio
+import pytest
+from redis import Redis
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Service, WorkerProcess
+    from worker.jobs import Job
+
+ODD = str(Path(__file__).with_name("odd_worker.py"))
+
+
+def slow_worker(service: Service, seconds: float = 0.05, **env: str) -> WorkerProcess:
+    return service.start_worker(ODD, TEST_SLOW=str(seconds), SAGAN_MAX_BATCH="4", **env)
+
+
+async def queue_200(service: Service) -> list[Job]:
+    return [await service.generate(seed=seed, count=1 + seed % 3) for seed in range(200)]
+
+
+async def some_are_done(service: Service, jobs: list[Job], many: int = 20) -> list[Job]:
+    """Wait until so many of the jobs have ended, in the middle of the rest."""
+    ended = []
+    for job in jobs[:many]:
+        ended += await service.finished([job])
+    assert await service.store.depth() > 0, "all jobs were done before the fault"
+    return ended
+
+
+async def all_are_done_once(service: Service, jobs: list[Job], seconds: float) -> None:
+    for job in await service.finished(jobs, seconds):
+        assert job.state == "succeeded", job.error
+        assert job.done == job.spec.count
+        assert await service.ends(job) == 1
+
+
+async def test_200_jobs_survive_the_death_of_their_worker(service: Service) -> None:
+    worker = slow_worker(service)
+    await service.ready()
+    jobs = await queue_200(service)
+    early = await some_are_done(service, jobs)
+    before = [await service.store.images(job) for job in early]
+    worker.kill()
+    began = monotonic()
+    slow_worker(service, 0.0)
+    await all_are_done_once(service, jobs, seconds=60)
+    print(f"\nall done {monotonic() - began:.1f} s after the kill")
+    assert [await service.store.images(job) for job in early] == before
+
+
+@pytest.mark.parametrize("appendfsync", ["always"])
+async def test_200_jobs_survive_the_death_of_redis(service: Service, appendfsync: str) -> None:
+    slow_worker(service)
+    await service.ready()
+    jobs = await queue_200(service)
+    early = await some_are_done(service, jobs)
+    before = [await service.store.images(job) for job in early]
+    service.redis.kill()
+    await anyio.sleep(1)
+    service.redis.start()
+    began = monotonic()
+    await all_are_done_once(service, jobs, seconds=60)
+    print(f"\nall done {monotonic() - began:.1f} s after Redis came back")
+    assert [await service.store.images(job) for job in early] == before
+
+
+async def test_a_poison_job_fails_alone(service: Service) -> None:
+    poison, neighbours = 666, []
+    for seed in range(12):  # all in hand before the first forward: they share it with the poison
+        neighbours.append(await service.generate(seed=seed, count=2))
+        if seed == 5:
+            job = await service.generate(seed=poison, count=3)
+    deaths = 0
+    while not (await service.store.get(job.id, service.owner)).ended:
+        worker = service.start_worker(ODD, TEST_POISON=str(poison))
+        with anyio.fail_after(60):
+            while worker.returncode is None and not (await service.store.get(job.id, service.owner)).ended:
+                await anyio.sleep(0.05)
+        deaths += worker.returncode == 9
+    [failed] = await service.finished([job])
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert "died 3 times" in failed.error
+    assert deaths == 3
+    await all_are_done_once(service, neighbours, seconds=30)
+
+
+async def test_a_job_that_was_recorded_but_never_published_is_made(service: Service) -> None:
+    service.start_worker()
+    await service.ready()
+    [job] = await service.finished([await service.generate(publish=False)], seconds=10)
+    assert job.state == "succeeded"
+
+
+async def test_a_second_message_for_a_job_does_no_harm(service: Service) -> None:
+    from worker.queue import publish_generate
+
+    job = await service.generate(count=8)
+    for _ in range(5):
+        await anyio.to_thread.run_sync(publish_generate, service.celery, job)
+    service.start_worker()
+    await all_are_done_once(service, [job], seconds=30)
+    await anyio.sleep(1)
+    assert await service.ends(job) == 1
+
+
+async def test_a_worker_that_is_told_to_stop_hands_its_jobs_back(service: Service) -> None:
+    worker = slow_worker(service, 0.3)
+    await service.ready()
+    jobs = [await service.generate(seed=seed, count=20) for seed in range(10)]
+    while (await service.store.get(jobs[0].id, service.owner)).done < 3:
+        await anyio.sleep(0.02)
+    took = worker.stop()
+    assert took < 5
+    assert worker.returncode == 0, worker.output
+    assert await service.store.workers() == []
+    states = [await service.store.get(job.id, service.owner) for job in jobs]
+    assert {job.state for job in states} == {"queued"}
+    assert {job.attempts for job in states} == {0}
+    with Redis.from_url(service.settings.redis_url) as redis:
+        waiting = sum(redis.llen(key) for key in redis.keys("test:celery:generate*"))
+    assert waiting >= len(jobs)
+    service.start_worker()
+    began = monotonic()
+    await all_are_done_once(service, jobs, seconds=60)
+    print(f"\nstopped in {took:.1f} s, all done {monotonic() - began:.1f} s after the next start")
+
+
+async def test_a_worker_stops_while_redis_is_away(service: Service) -> None:
+    worker = slow_worker(service, 0.1)
+    await service.ready()
+    jobs = [await service.generate(seed=seed, count=20) for seed in range(10)]
+    while (await service.store.get(jobs[0].id, service.owner)).done < 1:
+        await anyio.sleep(0.02)
+    service.redis.kill()
+    await anyio.sleep(0.5)
+    took = worker.stop()
+    assert took < 10
+    service.redis.start()
+    service.start_worker()
+    await all_are_done_once(service, jobs, seconds=60)

@@ -1,0 +1,133 @@
+"""The extractor: what it learns, what it keeps away from, and its file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from train.data import Pack
+from train.errors import FeaturesError
+from train.features import (
+    FeatureNet,
+    FeaturesConfig,
+    FeaturesRecipe,
+    augment,
+    extract,
+    open_features,
+    split,
+    train_features,
+)
+
+QUICK = FeaturesRecipe(epochs=4, batch=32, learning_rate=0.05)
+WIDTHS = (8, 8, 16)
+
+
+def coloured_pack(count: int = 400, resolution: int = 32) -> Pack:
+    """Two classes told apart by colour, under noise."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, count)
+    images = rng.integers(0, 100, (count, 3, resolution, resolution))
+    images[np.arange(count), labels] += 100
+    return Pack(
+        torch.from_numpy(images.astype(np.uint8)),
+        torch.from_numpy(labels),
+        ("red", "green"),
+        resolution,
+        {"sha256": "abc", "source": "colours", "licence": "CC0"},
+    )
+
+
+def test_an_extractor_learns_its_classes_and_its_file_says_how_well(tmp_path: Path) -> None:
+    pack = coloured_pack()
+    made = train_features(pack, tmp_path / "f.safetensors", QUICK, WIDTHS)
+    assert made.accuracy > 0.95
+    opened = open_features(tmp_path / "f.safetensors")
+    assert opened.accuracy == made.accuracy
+    assert opened.sha256 == made.sha256
+    assert opened.class_names == ("red", "green")
+    assert opened.metadata["pack_sha256"] == "abc"
+    assert opened.metadata["held_out"] == 40
+    _, held = split(len(pack))
+    features, guessed = extract(opened.network, pack.images[torch.from_numpy(held)])
+    assert features.shape == (40, 16)
+    assert float(np.mean(guessed == pack.labels[torch.from_numpy(held)].numpy())) == made.accuracy
+    assert not opened.network.training
+
+
+def test_held_out_images_have_no_part_in_training(tmp_path: Path) -> None:
+    pack = coloured_pack(200)
+    one = train_features(pack, tmp_path / "a", FeaturesRecipe(epochs=1, batch=32), WIDTHS)
+    changed = pack.images.clone()
+    changed[torch.from_numpy(split(200)[1])] = 0
+    other = Pack(changed, pack.labels, pack.class_names, 32, pack.metadata)
+    two = train_features(other, tmp_path / "b", FeaturesRecipe(epochs=1, batch=32), WIDTHS)
+    for name, weight in one.network.state_dict().items():
+        assert torch.equal(weight, two.network.state_dict()[name]), name
+
+
+def test_the_split_is_always_the_same_and_complete() -> None:
+    train, held = split(1000)
+    assert len(held) == 100
+    assert np.array_equal(np.sort(np.concatenate([train, held])), np.arange(1000))
+    assert np.array_equal(split(1000)[1], held)
+
+
+@pytest.mark.parametrize("resolution", [32, 64, 128])
+def test_every_resolution_reaches_the_blocks_at_the_same_size(resolution: int) -> None:
+    network = FeatureNet(FeaturesConfig(resolution, 7, WIDTHS)).eval()
+    x = torch.zeros(2, 3, resolution, resolution, dtype=torch.uint8)
+    assert network.stem(x.float()).shape[2:] in ((31, 31), (32, 32))
+    features, logits = network(x)
+    assert features.shape == (2, 16)
+    assert logits.shape == (2, 7)
+
+
+def test_augmentation_only_moves_and_mirrors() -> None:
+    images = torch.arange(32 * 32 * 3).reshape(1, 3, 32, 32).to(torch.uint8).repeat(200, 1, 1, 1)
+    images[:, 0] = torch.arange(32, dtype=torch.uint8)  # red tells the column
+    images[:, 1] = torch.arange(32, dtype=torch.uint8)[:, None]  # green the row
+    moved = augment(images, FeaturesRecipe(), torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape
+    assert moved.dtype == torch.uint8
+    steps = moved[:, 0, 16, 17].int() - moved[:, 0, 16, 16].int()
+    mirrored = int((steps == -1).sum())
+    assert mirrored + int((steps == 1).sum()) == 200
+    assert 60 < mirrored < 140
+    assert bool((moved[:, 1, 17, 16].int() - moved[:, 1, 16, 16].int() == 1).all())  # never upside down
+    still = augment(images, FeaturesRecipe(shift=0, flips=False), torch.Generator())
+    assert torch.equal(still, images)
+
+
+def test_an_extractor_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    network = FeatureNet(FeaturesConfig(32, 2, WIDTHS))
+    with pytest.raises(FeaturesError, match=r"uint8 \[N, 3, 32, 32\]"):
+        extract(network, torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(FeaturesError, match="32 px or a multiple"):
+        FeaturesConfig(48, 2)
+    with pytest.raises(FeaturesError, match="at least 2 classes"):
+        FeaturesConfig(32, 1)
+
+
+def test_a_loss_that_explodes_is_told(tmp_path: Path) -> None:
+    with pytest.raises(FeaturesError, match="lower the learning rate"):
+        train_features(
+            coloured_pack(100), tmp_path / "f", FeaturesRecipe(epochs=1, batch=10, learning_rate=1e30), WIDTHS
+        )
+    assert not (tmp_path / "f").exists()
+
+
+def test_any_other_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FeaturesError, match="no file"):
+        open_features(tmp_path / "none")
+    (tmp_path / "text").write_bytes(b"text")
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign")
+    about = {"format": "sagan-features-1", "config": {"resolution": 32, "classes": 2, "widths": [8]}}
+    save_file({"x": torch.zeros(1)}, tmp_path / "unfit", {"features": json.dumps(about)})
+    for name in ("text", "foreign", "unfit"):
+        with pytest.raises(FeaturesError, match="sagan train features"):
+            open_features(tmp_path / name)

@@ -1,0 +1,40 @@
+"""What training raises on purpose, as one tree.
+
+TrainError
+├── DataError            images could not become a pack, or a pack could not be read
+│   ├── UnknownSource    nothing here that this code knows how to read
+│   ├── UnsafeSource     a file that asks for more than images: refused, never run
+│   ├── NoImages         a source that has no readable image
+│   └── NotAPack         a file that is not a pack, or is a damaged one
+└── FeaturesError        the feature extractor, or a measurement made with it
+"""
+
+from __future__ import annotations
+
+
+class TrainError(Exception):
+    """Root of everything this package raises on purpose; its message is one line for a person."""
+
+
+class DataError(TrainError):
+    """Images could not become a pack, or a pack could not be read."""
+
+
+class UnknownSource(DataError):
+    """Nothing here that this code knows how to read."""
+
+
+class UnsafeSource(DataError):
+    """A file that asks for more than images; it was refused before anything in it ran."""
+
+
+class NoImages(DataError):
+    """A source that has no readable image."""
+
+
+class NotAPack(DataError):
+    """A file that is not a pack, or is a damaged one."""
+
+
+class FeaturesError(TrainError):
+    """The feature extractor, or a measurement made with it, cannot be what was asked for."""

@@ -1,0 +1,124 @@
+"""The training loop: step, let the observers look, stop when told to, leave everything saved."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from train.data import Pack
+from train.distributed import World
+from train.errors import TrainError
+from train.recipe import Recipe
+from train.state import StateError, TrainingState
+
+STATE = "state.safetensors"  # in the run's folder: what --resume goes on from
+GENERATOR = "generator.safetensors"  # in the run's folder: what is sampled and served
+
+
+class Diverged(TrainError):
+    """A weight or a loss is no longer a number."""
+
+
+class Observer(Protocol):
+    """Something that looks at a run and never changes it."""
+
+    def after(self, state: TrainingState) -> None:
+        """Called after every generator step."""
+
+    def close(self, state: TrainingState) -> None:
+        """Called once, however the run ends."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    finished: bool  # False: stopped on request; --resume goes on
+    reason: str
+
+
+def train(
+    recipe: Recipe,
+    pack: Pack,
+    out: Path,
+    world: World,
+    observers: Sequence[Observer],
+    *,
+    resume: bool = False,
+    stop_after: float | None = None,  # seconds; None: run to the recipe's last step
+) -> Outcome:
+    """Run `recipe` on `pack`, leaving the state and the averaged generator in `out`.
+
+    SIGINT and SIGTERM end it after the step in hand, with everything saved; so does `stop_after`.
+    Raises TrainError: a batch that the processes cannot share, a folder in use, a state that does not fit,
+    a network that diverged (the last good state stays on disk).
+    """
+    if recipe.optimisation.batch % world.size:
+        raise TrainError(f"batch {recipe.optimisation.batch} does not divide by {world.size} processes.")
+    state = TrainingState(recipe, pack, world)
+    saved = out / STATE
+    if resume and saved.exists():
+        state.load(saved)
+    elif resume:
+        raise StateError(f"Nothing to resume: {saved} does not exist.")
+    elif saved.exists():
+        raise StateError(f"{out} holds a run already. Go on with it by --resume, or use another --out.")
+    world.wait()  # nobody writes before everybody has read
+    deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")
+    total = recipe.optimisation.steps
+    reason = "finished"
+    with _stop_requested() as stop:
+        try:
+            while state.step < total:
+                state.advance()
+                if state.step % recipe.schedule.log_every == 0:
+                    _check(state, saved)
+                for observer in observers:
+                    observer.after(state)
+                if world.anyone(bool(stop) or time.monotonic() > deadline):
+                    reason = stop[0] if stop else "time is up"
+                    break
+                if state.step % recipe.schedule.save_every == 0 and world.leads:
+                    _check(state, saved)
+                    state.save(saved)
+            _check(state, saved)
+            if world.leads:
+                state.save(saved)
+        finally:
+            for observer in observers:
+                observer.close(state)
+    return Outcome(state.step, state.step >= total, reason)
+
+
+def _check(state: TrainingState, saved: Path) -> None:
+    if not state.finite():
+        kept = f"The last good state is in {saved}." if saved.exists() else "No state had been saved yet."
+        raise Diverged(
+            f"Training diverged before step {state.step}: a weight or a loss is not a finite number. {kept} "
+            "Lower the learning rates, or keep spectral norm on in both networks, and start again."
+        )
+
+
+@contextmanager
+def _stop_requested() -> Iterator[list[str]]:
+    """A list that gets the signal's name when SIGINT or SIGTERM arrives; a second SIGINT ends at once."""
+    received: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

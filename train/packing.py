@@ -1,0 +1,262 @@
+"""Pictures of a source to the bytes of a pack, in order and a few at a time.
+
+The size of a pack is bounded by the disk and not by the memory: pixels go to the file as they come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from train.errors import DataError, NoImages
+from train.pictures import HOW, to_square
+from train.sources import Entry, Source
+from train.sources.base import Unreadable
+
+FORMAT = "sagan-pack-1"
+FEW = 50  # images; a class with fewer is named in the report
+_CHUNK = 16  # pictures a task of the decoding pool
+_NAMED = 1000  # pictures left out that the report names; the others are counted
+
+Decoded = list[tuple[Entry, npt.NDArray[np.uint8] | str]]  # pixels, or the reason why there are none
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed and what was left out."""
+
+    path: Path
+    images: int
+    resolution: int
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]  # images a class
+    skipped: tuple[tuple[str, str], ...]  # (name, reason), the first 1000
+    skipped_count: int
+    notes: tuple[str, ...]
+    sha256: str
+    seconds: float
+
+    @property
+    def few(self) -> tuple[str, ...]:
+        """Classes with fewer than 50 images."""
+        return tuple(
+            name for name, count in zip(self.class_names, self.class_counts, strict=True) if count < FEW
+        )
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        size, rate = self.path.stat().st_size / 2**20, self.images / max(self.seconds, 1e-9)
+        lines = [
+            f"{self.images:,} images of {len(self.class_names)} classes at "
+            f"{self.resolution}×{self.resolution} in {self.path} ({size:,.0f} MiB)",
+            f"{min(self.class_counts):,} to {max(self.class_counts):,} images a class; "
+            f"{self.seconds:.1f} s, {rate:,.0f} images/s; sha256 {self.sha256}",
+        ]
+        if few := self.few:
+            lines.append(f"fewer than {FEW} images: {_shorten(few)}")
+        if self.skipped_count:
+            lines.append(f"left out {self.skipped_count:,} pictures:")
+            lines += [f"  {name}: {reason}" for name, reason in self.skipped[:20]]
+            if self.skipped_count > 20:
+                lines.append(f"  and {self.skipped_count - 20:,} more")
+        return lines + list(self.notes)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+def image_progress(console: Console | None = None) -> Progress:
+    """A progress bar with images/s and time left; to standard error unless told."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+class Writer:
+    """Pixels to the file as they come; labels and the header, whose room was kept free, at the end."""
+
+    def __init__(
+        self, file: BinaryIO | tempfile._TemporaryFileWrapper[bytes], source: Source, resolution: int | None
+    ):
+        self.file = file
+        self.source = source
+        self.resolution = resolution  # None until the first picture has told it
+        self.labels: list[int] = []
+        self.skipped: list[tuple[str, str]] = []
+        self.skipped_count = 0
+        self.digest = hashlib.sha256()
+        names = len(json.dumps(json.dumps(source.class_names)))
+        texts = len(json.dumps(json.dumps([source.name, source.licence, source.notes, HOW])))
+        # a multiple of 8 keeps the pixels aligned; safetensors allows spaces at a header's end
+        self.room = (4096 + names + 32 * len(source.class_names) + texts) // 8 * 8
+        file.seek(8 + self.room)
+
+    def add(self, chunk: Decoded) -> None:
+        for entry, pixels in chunk:
+            if isinstance(pixels, str):
+                self.skipped_count += 1
+                if len(self.skipped) < _NAMED:
+                    self.skipped.append((entry.name.encode(errors="replace").decode(), pixels))
+                continue
+            side = pixels.shape[1]
+            if self.resolution is None:
+                if side % 4 or not 8 <= side <= 1024:
+                    raise DataError(
+                        f"{entry.name} gives {side}×{side} pixels: choose a size with --resolution."
+                    )
+                self.resolution = side
+            elif side != self.resolution:
+                raise DataError(
+                    f"The pictures differ in size ({self.resolution} and {side} px, {entry.name}): "
+                    "choose one with --resolution."
+                )
+            if not self.labels:
+                self._check_room(3 * side * side * len(self.source.entries))
+            raw = pixels.tobytes()
+            self.digest.update(raw)
+            self.file.write(raw)
+            self.labels.append(entry.label)
+
+    def finish(self, out: Path, started: float) -> PackReport:
+        if self.resolution is None or not self.labels:
+            first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
+            raise NoImages(f"No picture in {self.source.name} can be used{first}.")
+        counts = Counter(self.labels)
+        kept = [label for label in range(len(self.source.class_names)) if counts[label]]
+        number = {label: index for index, label in enumerate(kept)}
+        class_names = tuple(self.source.class_names[label] for label in kept)
+        notes = self.source.notes
+        if empty := [n for label, n in enumerate(self.source.class_names) if not counts[label]]:
+            notes += (f"classes without a usable image were left out: {_shorten(empty)}",)
+        labels = np.array([number[label] for label in self.labels], "<i8").tobytes()
+        self.file.write(labels)
+        self.digest.update(labels)
+        self.digest.update(json.dumps(class_names).encode())
+        about = {
+            "format": FORMAT,
+            "source": self.source.name,
+            "kind": self.source.kind,
+            "licence": self.source.licence or "not stated",
+            "how": HOW,
+            "sha256": self.digest.hexdigest(),
+            "skipped": self.skipped_count,
+            "class_names": class_names,
+        }
+        shape = [len(self.labels), 3, self.resolution, self.resolution]
+        end = int(np.prod(shape))
+        header = {
+            "__metadata__": {"pack": json.dumps(about)},
+            "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, end]},
+            "labels": {"dtype": "I64", "shape": shape[:1], "data_offsets": [end, end + len(labels)]},
+        }
+        self.file.seek(0)
+        self.file.write(self.room.to_bytes(8, "little"))
+        self.file.write(json.dumps(header).encode().ljust(self.room))
+        self.file.flush()
+        return PackReport(
+            path=out,
+            images=len(self.labels),
+            resolution=self.resolution,
+            class_names=class_names,
+            class_counts=tuple(counts[label] for label in kept),
+            skipped=tuple(self.skipped),
+            skipped_count=self.skipped_count,
+            notes=notes,
+            sha256=self.digest.hexdigest(),
+            seconds=time.monotonic() - started,
+        )
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(Path(self.file.name).parent).free
+        if needed > free:
+            raise DataError(
+                f"The pack needs about {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free."
+            )
+
+
+def decode_all(source: Source, resolution: int | None, min_crop: int) -> Iterator[Decoded]:
+    """Every picture in order, decoded by a small pool; only a few chunks are in memory at once."""
+
+    def decode(entries: list[Entry]) -> Decoded:
+        return [(entry, _decode(source, entry, resolution, min_crop)) for entry in entries]
+
+    workers = min(8, os.cpu_count() or 1)
+    entries = iter(source.entries)
+    waiting: deque[Future[Decoded]] = deque()
+    # Pillow decodes and resizes without the interpreter lock, so threads are enough
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            while chunk := list(islice(entries, _CHUNK)):
+                waiting.append(pool.submit(decode, chunk))
+                if len(waiting) >= 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode(
+    source: Source, entry: Entry, resolution: int | None, min_crop: int
+) -> npt.NDArray[np.uint8] | str:
+    try:
+        with source.read(entry) as image:
+            return to_square(image, entry.box, resolution, min_crop)
+    except Unreadable as error:
+        return str(error)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return "it unfolds to too many pixels"
+    except MemoryError:
+        return "it does not fit into memory"
+    except Exception as error:  # noqa: BLE001  # Pillow raises nearly anything on damaged data
+        return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def shown(chunks: Iterator[Decoded], total: int, progress: Progress | None) -> Iterable[Decoded]:
+    if progress is None:
+        yield from chunks
+        return
+    task = progress.add_task("packing", total=total)
+    for chunk in chunks:
+        yield chunk
+        progress.advance(task, len(chunk))
+
+
+def _shorten(names: Iterable[str], limit: int = 10) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

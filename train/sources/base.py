@@ -1,0 +1,100 @@
+"""A source of labelled pictures: a list of what it has, and a way to open each."""
+
+from __future__ import annotations
+
+import io
+import unicodedata
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
+
+from PIL import Image
+
+from train.errors import DataError
+
+SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+MAX_FILE_BYTES = 256 * 2**20  # one image file, uncompressed; larger ones are not read at all
+# named one by one: left to itself Pillow also opens EPS, for which it starts another program
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
+
+class Unreadable(Exception):
+    """One picture cannot be used; the message is the reason that the report gives."""
+
+
+class Box(NamedTuple):
+    """A rectangle in stored pixels of a picture that is `width` × `height` pixels, or is scaled to them."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    width: int
+    height: int
+
+
+class Entry(NamedTuple):
+    """One picture of a source. Plain and small: ImageNet has 1.3 million of them in memory."""
+
+    name: str  # as the report names it, and as the source finds it again
+    label: int
+    box: Box | None = None  # None: the centre square
+
+
+@dataclass(frozen=True)
+class Source:
+    """Pictures of one origin.
+
+    `read` opens the picture of an entry (from several threads at once) and raises Unreadable, OSError
+    or one of Pillow's own errors where it cannot.
+    """
+
+    name: str
+    kind: str  # "folder", "zip", "cifar10", "stanford-dogs"
+    class_names: tuple[str, ...]
+    entries: list[Entry]
+    read: Callable[[Entry], Image.Image]
+    licence: str | None = None  # None: this source's format does not tell
+    notes: tuple[str, ...] = field(default=())  # what was seen and left out, for the report
+
+
+def class_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names in the order of their numbers: sorted.
+
+    Raises DataError for two that a person cannot tell apart.
+    """
+    ordered = tuple(sorted(names))
+    seen: dict[str, str] = {}
+    for name in ordered:
+        if name.encode(errors="replace") != name.encode(errors="surrogatepass"):
+            raise DataError(f"The class folder {name!a} is not named in UTF-8: rename it.")
+        key = unicodedata.normalize("NFC", name).casefold().strip()
+        if key in seen:
+            raise DataError(
+                f"Two classes have the same name, {seen[key]!r} and {name!r}: rename or merge one of them."
+            )
+        seen[key] = name
+    return ordered
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(
+        form for form in _FORMATS if form in Image.OPEN
+    )  # not every Pillow is built with all of them
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """Pillow's image of a file's content, not yet decoded. Raises Unreadable or one of Pillow's errors."""
+    if len(content) > MAX_FILE_BYTES:
+        raise Unreadable(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+    return Image.open(io.BytesIO(content), formats=_formats())
+
+
+def is_hidden(parts: Iterable[str]) -> bool:
+    """True for what file managers leave behind (.DS_Store, __MACOSX) and for any part with a dot in front."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts)

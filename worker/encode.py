@@ -1,0 +1,75 @@
+"""Pixels to PNG, with the recipe that makes them again written inside."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile, PngInfo
+
+from worker.jobs import JobSpec
+
+KEYWORD: Final = "sagan"  # of the tEXt chunk
+VERSION: Final = 1  # of the recipe's format
+
+FIELDS: Final[dict[str, type]] = {
+    "model": str,
+    "model_hash": str,
+    "precision": str,
+    "class_id": int,
+    "class_name": str,
+    "seed": int,
+    "index": int,
+    "truncation": float,
+    "version": int,
+}
+
+
+class RecipeError(Exception):
+    """This file holds no recipe of ours."""
+
+
+def recipe_json(spec: JobSpec, index: int) -> str:
+    """The recipe of image `index` of a job, as it stands in its PNG. ASCII, so that tEXt can hold it."""
+    values = {name: getattr(spec, name) for name in FIELDS if hasattr(spec, name)}
+    return json.dumps({**values, "index": index, "version": VERSION})
+
+
+def png(pixels: NDArray[np.uint8], recipe: str) -> bytes:
+    """pixels [H, W, 3] as PNG, with `recipe` in its tEXt chunk "sagan". Same input, same bytes."""
+    chunk = PngInfo()
+    chunk.add_text(KEYWORD, recipe)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunk, compress_level=6)
+    return buffer.getvalue()
+
+
+def read_recipe(data: bytes) -> dict[str, object]:
+    """The recipe in a PNG. Raises RecipeError, with one line that says what is wrong."""
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            assert isinstance(image, PngImageFile)
+            text = image.text.get(KEYWORD)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise RecipeError(f"This is not a readable PNG file ({error}).") from error
+    if text is None:
+        raise RecipeError(
+            "This PNG holds no recipe: it was not made here, or it was saved again without its text chunks."
+        )
+    try:
+        recipe = json.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"The recipe in this PNG is not JSON ({error}).") from error
+    if not isinstance(recipe, dict):
+        raise RecipeError("The recipe in this PNG is not a JSON object.")
+    for name, kind in FIELDS.items():
+        value = recipe.get(name)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise RecipeError(f"The recipe in this PNG has {name} = {value!r}; it must be {kind.__name__}.")
+    if recipe["version"] != VERSION:
+        raise RecipeError(f"The recipe in this PNG is of version {recipe['version']}; this reads {VERSION}.")
+    return recipe

@@ -1,0 +1,563 @@
+"""The contract between the API and its workers: what a job is, and its record in Redis."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import wraps
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from worker import scripts
+from worker.news import News, Watch
+
+if TYPE_CHECKING:
+    from worker.queue import QueueSettings
+
+# JobError
+# ├── UnknownJob            404: never known to this caller, or forgotten
+# ├── ExpiredJob            410: its images are gone
+# ├── QueueFull             429
+# ├── IdempotencyConflict   422: the same key with another request
+# ├── AttentionFailed       the worker could not make this map
+# └── BrokerUnavailable     503: Redis does not answer
+
+
+class JobError(Exception):
+    """Root of what this package raises on purpose about jobs."""
+
+
+class UnknownJob(JobError):
+    """No such job, or another caller's."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"There is no job {job_id!r}. It was never made, or it was forgotten long after its end."
+        )
+
+
+class ExpiredJob(JobError):
+    """The job ended so long ago that its images are gone."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The images of job {job_id!r} have expired. The same recipe makes the same images again."
+        )
+
+
+class QueueFull(JobError):
+    """As many jobs wait as are allowed."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        super().__init__(f"{depth} jobs are waiting and no more are taken. Try again when some are done.")
+
+
+class IdempotencyConflict(JobError):
+    """The key was used before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Idempotency key {key!r} belongs to another request. Use a new key for a new request."
+        )
+
+
+class AttentionFailed(JobError):
+    """The worker could not make an attention map; the message is its reason."""
+
+
+class BrokerUnavailable(JobError):
+    """Redis does not answer, or is full."""
+
+    def __init__(self, reason: str = "Redis does not answer") -> None:
+        super().__init__(f"{reason}. Nothing that was accepted is lost; try again in a few seconds.")
+
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What is to be made. Image k of it depends on nothing but this and k."""
+
+    model: str
+    model_hash: str  # sha256 hex of the checkpoint file
+    precision: str  # "float32" or "bfloat16": pixels depend on it
+    class_id: int
+    class_name: str
+    count: int  # images, 1 to 64
+    seed: int  # 0 to 2^63 - 1
+    truncation: float  # (0, 1]: z is scaled by it
+    priority: int = 5  # 0 to 9, 9 is most urgent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One image of a job, as the engine needs it."""
+
+    class_id: int
+    seed: int
+    index: int
+    truncation: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """The record of a job as it was when it was read."""
+
+    id: str
+    owner: str
+    spec: JobSpec
+    state: State
+    created_at: datetime
+    started_at: datetime | None  # None: not in a forward yet
+    finished_at: datetime | None  # None: not ended
+    error: str | None  # why it failed
+    done: int  # images finished so far
+    expires_at: datetime | None  # the images are gone after it; None: not ended
+    attempts: int  # forwards it entered since its last finished image: more than one means a worker died
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+    def recipe(self, index: int) -> Recipe:
+        return recipe(self.spec, index)
+
+
+def recipe(spec: JobSpec, index: int) -> Recipe:
+    """The recipe of image `index` of a job."""
+    return Recipe(spec.class_id, spec.seed, index, spec.truncation)
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A place in the generator that attends."""
+
+    name: str  # as in "16x16"
+    resolution: int  # of its feature map, in cells
+    gamma: float  # gate of the layer; near 0 its map says little
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that a worker has loaded."""
+
+    name: str
+    hash: str  # sha256 hex of the checkpoint file
+    precision: str
+    resolution: int  # pixels
+    classes: tuple[str, ...]
+    attention: tuple[AttentionSite, ...] = ()
+    metrics: dict[str, object] = field(default_factory=dict)
+    licence: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What a worker has done with one model since it started."""
+
+    images: int = 0
+    forwards: int = 0
+    busy_seconds: float = 0.0  # of the device
+    batch_sizes: dict[int, int] = field(default_factory=dict)  # images in a forward -> forwards
+    attention_maps: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker's last sign of life."""
+
+    id: str
+    device: str
+    started_at: datetime
+    beat_at: datetime
+    models: tuple[ModelInfo, ...]
+    stats: dict[str, ModelStats] = field(default_factory=dict)  # by name of the model
+    in_hand: tuple[str, ...] = ()  # ids of the jobs it works on
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where each cell of a feature map attends to, and how much that matters.
+
+    Rows are queries, in row-major order (y * width + x); each sums to 1. Grids are (height, width).
+    """
+
+    layer: str
+    query_grid: tuple[int, int]
+    key_grid: tuple[int, int]
+    gamma: float
+    share: float  # ‖γ·o‖ / ‖x‖: what attention adds to the features at that layer
+    map: NDArray[np.float16]  # [queries, keys]
+
+    def to_bytes(self) -> bytes:
+        """Compressed, for Redis."""
+        header = {
+            **{"layer": self.layer, "query_grid": self.query_grid, "key_grid": self.key_grid},
+            **{"gamma": self.gamma, "share": self.share},
+        }
+        values = np.ascontiguousarray(self.map, dtype=np.float16).tobytes()
+        return zlib.compress(json.dumps(header).encode() + b"\n" + values, level=1)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> AttentionMap:
+        head, values = zlib.decompress(data).split(b"\n", 1)
+        header = json.loads(head)
+        (rows, columns), (key_rows, key_columns) = header["query_grid"], header["key_grid"]
+        return cls(
+            layer=header["layer"],
+            query_grid=(rows, columns),
+            key_grid=(key_rows, key_columns),
+            gamma=header["gamma"],
+            share=header["share"],
+            map=np.frombuffer(values, np.float16).reshape(rows * columns, key_rows * key_columns),
+        )
+
+
+SPEC: Final = TypeAdapter(JobSpec)
+WORKER: Final = TypeAdapter(WorkerInfo)
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _asks_redis(
+    method: Callable[Concatenate[JobStore, _P], Awaitable[_T]],
+) -> Callable[Concatenate[JobStore, _P], Coroutine[Any, Any, _T]]:
+    """Says BrokerUnavailable where Redis does not answer."""
+
+    @wraps(method)
+    async def asked(self: JobStore, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        try:
+            return await method(self, *args, **kwargs)
+        except OutOfMemoryError as error:
+            raise BrokerUnavailable("Redis is full") from error
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            raise BrokerUnavailable() from error
+
+    return asked  # type: ignore[return-value]  # wraps() hides that it is a method like the one it wraps
+
+
+class JobStore:
+    """The jobs as the API sees them. Every method may raise BrokerUnavailable."""
+
+    def __init__(self, redis: Redis, settings: QueueSettings) -> None:
+        # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
+        self._redis: Any = redis
+        self._settings = settings
+        self._keys = scripts.Keys(settings.namespace)
+        self._news = News(redis, self._keys.news)
+        self._create = redis.register_script(scripts.CREATE)
+        self._end = redis.register_script(scripts.END)
+
+    @classmethod
+    def open(cls, settings: QueueSettings) -> Self:
+        """A store over its own connections. Nothing is sent before the first call."""
+        redis = Redis.from_url(
+            settings.redis_url,
+            socket_timeout=5,
+            socket_connect_timeout=2,
+            health_check_interval=15,
+            # Bridges a lost connection, not an outage: a caller is waiting, and 503 is its answer then.
+            retry=Retry(ExponentialWithJitterBackoff(cap=0.4, base=0.05), retries=2),
+        )
+        return cls(redis, settings)
+
+    async def close(self) -> None:
+        await self._news.close()
+        await self._redis.aclose()
+
+    @_asks_redis
+    async def ping(self) -> None:
+        """Return if Redis answers."""
+        await self._redis.ping()
+
+    @_asks_redis
+    async def create(
+        self, spec: JobSpec, owner: str, idempotency_key: str | None = None, request: str | None = None
+    ) -> tuple[Job, bool]:
+        """Record a job; publish it afterwards if the second value says that it is new.
+
+        request: what the caller asked, before defaults and a seed were drawn; the same key must come with
+        the same request. None: the spec itself. Raises QueueFull, IdempotencyConflict.
+        """
+        job_id = secrets.token_urlsafe(16)  # 128 bits: an id is also what lets its holder in
+        body = SPEC.dump_json(spec).decode()
+        key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
+        lifetime = self._settings.result_ttl + self._settings.record_ttl
+        outcome, detail = await self._create(
+            args=[
+                *(self._keys.prefix, job_id, owner, body, spec.priority, spec.count),
+                *(self._settings.max_queued, lifetime, key, body if request is None else request),
+            ]
+        )
+        match outcome:
+            case b"full":
+                raise QueueFull(int(detail))
+            case b"conflict":
+                raise IdempotencyConflict(str(idempotency_key))
+            case _:
+                return await self.get(detail.decode(), owner), outcome == b"new"
+
+    @_asks_redis
+    async def get(self, job_id: str, owner: str) -> Job:
+        """The job as it is now. Raises UnknownJob, ExpiredJob."""
+        record = await self._redis.hgetall(self._keys.job(job_id))
+        if not record or record[b"owner"].decode() != owner:
+            raise UnknownJob(job_id)
+        job = read_job(job_id, record)
+        if _expired(job):
+            raise ExpiredJob(job_id)
+        return job
+
+    @_asks_redis
+    async def position(self, job: Job) -> int | None:
+        """How many jobs run before it; 0: it is next. None: it does not wait any more."""
+        rank = await self._redis.zrank(self._keys.queued, job.id)
+        return None if rank is None else int(rank)
+
+    @_asks_redis
+    async def image(self, job: Job, index: int) -> bytes | None:
+        """PNG of one image; None while it is not made. Raises ExpiredJob."""
+        png: bytes | None = await self._redis.hget(self._keys.images(job.id), str(index))
+        if png is None:
+            await self._still_there(job)
+        return png
+
+    @_asks_redis
+    async def images(self, job: Job) -> list[bytes | None]:
+        """PNG of every image; None for those that are not made. Raises ExpiredJob."""
+        found = await self._redis.hgetall(self._keys.images(job.id))
+        if not found:
+            await self._still_there(job)
+        return [found.get(str(index).encode()) for index in range(job.spec.count)]
+
+    @_asks_redis
+    async def recent(
+        self, owner: str, limit: int = 20, cursor: str | None = None
+    ) -> tuple[list[Job], str | None]:
+        """The owner's jobs, newest first, without the expired; and where the next page starts.
+
+        cursor: what the last page gave. Raises ValueError if it is not one.
+        """
+        highest = "+inf" if cursor is None else f"({int(cursor)}"
+        rows = await self._redis.zrange(
+            self._keys.recent(owner),
+            highest,
+            "-inf",
+            desc=True,
+            byscore=True,
+            withscores=True,
+            offset=0,
+            num=limit,
+        )
+        async with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, _ in rows:
+                pipe.hgetall(self._keys.job(job_id.decode()))
+            records = await pipe.execute()
+        known = [
+            read_job(row[0].decode(), record) for row, record in zip(rows, records, strict=True) if record
+        ]
+        following = str(int(rows[-1][1])) if len(rows) == limit else None
+        return [job for job in known if not _expired(job)], following
+
+    @_asks_redis
+    async def cancel(self, job_id: str, owner: str) -> Job:
+        """End a job; what is not yet in a forward never runs. A job that has ended stays as it is."""
+        await self.get(job_id, owner)
+        settings = self._settings
+        await self._end(
+            args=[self._keys.prefix, job_id, "cancelled", "", settings.result_ttl, settings.record_ttl]
+        )
+        return await self.get(job_id, owner)
+
+    @_asks_redis
+    async def events(self, job_id: str, last_id: str = "0") -> list[tuple[str, dict[str, object]]]:
+        """State changes after last_id, oldest first: (id, {"state": ..., "done": images})."""
+        rows = await self._redis.xrange(self._keys.events(job_id), min=f"({last_id}")
+        return [
+            (row_id.decode(), {"state": row[b"state"].decode(), "done": int(row[b"done"])})
+            for row_id, row in rows
+        ]
+
+    async def follow(
+        self, job: Job, last_id: str = "0"
+    ) -> AsyncIterator[tuple[str, dict[str, object]] | None]:
+        """Events after last_id as they come, up to the job's end; None every few seconds without any."""
+        with self.watch([job.id]) as watch:
+            while True:
+                events = await self.events(job.id, last_id)
+                for event in events:
+                    last_id = event[0]
+                    yield event
+                    if event[1]["state"] in ENDED:
+                        return
+                if not events:
+                    # Whoever asks after the end, with the last id of all, gets no more events.
+                    if (await self.get(job.id, job.owner)).ended and not await self.events(job.id, last_id):
+                        return
+                    yield None
+                await watch.wait(15.0)
+
+    def watch(self, keys: Iterable[str]) -> AbstractContextManager[Watch]:
+        """News about jobs, by id: open it, look at the job, then wait, look again."""
+        return self._news.watch(keys)
+
+    async def finished(self, job_id: str, owner: str, seconds: float) -> Job:
+        """The job when it has ended, or as it is after so many seconds."""
+        deadline = monotonic() + seconds
+        with self.watch([job_id]) as watch:
+            job = await self.get(job_id, owner)
+            while not job.ended and (left := deadline - monotonic()) > 0:
+                await watch.wait(left)
+                job = await self.get(job_id, owner)
+            return job
+
+    @_asks_redis
+    async def workers(self) -> list[WorkerInfo]:
+        """The workers that are alive, oldest first."""
+        ids = await self._redis.zrange(self._keys.workers, 0, -1)
+        if not ids:
+            return []
+        beats = await self._redis.mget([self._keys.worker(worker.decode()) for worker in ids])
+        found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
+        return sorted(found, key=lambda worker: worker.started_at)
+
+    async def models(self) -> list[ModelInfo]:
+        """What the living workers have loaded, by name; of two of one name, the newest worker's."""
+        found = {model.name: model for worker in await self.workers() for model in worker.models}
+        return [found[name] for name in sorted(found)]
+
+    @_asks_redis
+    async def depth(self) -> int:
+        """How many jobs wait."""
+        return int(await self._redis.zcard(self._keys.queued))
+
+    @_asks_redis
+    async def counts(self) -> dict[State, int]:
+        """How many jobs are queued and running now, and how many have ever ended in each other state."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zcard(self._keys.queued)
+            pipe.scard(self._keys.open)
+            pipe.hgetall(self._keys.ended)
+            queued, unfinished, ended = await pipe.execute()
+        known: dict[State, int] = {"queued": int(queued), "running": max(0, int(unfinished) - int(queued))}
+        return known | {_state(state.decode()): int(count) for state, count in ended.items()}
+
+    @_asks_redis
+    async def count_request(self, caller: str) -> int:
+        """Count one request of the caller; how many that makes in this minute."""
+        key = self._keys.rate(caller, int(time() // 60))
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.incr(key)
+            pipe.expire(key, 120)
+            made, _ = await pipe.execute()
+        return int(made)
+
+    @_asks_redis
+    async def attention(self, job: Job, image: int, layer: str) -> AttentionMap | None:
+        """The map if it has been made. Raises AttentionFailed with the worker's reason if it cannot be."""
+        data = await self._redis.get(self._keys.attention(job.id, image, layer))
+        if data is None:
+            return None
+        if data.startswith(FAILED):
+            raise AttentionFailed(data.removeprefix(FAILED).decode())
+        return AttentionMap.from_bytes(data)
+
+    @_asks_redis
+    async def claim_attention(self, job: Job, image: int, layer: str) -> bool:
+        """True for one caller in half a minute: that one publishes the task."""
+        key = self._keys.attention_claim(job.id, image, layer)
+        return bool(await self._redis.set(key, b"1", nx=True, ex=30))
+
+    async def attention_made(self, job: Job, image: int, layer: str, seconds: float) -> AttentionMap | None:
+        """The map when it is made; None if it is not by then. Raises AttentionFailed."""
+        deadline = monotonic() + seconds
+        with self.watch([attention_news(job.id, image, layer)]) as watch:
+            found = await self.attention(job, image, layer)
+            while found is None and (left := deadline - monotonic()) > 0:
+                await watch.wait(left)
+                found = await self.attention(job, image, layer)
+            return found
+
+    async def _still_there(self, job: Job) -> None:
+        if job.expires_at is not None and job.done > 0:
+            raise ExpiredJob(job.id)
+
+
+FAILED: Final = b"failed:"  # what stands in place of an attention map that could not be made
+
+
+def attention_news(job_id: str, image: int, layer: str) -> str:
+    """What is told on the news channel when an attention map is there."""
+    return f"{job_id}/{image}/{layer}"
+
+
+def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
+    """A job from its hash in Redis."""
+    text = {name.decode(): value.decode() for name, value in record.items()}
+    return Job(
+        id=job_id,
+        owner=text["owner"],
+        spec=SPEC.validate_json(text["spec"]),
+        state=_state(text["state"]),
+        created_at=datetime.fromtimestamp(float(text["created_at"]), UTC),
+        started_at=_time(text.get("started_at")),
+        finished_at=_time(text.get("finished_at")),
+        error=text["error"] or None,
+        done=int(text["done"]),
+        expires_at=_time(text.get("expires_at")),
+        attempts=int(text["attempts"]),
+    )
+
+
+def _state(text: str) -> State:
+    states: Sequence[State] = ("queued", "running", "succeeded", "failed", "cancelled")
+    return next(state for state in states if state == text)
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromtimestamp(float(text), UTC)
+
+
+def _expired(job: Job) -> bool:
+    return job.expires_at is not None and job.expires_at <= datetime.now(UTC)
+
+
+__all__ = [
+    "AttentionFailed",
+    "AttentionMap",
+    "AttentionSite",
+    "BrokerUnavailable",
+    "ExpiredJob",
+    "IdempotencyConflict",
+    "Job",
+    "JobError",
+    "JobSpec",
+    "JobStore",
+    "ModelInfo",
+    "ModelStats",
+    "QueueFull",
+    "Recipe",
+    "State",
+    "UnknownJob",
+    "WorkerInfo",
+]

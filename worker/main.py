@@ -1,0 +1,134 @@
+"""The worker process: models on the device's thread, jobs on Celery's, until a signal ends it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from threading import Event, Thread
+
+import celery.signals
+from celery import Celery
+from kombu.utils.scheduling import sorted_cycle
+
+from worker.batcher import Batcher
+from worker.engine import Engine, EngineError, load_engines
+from worker.jobs import WorkerInfo
+from worker.queue import ATTENTION_QUEUE, make_celery, publish_generate
+from worker.settings import WorkerSettings
+from worker.tasks import Desk, register
+from worker.upkeep import Sweeper, every
+from worker.worker_store import Stopping, WorkerStore
+
+log = logging.getLogger(__name__)
+
+
+def run_worker(
+    settings: WorkerSettings, load: Callable[[WorkerSettings], Mapping[str, Engine]] = load_engines
+) -> int:
+    """Serve until SIGTERM or SIGINT; returns the exit code. Jobs in hand are handed back, in seconds."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stopping = Event()
+    worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+    store = WorkerStore(settings, worker_id, stopping.is_set)
+    batcher = Batcher(lambda: load(settings), store.begin, settings.max_batch)
+    log.info("loading models from %s", settings.checkpoints)
+    try:
+        engines = batcher.start()
+    except EngineError as error:
+        print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    desk = Desk(settings, store, batcher, engines)
+    started = datetime.now(UTC)
+
+    def beat() -> None:
+        store.beat(
+            WorkerInfo(
+                id=worker_id,
+                device=next(iter(engines.values())).device,
+                started_at=started,
+                beat_at=datetime.now(UTC),
+                models=tuple(engine.info for engine in engines.values()),
+                stats=batcher.stats(),
+                in_hand=desk.in_hand(),
+            )
+        )
+
+    queue = make_celery(settings)
+    register(queue, desk)
+    sweeper = Sweeper(settings, store, lambda job: publish_generate(queue, job))
+    helpers = [
+        every(settings.heartbeat_period, beat, stopping, "heartbeat"),
+        every(settings.heartbeat_period, sweeper.sweep, stopping, "sweeper"),
+    ]
+
+    def stop_batcher() -> None:
+        stopping.wait()
+        batcher.stop()
+
+    Thread(target=stop_batcher, name="stop", daemon=True).start()
+    log.info("serving %s", ", ".join(sorted(engines)))
+    code = _consume(queue, settings, batcher, stopping)
+    stopping.set()
+    batcher.join(seconds=30)
+    for helper in helpers:
+        helper.join(2)
+    with suppress(Stopping):  # Redis is away; it forgets this worker by itself
+        store.leave()
+    store.close()
+    log.info("stopped")
+    return code
+
+
+def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], stopping: Event) -> int:
+    """Run Celery's consumer in this thread until a signal ends it."""
+
+    class OnlyWhatIsMadeSoon(sorted_cycle):
+        """Takes no more jobs while there is work for some seconds, so that an urgent one finds room.
+
+        Attention maps are taken all the same. kombu asks before each look into Redis.
+        """
+
+        def consume(self, n: int) -> list[str]:
+            names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
+            if batcher.backlog() > settings.backlog:
+                return [name for name in names if name == ATTENTION_QUEUE]
+            return names
+
+    queue.conf.broker_transport_options = {
+        **queue.conf.broker_transport_options,
+        "queue_order_strategy": OnlyWhatIsMadeSoon,
+    }
+
+    def on_shutdown(**_: object) -> None:
+        stopping.set()  # in a signal handler: no locks, no logging
+
+    def keep_our_logging(**_: object) -> None:
+        logging.getLogger("celery").setLevel(logging.WARNING)
+
+    celery.signals.worker_shutting_down.connect(on_shutdown, weak=False)
+    celery.signals.setup_logging.connect(keep_our_logging, weak=False)
+    worker = queue.Worker(
+        pool="threads",
+        concurrency=settings.concurrency,
+        hostname=f"sagan@{socket.gethostname()}",
+        loglevel="WARNING",
+        without_mingle=True,  # nothing to ask other workers, and no need to wait a second for their answer
+        without_gossip=True,
+        without_heartbeat=True,  # ours carries the models
+        quiet=True,
+    )
+    try:
+        worker.start()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return int(worker.exitcode or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(WorkerSettings()))

@@ -1,0 +1,88 @@
+"""One pub/sub subscription for a whole process: whoever waits for a key is a future in a dictionary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+# Pub/sub may lose a message (a reconnect, a full buffer), so nobody relies on it for longer than this.
+RECHECK: Final = 5.0  # seconds
+
+
+class Watch:
+    """News about some keys since this watch was opened: look at the state after opening it, then wait."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for so many seconds at most; True if there may be news: then look again."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), min(seconds, RECHECK))
+        told = self._event.is_set() or seconds > RECHECK
+        self._event.clear()
+        return told
+
+    def tell(self) -> None:
+        self._event.set()
+
+
+class News:
+    """Tells watches of what is published on one channel. Open it inside a running event loop."""
+
+    def __init__(self, redis: Redis, channel: str) -> None:
+        self._redis = redis
+        self._channel = channel
+        self._watches: dict[str, set[Watch]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def watch(self, keys: Iterable[str]) -> Iterator[Watch]:
+        """A watch over these keys."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._listen(), name="job news")
+        watch = Watch()
+        wanted = set(keys)
+        for key in wanted:
+            self._watches.setdefault(key, set()).add(watch)
+        try:
+            yield watch
+        finally:
+            for key in wanted:
+                self._watches[key].discard(watch)
+                if not self._watches[key]:
+                    del self._watches[key]
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub() as subscription:
+                    await subscription.subscribe(self._channel)
+                    self._tell_all()  # of what happened while nobody listened
+                    while True:
+                        message = await subscription.get_message(timeout=RECHECK)
+                        if message is None:
+                            await subscription.ping()  # notices a connection that is half open
+                        elif message["type"] == "message":
+                            for watch in self._watches.get(message["data"].decode(), ()):
+                                watch.tell()
+            except (RedisError, OSError):
+                self._tell_all()
+                await asyncio.sleep(0.5)
+
+    def _tell_all(self) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.tell()

@@ -1,0 +1,144 @@
+"""What the service makes, made by hand: images, an attention map, and an image again from its PNG."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from model.checkpoint import write_whole
+from model.errors import ModelError
+from worker.encode import RecipeError, png, read_recipe, recipe_json
+from worker.engine import Engine, EngineError, choose_device
+from worker.jobs import AttentionMap, JobSpec, Recipe
+
+BATCH = 16  # images a forward
+
+
+class OfflineError(Exception):
+    """What was asked for cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How an image made again compares with the file."""
+
+    same: bool  # to the last level of every pixel
+    text: str
+
+
+def write_samples(
+    checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
+) -> Iterator[Path]:
+    """Write `count` PNGs with their recipes inside into `out`, and tell each path. Raises OfflineError."""
+    engine = _load(checkpoint, device)
+    spec = _spec(engine, class_name, count, seed, truncation)
+    for first in range(0, count, BATCH):
+        indices = range(first, min(first + BATCH, count))
+        pixels = engine.sample([Recipe(spec.class_id, seed, k, truncation) for k in indices])
+        for k, image in zip(indices, pixels, strict=True):
+            path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
+            write_whole(path, png(image, recipe_json(spec, k)))
+            yield path
+
+
+def attend(
+    checkpoint: Path,
+    class_name: str,
+    seed: int,
+    index: int,
+    truncation: float,
+    layer: str | None,
+    device: str,
+) -> tuple[NDArray[np.uint8], AttentionMap]:
+    """One image [R, R, 3] and what `layer` (None: the first) attended to. Raises OfflineError."""
+    engine = _load(checkpoint, device)
+    spec = _spec(engine, class_name, index + 1, seed, truncation)
+    if not engine.info.attention:
+        raise OfflineError(f"{checkpoint} has no attention layer.")
+    try:
+        return engine.attention(
+            Recipe(spec.class_id, seed, index, truncation), layer or engine.info.attention[0].name
+        )
+    except EngineError as error:
+        raise OfflineError(str(error)) from None
+
+
+def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
+    """Make the image in a PNG again from its recipe, and compare. Raises OfflineError."""
+    try:
+        recipe = read_recipe(image.read_bytes())
+    except (OSError, RecipeError) as error:
+        raise OfflineError(f"{image}: {error}") from None
+    engine = _load(checkpoints / f"{recipe['model']}.safetensors", device, str(recipe["precision"]))
+    if engine.info.hash != recipe["model_hash"]:
+        raise OfflineError(
+            f"{image} was made by another {recipe['model']} (sha256 {str(recipe['model_hash'])[:12]}…) than the "
+            f"one in {checkpoints} ({engine.info.hash[:12]}…)."
+        )
+    class_id, seed, index = (int(str(recipe[name])) for name in ("class_id", "seed", "index"))
+    made = engine.sample([Recipe(class_id, seed, index, float(str(recipe["truncation"])))])[0]
+    with Image.open(image) as opened:
+        kept = np.asarray(opened.convert("RGB"))
+    if kept.shape != made.shape:
+        return Verdict(
+            False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, the model makes {made.shape[0]}."
+        )
+    apart = np.abs(kept.astype(int) - made.astype(int))
+    if not apart.any():
+        return Verdict(True, f"{image}: the same, to the last level of every pixel.")
+    return Verdict(
+        False, f"{image}: {(apart > 0).mean():.2%} of its values differ, by {apart.max()} at most."
+    )
+
+
+def describe(folder: Path) -> Iterator[str]:
+    """A line a checkpoint in `folder`: what it makes, or why it does not load."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            info = _load(path, "cpu").info
+        except OfflineError as error:
+            yield str(error)
+        else:
+            sites = ", ".join(f"{site.name} (γ {site.gamma:.3f})" for site in info.attention) or "none"
+            yield (
+                f"{info.name}: {info.resolution}×{info.resolution}, {len(info.classes)} classes, attention {sites}, "
+                f"sha256 {info.hash[:12]}…"
+            )
+
+
+def _load(path: Path, device: str, precision: str = "float32") -> Engine:
+    try:
+        return Engine.load(path, choose_device(device), precision, BATCH)
+    except (ModelError, EngineError) as error:
+        raise OfflineError(str(error)) from None
+
+
+def _spec(engine: Engine, asked: str, count: int, seed: int, truncation: float) -> JobSpec:
+    names = engine.info.classes
+    if asked in names:
+        class_id = names.index(asked)
+    elif asked.isdecimal() and int(asked) < len(names):
+        class_id = int(asked)
+    else:
+        near = difflib.get_close_matches(asked, names, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"It has 0 to {len(names) - 1}."
+        raise OfflineError(f"{engine.info.name} has no class {asked!r}. {hint}")
+    if not 0 < truncation <= 1:
+        raise OfflineError(f"truncation is {truncation}; it must be above 0 and at most 1.")
+    return JobSpec(
+        model=engine.info.name,
+        model_hash=engine.info.hash,
+        precision=engine.info.precision,
+        class_id=class_id,
+        class_name=names[class_id],
+        count=count,
+        seed=seed,
+        truncation=truncation,
+        priority=5,
+    )

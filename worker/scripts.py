@@ -1,0 +1,248 @@
+"""Every change of a job's state: one Lua script each, so that state, event and notification move together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The names of what is kept in Redis, all below one namespace."""
+
+    namespace: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.namespace}:"
+
+    @property
+    def queued(self) -> str:
+        """Sorted set of jobs that wait, in the order in which they will run."""
+        return f"{self.namespace}:queued"
+
+    @property
+    def open(self) -> str:
+        """Set of jobs that have not ended."""
+        return f"{self.namespace}:open"
+
+    @property
+    def workers(self) -> str:
+        """Sorted set of workers by the time of their last heartbeat."""
+        return f"{self.namespace}:workers"
+
+    @property
+    def news(self) -> str:
+        """Channel on which the id of a job is told whenever it changed."""
+        return f"{self.namespace}:news"
+
+    @property
+    def sweeper(self) -> str:
+        """Lock of the one worker that sweeps."""
+        return f"{self.namespace}:sweeper"
+
+    def job(self, job_id: str) -> str:
+        return f"{self.namespace}:job:{job_id}"
+
+    def images(self, job_id: str) -> str:
+        """Hash: index of the image -> PNG."""
+        return f"{self.namespace}:images:{job_id}"
+
+    def events(self, job_id: str) -> str:
+        return f"{self.namespace}:events:{job_id}"
+
+    def worker(self, worker_id: str) -> str:
+        """Heartbeat; it is there as long as the worker is alive."""
+        return f"{self.namespace}:worker:{worker_id}"
+
+    def recent(self, owner: str) -> str:
+        return f"{self.namespace}:recent:{owner}"
+
+    def idempotency(self, owner: str, key: str) -> str:
+        return f"{self.namespace}:idempotency:{owner}:{key}"
+
+    @property
+    def ended(self) -> str:
+        """Hash: state -> how many jobs have ever ended in it."""
+        return f"{self.namespace}:ended"
+
+    def rate(self, caller: str, minute: int) -> str:
+        return f"{self.namespace}:rate:{caller}:{minute}"
+
+    def attention(self, job_id: str, image: int, layer: str) -> str:
+        return f"{self.namespace}:attention:{job_id}:{image}:{layer}"
+
+    def attention_claim(self, job_id: str, image: int, layer: str) -> str:
+        return f"{self.namespace}:attention-claim:{job_id}:{image}:{layer}"
+
+
+# Keys of a job are built inside the scripts: this needs one Redis, not a cluster. The clock is Redis' own,
+# so that the times of a job agree whatever machines the API and the workers run on.
+_PRELUDE: Final = """
+local prefix = ARGV[1]
+local queued, open, news = prefix .. 'queued', prefix .. 'open', prefix .. 'news'
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+end
+
+local function job(id) return prefix .. 'job:' .. id end
+local function images(id) return prefix .. 'images:' .. id end
+local function events(id) return prefix .. 'events:' .. id end
+local function is_open(state) return state == 'queued' or state == 'running' end
+
+local function tell(id, state, done)
+  redis.call('XADD', events(id), '*', 'state', state, 'done', done)
+  redis.call('PUBLISH', news, id)
+end
+
+local function run(id)
+  local time = string.format('%.6f', now())
+  redis.call('HSETNX', job(id), 'started_at', time)
+  redis.call('HSET', job(id), 'state', 'running')
+  redis.call('ZREM', queued, id)
+end
+
+local function finish(id, state, reason, result_ttl, record_ttl)
+  local time = now()
+  local expires = time + result_ttl
+  redis.call('HSET', job(id), 'state', state, 'error', reason, 'worker', '',
+             'finished_at', string.format('%.6f', time), 'expires_at', string.format('%.6f', expires))
+  redis.call('ZREM', queued, id)
+  redis.call('SREM', open, id)
+  redis.call('HINCRBY', prefix .. 'ended', state, 1)
+  tell(id, state, redis.call('HGET', job(id), 'done'))
+  redis.call('EXPIRE', images(id), result_ttl)
+  redis.call('EXPIRE', events(id), result_ttl)
+  redis.call('EXPIRE', job(id), result_ttl + record_ttl)
+end
+"""
+
+# id, owner, spec, priority, count, max_queued, ttl, idempotency key or '', request -> {outcome, id or depth}
+# What has not ended has no TTL, or a long queue would lose it; max_queued bounds it.
+CREATE: Final = (
+    _PRELUDE
+    + """
+local id, owner, spec, priority = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local count, max_queued, ttl, key, request = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
+if redis.call('EXISTS', job(id)) == 1 then return {'new', id} end  -- our own call, sent again
+if key ~= '' then
+  local known = redis.call('HMGET', key, 'job', 'request')
+  if known[1] and redis.call('EXISTS', job(known[1])) == 1 then
+    if known[2] ~= request then return {'conflict', known[1]} end
+    return {'known', known[1]}
+  end
+end
+local depth = redis.call('ZCARD', queued)
+if depth >= max_queued then return {'full', tostring(depth)} end
+local sequence = redis.call('INCR', prefix .. 'sequence')
+local score = (9 - priority) * 1e13 + sequence  -- exact in a double: below 2^53
+redis.call('HSET', job(id), 'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', 0,
+           'attempts', 0, 'worker', '', 'error', '', 'score', string.format('%.0f', score),
+           'created_at', string.format('%.6f', now()))
+redis.call('ZADD', queued, string.format('%.0f', score), id)
+redis.call('SADD', open, id)
+local recent = prefix .. 'recent:' .. owner
+redis.call('ZADD', recent, sequence, id)
+redis.call('ZREMRANGEBYRANK', recent, 0, -1001)  -- the newest thousand
+redis.call('EXPIRE', recent, ttl)
+if key ~= '' then
+  redis.call('HSET', key, 'job', id, 'request', request)
+  redis.call('EXPIRE', key, ttl)
+end
+tell(id, 'queued', 0)
+return {'new', id}
+"""
+)
+
+# id, state, reason, result_ttl, record_ttl -> 1 if it ended now, 0 if it had ended before or is not known
+END: Final = (
+    _PRELUDE
+    + """
+local id = ARGV[2]
+if not is_open(redis.call('HGET', job(id), 'state')) then return 0 end
+finish(id, ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]))
+return 1
+"""
+)
+
+# id, worker -> {spec, attempts, indices of images already there...}, or nothing if there is nothing to do
+TAKE: Final = (
+    _PRELUDE
+    + """
+local id, worker = ARGV[2], ARGV[3]
+local record = redis.call('HMGET', job(id), 'state', 'worker', 'spec', 'attempts')
+if not is_open(record[1]) then return false end
+local holder = record[2]
+if holder ~= '' and holder ~= worker and redis.call('EXISTS', prefix .. 'worker:' .. holder) == 1 then
+  return false  -- a living worker has it: this message is a second one
+end
+redis.call('HSET', job(id), 'worker', worker)
+local answer = {record[3], record[4]}
+for _, index in ipairs(redis.call('HKEYS', images(id))) do table.insert(answer, index) end
+return answer
+"""
+)
+
+# worker, how many enter, ids that enter a forward..., ids that came out of one... -> ids that may run
+BEGIN: Final = (
+    _PRELUDE
+    + """
+local worker, entering = ARGV[2], tonumber(ARGV[3])
+for i = 4 + entering, #ARGV do
+  if redis.call('EXISTS', job(ARGV[i])) == 1 then redis.call('HSET', job(ARGV[i]), 'attempts', 0) end
+end
+local allowed = {}
+for i = 4, 3 + entering do
+  local id = ARGV[i]
+  local record = redis.call('HMGET', job(id), 'state', 'worker', 'done')
+  if is_open(record[1]) and (record[2] == worker or record[2] == '') then
+    redis.call('HSET', job(id), 'worker', worker)
+    redis.call('HINCRBY', job(id), 'attempts', 1)
+    if record[1] == 'queued' then
+      run(id)
+      tell(id, 'running', record[3])
+    end
+    table.insert(allowed, id)
+  end
+end
+return allowed
+"""
+)
+
+# id, index, png, result_ttl, record_ttl -> the state after it
+SAVE: Final = (
+    _PRELUDE
+    + """
+local id = ARGV[2]
+local record = redis.call('HMGET', job(id), 'state', 'count')
+if not is_open(record[1]) then return record[1] or 'unknown' end
+if record[1] == 'queued' then run(id) end  -- Redis came back with an older state
+if redis.call('HSETNX', images(id), ARGV[3], ARGV[4]) == 0 then return 'running' end
+local done = redis.call('HLEN', images(id))
+redis.call('HSET', job(id), 'done', done, 'attempts', 0)
+if done == tonumber(record[2]) then
+  finish(id, 'succeeded', '', tonumber(ARGV[5]), tonumber(ARGV[6]))
+  return 'succeeded'
+end
+tell(id, 'running', done)
+return 'running'
+"""
+)
+
+# id, worker that held it -> 1 if it waits again, 0 if it ended or is another worker's
+RELEASE: Final = (
+    _PRELUDE
+    + """
+local id = ARGV[2]
+local record = redis.call('HMGET', job(id), 'state', 'worker', 'score', 'done')
+if not is_open(record[1]) or record[2] ~= ARGV[3] then return 0 end
+redis.call('HSET', job(id), 'worker', '', 'state', 'queued')
+if record[1] == 'running' then
+  redis.call('ZADD', queued, record[3], id)
+  tell(id, 'queued', record[4])
+end
+return 1
+"""
+)

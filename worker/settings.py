@@ -1,0 +1,35 @@
+"""What a worker may be told, beyond what it must agree on with the API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from worker.queue import QueueSettings
+
+
+class WorkerSettings(QueueSettings):
+    """Settings of a worker process. Each field is read from SAGAN_<NAME>."""
+
+    checkpoints: Path = Field(
+        default=Path("checkpoints"),
+        description="folder; every *.safetensors in it is a model, named by its stem",
+    )
+    device: str = Field(
+        default="auto", description='"cpu", "cuda" or "cuda:1"; "auto": a GPU if there is one'
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description='of the forward; pixels depend on it. "auto": float32'
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="CPU threads of a forward; None: torch's own choice"
+    )
+    max_batch: int = Field(default=16, ge=4, le=256, description="images in one forward at most")
+    concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
+    backlog: float = Field(
+        default=4.0,
+        gt=0,
+        description="seconds of work in hand above which no more jobs are taken, only attention maps",
+    )
