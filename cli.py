@@ -207,7 +207,7 @@ def pack(
     except TrainError as error:
         _fail(error)
     for line in report.lines():
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False)  # file names may look like markup
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -88,6 +88,7 @@ def describe(app: FastAPI, *, with_keys: bool) -> None:
                 title=app.title, version=app.version, description=app.description, routes=app.routes
             )
             components = schema.setdefault("components", {})
+            _replace_validation_errors(schema)
             found = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = components.setdefault("schemas", {})
             parts.update(found.pop("$defs"))
@@ -112,3 +113,13 @@ def describe(app: FastAPI, *, with_keys: bool) -> None:
         return Response(_START, media_type="text/javascript")
 
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
+
+
+def _replace_validation_errors(schema: dict[str, Any]) -> None:
+    """What FastAPI says a 422 is, for routes that name none themselves, becomes our problem document."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                operation["responses"]["422"] = _problem(422)
+    for name in ("HTTPValidationError", "ValidationError"):
+        schema["components"].get("schemas", {}).pop(name, None)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from app.pictures import Pixels, enlarge
 from worker.jobs import AttentionMap
 
 Point = tuple[int, int]  # x, y of a pixel of the image
+Spot = tuple[float, float]  # x, y on a panel, pixels from its top left corner
 Rgb = tuple[int, int, int]
 Floats = npt.NDArray[np.float32]
 View = Literal["figure", "overlay", "heatmap"]
@@ -47,14 +48,8 @@ _ANCHORS: dict[Colormap, str] = {
     "b11901 7a0402",
     "grey": "000000 ffffff",
 }
-_PAPER, _INK, _FAINT, _RULE, _AMBER = (
-    (255, 255, 255),
-    (28, 30, 34),
-    (105, 110, 118),
-    (222, 224, 228),
-    (176, 80, 0),
-)
-_SHARP = 4  # shapes are drawn this many times larger and averaged down: Pillow's own edges are jagged
+_PAPER, _DARK = (255, 255, 255), (15, 15, 15)
+_INK, _FAINT, _RULE, _AMBER = (28, 30, 34), (105, 110, 118), (222, 224, 228), (176, 80, 0)
 
 
 @dataclass(frozen=True)
@@ -191,7 +186,7 @@ def heatmap(image: Pixels, attention: AttentionMap, point: Point, look: Look) ->
 # --- drawing -----------------------------------------------------------------------------------------------
 
 
-def _on_panel(point: Point, resolution: int, side: int) -> tuple[float, float]:
+def _on_panel(point: Point, resolution: int, side: int) -> Spot:
     return (point[0] + 0.5) / resolution * side, (point[1] + 0.5) / resolution * side
 
 
@@ -220,66 +215,85 @@ def _radius(side: int) -> float:
     return max(5.0, side * 0.032)
 
 
-def _mark(panel: Image.Image, centre: tuple[float, float], colour: Rgb, label: str) -> None:
+def _mark(panel: Image.Image, centre: Spot, colour: Rgb, label: str) -> None:
     """A disc ringed in white and in dark, so that it stands out on any ground."""
     radius = _radius(panel.width)
-    with _Sharp(panel) as shapes:
-        for extra, fill in ((0.42, (15, 15, 15)), (0.28, (255, 255, 255)), (0.0, colour)):
-            reach = radius * (1 + extra)
-            box = [(centre[axis] + sign * reach) * _SHARP for sign in (-1, 1) for axis in (0, 1)]
-            shapes.ellipse(box, fill=fill)
+    with _Sharp(panel, [centre], radius * 2) as shapes:
+        for extra, fill in ((0.42, _DARK), (0.28, _PAPER), (0.0, colour)):
+            shapes.disc(centre, radius * (1 + extra), fill)
         if label and radius >= 6:
-            ink = (15, 15, 15) if sum(colour) > 400 else (255, 255, 255)
-            at = (centre[0] * _SHARP, centre[1] * _SHARP)
-            shapes.text(at, label, fill=ink, font=_font(round(radius * 1.5 * _SHARP)), anchor="mm")
+            shapes.text(centre, label, _DARK if sum(colour) > 400 else _PAPER, radius * 1.5)
 
 
-def _arrow(panel: Image.Image, start: tuple[float, float], tip: tuple[float, float], colour: Rgb) -> None:
-    """From the marker's rim to `tip`. A target under the marker gets a ring instead: it attends to itself."""
+def _arrow(panel: Image.Image, start: Spot, tip: Spot, colour: Rgb) -> None:
+    """From the marker to `tip`. A target under the marker gets a ring instead: it attends to itself."""
     radius = _radius(panel.width)
     dx, dy = tip[0] - start[0], tip[1] - start[1]
     length = math.hypot(dx, dy)
-    with _Sharp(panel) as shapes:
-        if length < radius * 2.3:
-            for width, fill in ((0.55, (15, 15, 15)), (0.4, (255, 255, 255)), (0.2, colour)):
-                reach = radius * (2.1 + width / 2)
-                box = [(start[axis] + sign * reach) * _SHARP for sign in (-1, 1) for axis in (0, 1)]
-                shapes.ellipse(box, outline=fill, width=round(radius * width * _SHARP))
+    with _Sharp(panel, [start, tip], radius * 3) as shapes:
+        if length < radius * 2.6:
+            for width, fill in ((0.55, _DARK), (0.4, _PAPER), (0.2, colour)):
+                shapes.ring(start, radius * (2.1 + width / 2), radius * width, fill)
             return
         ux, uy = dx / length, dy / length
-        head = min(radius * 1.9, length * 0.5)
-        # widest and darkest first: a dark rim, a white one, then the colour itself
-        for extra, fill in ((0.30, (15, 15, 15)), (0.17, (255, 255, 255)), (0.0, colour)):
-            half, spread = radius * (0.20 + extra), head * 0.5 + radius * extra * 1.2
-            fore = radius * extra * 1.2  # the rims reach a little beyond, the coloured tip is exact
 
-            def at(along: float, aside: float) -> tuple[float, float]:
-                return (
-                    (start[0] + ux * along - uy * aside) * _SHARP,
-                    (start[1] + uy * along + ux * aside) * _SHARP,
-                )
+        def at(along: float, aside: float) -> Spot:
+            return start[0] + ux * along - uy * aside, start[1] + uy * along + ux * aside
 
-            neck = length - head
-            shapes.polygon([at(0, half), at(neck, half), at(neck, -half), at(0, -half)], fill=fill)
-            shapes.polygon(
-                [at(length + fore, 0), at(neck - fore * 0.6, spread), at(neck - fore * 0.6, -spread)],
-                fill=fill,
-            )
+        head = min(radius * 1.9, length - radius * 1.2)
+        neck = length - head
+        # widest and darkest first: a dark rim, a white one, then the colour itself, whose tip is exact
+        for extra, fill in ((0.30, _DARK), (0.17, _PAPER), (0.0, colour)):
+            half, fore = radius * (0.20 + extra), radius * extra * 1.2
+            spread, back = head * 0.5 + fore, neck - fore * 0.6
+            shapes.polygon([at(0, half), at(neck, half), at(neck, -half), at(0, -half)], fill)
+            shapes.polygon([at(length + fore, 0), at(back, spread), at(back, -spread)], fill)
 
 
 class _Sharp:
-    """Shapes for `panel`, drawn _SHARP times larger and averaged down when the block ends."""
+    """Shapes on `panel` around `spots`, drawn larger and averaged down: Pillow's own edges are jagged.
 
-    def __init__(self, panel: Image.Image) -> None:
+    reach: pixels around the spots that are drawn on.
+    """
+
+    def __init__(self, panel: Image.Image, spots: Sequence[Spot], reach: float) -> None:
+        across, down = zip(*spots, strict=True)
         self._panel = panel
-        self._layer = Image.new("RGBA", (panel.width * _SHARP, panel.height * _SHARP))
+        self._scale = 4 if panel.width <= 512 else 2
+        self._left, self._top = (max(0, math.floor(min(axis) - reach)) for axis in (across, down))
+        right = min(panel.width, math.ceil(max(across) + reach))
+        bottom = min(panel.height, math.ceil(max(down) + reach))
+        self._size = (right - self._left, bottom - self._top)
+        self._layer = Image.new("RGBA", (self._size[0] * self._scale, self._size[1] * self._scale))
+        self._draw = ImageDraw.Draw(self._layer)
 
-    def __enter__(self) -> ImageDraw.ImageDraw:
-        return ImageDraw.Draw(self._layer)
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        small = self._layer.resize(self._panel.size, Image.Resampling.BOX)
-        self._panel.paste(small.convert("RGB"), mask=small.getchannel("A"))
+        small = self._layer.resize(self._size, Image.Resampling.BOX)
+        self._panel.paste(small.convert("RGB"), (self._left, self._top), small.getchannel("A"))
+
+    def disc(self, centre: Spot, radius: float, fill: Rgb) -> None:
+        self._draw.ellipse(self._box(centre, radius), fill=fill)
+
+    def ring(self, centre: Spot, radius: float, width: float, fill: Rgb) -> None:
+        self._draw.ellipse(self._box(centre, radius), outline=fill, width=round(width * self._scale))
+
+    def polygon(self, spots: Sequence[Spot], fill: Rgb) -> None:
+        self._draw.polygon([self._at(spot) for spot in spots], fill=fill)
+
+    def text(self, centre: Spot, text: str, fill: Rgb, pixels: float) -> None:
+        font = _font(round(pixels * self._scale))
+        self._draw.text(self._at(centre), text, fill=fill, font=font, anchor="mm")
+
+    def _at(self, spot: Spot) -> Spot:
+        return (spot[0] - self._left) * self._scale, (spot[1] - self._top) * self._scale
+
+    def _box(self, centre: Spot, radius: float) -> tuple[float, float, float, float]:
+        x, y = self._at(centre)
+        reach = radius * self._scale
+        return x - reach, y - reach, x + reach, y + reach
 
 
 @cache

@@ -85,7 +85,6 @@ class JobOut(BaseModel):
     created_at: datetime
     started_at: datetime | None = Field(description="null: in no forward yet.")
     finished_at: datetime | None = Field(description="null: not ended.")
-    expires_at: datetime | None = Field(description="The images are gone after it; null: not ended.")
     error: str | None = Field(description="Why it failed.")
     done: int = Field(description="Images finished so far.")
     spec: SpecOut
@@ -110,7 +109,6 @@ class JobOut(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
-            expires_at=job.expires_at,
             error=job.error,
             done=job.done,
             spec=SpecOut.model_validate(job.spec, from_attributes=True),

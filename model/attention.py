@@ -71,7 +71,7 @@ class SelfAttention(nn.Module):
             query_grid=(rows, columns),
             key_grid=(rows // step, columns // step),
             map=attention,
-            gamma=float(self.gamma),
+            gamma=float(self.gamma.detach()),
             share=added.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1),
         )
         return x + added, trace

@@ -134,7 +134,8 @@ def open_pack(path: Path) -> Pack:
 def open_data(path: Path, resolution: int | None = None, *, progress: Progress | None = None) -> Pack:
     """A pack, or any source that `pack` knows, packed for this once in memory (2 GiB at most).
 
-    progress: one that runs (inside its `with`). Raises DataError; also for a pack of another resolution than asked for.
+    progress: one that runs (inside its `with`). Raises DataError; also for a pack of another resolution
+    than asked for.
     """
     if path.is_file() and not _is_archive(path):
         opened = open_pack(path)
@@ -146,6 +147,7 @@ def open_data(path: Path, resolution: int | None = None, *, progress: Progress |
                 f"{path} is not a pack: reading its pictures once. `sagan data pack {path} OUT.safetensors` "
                 "makes the next start quick.",
                 highlight=False,
+                markup=False,
             )
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pack.safetensors"

@@ -166,7 +166,8 @@ def kernel_distance(a: Array, b: Array, rng: np.random.Generator) -> tuple[float
         raise FeaturesError(f"KID needs at least 2 images, not {size}.")
 
     def kernel(x: Array, y: Array) -> Array:
-        return np.asarray((x @ y.T / x.shape[1] + 1) ** 3)
+        base = x @ y.T / x.shape[1] + 1
+        return np.asarray(base * base * base)  # NumPy's power is many times slower
 
     found = []
     for _ in range(KID_SUBSETS):

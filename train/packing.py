@@ -21,7 +21,7 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -121,7 +121,7 @@ class Writer:
         self.skipped_count = 0
         self.digest = hashlib.sha256()
         names = len(json.dumps(json.dumps(source.class_names)))
-        texts = len(json.dumps(json.dumps([source.name, source.licence, source.notes, HOW])))
+        texts = len(json.dumps(json.dumps([source.name, source.licence, source.crop, HOW])))
         # a multiple of 8 keeps the pixels aligned; safetensors allows spaces at a header's end
         self.room = (4096 + names + 32 * len(source.class_names) + texts) // 8 * 8
         file.seek(8 + self.room)
@@ -172,7 +172,7 @@ class Writer:
             "source": self.source.name,
             "kind": self.source.kind,
             "licence": self.source.licence or "not stated",
-            "how": HOW,
+            "how": f"{self.source.crop}, {HOW}",
             "sha256": self.digest.hexdigest(),
             "skipped": self.skipped_count,
             "class_names": class_names,
@@ -241,6 +241,8 @@ def _decode(
         return str(error)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         return "it unfolds to too many pixels"
+    except UnidentifiedImageError:
+        return "not an image of a known format"
     except MemoryError:
         return "it does not fit into memory"
     except Exception as error:  # noqa: BLE001  # Pillow raises nearly anything on damaged data

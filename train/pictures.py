@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from train.sources.base import Box, Unreadable
 
 MAX_PIXELS = 80_000_000  # of one picture; a file that unfolds to more is taken for a decompression bomb
-HOW = "EXIF rotation applied, transparency on white, square crop, Lanczos (antialiased) to the resolution"
+HOW = "EXIF rotation applied, transparency on white, Lanczos (antialiased) to the resolution"
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 

@@ -12,7 +12,6 @@ from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
 from model.checkpoint import load_generator
-from model.fused import FusedGenerator
 from train.data import image_progress, open_data
 from train.distributed import World, joined
 from train.errors import TrainError
@@ -76,9 +75,7 @@ def run_evaluation(
     """The figures of `train.metrics.evaluate` as JSON. Raises TrainError or ModelError."""
     loaded = load_generator(checkpoint)
     where = _one_device(device)
-    sampler = GeneratorSampler(
-        FusedGenerator(loaded.generator).to(where), loaded.class_names, truncation, where
-    )
+    sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
     with image_progress() as progress:
         figures = evaluate(sampler, features, open_data(data), samples, seed, where, progress)
     return json.dumps({"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256, **figures})

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from threading import Event, Thread
 
 import celery.signals
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from kombu.utils.scheduling import sorted_cycle
 
 from worker.batcher import Batcher
@@ -110,7 +112,11 @@ def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], 
 
     def keep_our_logging(**_: object) -> None:
         logging.getLogger("celery").setLevel(logging.WARNING)
+        # It tells in one line, as an error, when it cannot connect; the traceback before that says no more.
+        logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.ERROR)
 
+    # Celery warns root because of pickles, and this worker reads JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
     celery.signals.worker_shutting_down.connect(on_shutdown, weak=False)
     celery.signals.setup_logging.connect(keep_our_logging, weak=False)
     worker = queue.Worker(

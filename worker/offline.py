@@ -78,8 +78,8 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
     engine = _load(checkpoints / f"{recipe['model']}.safetensors", device, str(recipe["precision"]))
     if engine.info.hash != recipe["model_hash"]:
         raise OfflineError(
-            f"{image} was made by another {recipe['model']} (sha256 {str(recipe['model_hash'])[:12]}…) than the "
-            f"one in {checkpoints} ({engine.info.hash[:12]}…)."
+            f"{image} was made by another {recipe['model']} than the one in {checkpoints}: sha256 "
+            f"{str(recipe['model_hash'])[:12]}…, not {engine.info.hash[:12]}…."
         )
     class_id, seed, index = (int(str(recipe[name])) for name in ("class_id", "seed", "index"))
     made = engine.sample([Recipe(class_id, seed, index, float(str(recipe["truncation"])))])[0]
@@ -107,8 +107,8 @@ def describe(folder: Path) -> Iterator[str]:
         else:
             sites = ", ".join(f"{site.name} (γ {site.gamma:.3f})" for site in info.attention) or "none"
             yield (
-                f"{info.name}: {info.resolution}×{info.resolution}, {len(info.classes)} classes, attention {sites}, "
-                f"sha256 {info.hash[:12]}…"
+                f"{info.name}: {info.resolution}×{info.resolution}, {len(info.classes)} classes, "
+                f"attention {sites}, sha256 {info.hash[:12]}…"
             )
 
 

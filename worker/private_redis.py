@@ -95,8 +95,11 @@ class PrivateRedis:
     def port(self) -> int:
         return self._port
 
-    def start(self, seconds: float = 30.0) -> None:
-        """Start and wait until it answers, its data loaded. Raises RedisMissing when it does not."""
+    def start(self, seconds: float = 30.0, tell: Callable[[float], None] | None = None) -> None:
+        """Start and wait until it answers, its data loaded. Raises RedisMissing when it does not.
+
+        tell: called every 2 s with the seconds waited so far.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "redis.conf"
         config.touch(mode=0o600)  # the password is in it
@@ -116,18 +119,21 @@ class PrivateRedis:
             start_new_session=True,  # Ctrl-C is for the parent, which stops it last
             preexec_fn=die_with_parent(signal.SIGTERM),
         )
-        deadline = monotonic() + seconds
+        began = told = monotonic()
         with Redis.from_url(self.url, retry=None) as redis:
             while True:
                 try:
                     redis.ping()
                     return
                 except RedisError as error:
-                    if self._process.poll() is not None or monotonic() > deadline:
+                    if self._process.poll() is not None or monotonic() - began > seconds:
                         raise RedisMissing(
                             f"The private Redis does not start ({error}). See {self._folder / 'redis.log'}."
                         ) from error
                 sleep(0.02)
+                if tell is not None and monotonic() - told > 2:
+                    told = monotonic()
+                    tell(told - began)
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

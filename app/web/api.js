@@ -110,8 +110,8 @@ const streams = new Set();
 const mayStream = () => key === "" && streams.size < MAX_STREAMS;
 
 /**
- * Follows a job to its end. `changed(news)` is called with the fields of the job that are new, last of all with a final state;
- * `lost(problem)` when the job cannot be followed any further. Returns a function that stops it.
+ * Follows a job to its end. `changed(news)` is called with the fields of the job that are new, last of all
+ * with a final state; `lost(problem)` when it cannot be followed any further. Returns a function that stops.
  */
 export function follow(job, changed, lost) {
   let stream = null;

@@ -14,7 +14,11 @@ const home = new URL(".", document.baseURI).href;
 let models = [];
 let older = null; // the cursor of the jobs not shown yet
 
-const gallery = new Gallery({ open: (job, k) => look(job, k), again });
+const gallery = new Gallery({
+  open: (job, k) => look(job, k),
+  again,
+  grown: (card) => inspector.grown(card.job, card.done),
+});
 const form = new Form(make);
 const inspector = new Inspector({
   modelOf: (name) => models.find((model) => model.name === name),
@@ -99,29 +103,18 @@ function look(job, k) {
   if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
   const card = gallery.add(job, { first: true });
   inspector.open(card.job, k, card.done);
-  if (card.done < job.spec.count) watch(card);
 }
 
-async function watch(card) {
-  try {
-    for (let k = card.done; k < card.job.spec.count; k = card.done) {
-      await card.ready(k);
-      inspector.grown(card.job, card.done);
-    }
-  } catch {
-    // failed or cancelled: the card says so
-  }
-}
-
-/** Makes what a link asks for, or finds it among the jobs that are still here, and opens its image. */
+/** Makes what a link asks for, or finds it among the jobs that are here, and opens its image. */
 async function followLink(search) {
   const recipe = recipeIn(search);
   if (recipe === null) return;
-  const model = models.find(({ name }) => name === recipe.model) ?? (recipe.model === null ? models[0] : undefined);
+  const model = recipe.model === null ? models[0] : models.find(({ name }) => name === recipe.model);
   if (model === undefined) {
     return complain(`The link asks for the model "${recipe.model}", which no worker here has loaded.`);
   }
-  let card = [...gallery.cards.values()].find((each) => makes(each.job, { ...recipe, hash: model.hash }) && !each.expired);
+  const wanted = { ...recipe, hash: model.hash };
+  let card = gallery.all.find((one) => makes(one.job, wanted) && !one.expired);
   if (card === undefined) {
     const known = (await classesOf(model.name)).find(
       ({ id, name }) => name === recipe.class_name || String(id) === recipe.class_name,
@@ -167,13 +160,17 @@ function pixels(kind) {
   }
 }
 
-for (const radio of document.querySelectorAll("[name=pixels]")) radio.addEventListener("change", () => pixels(radio.value));
+for (const radio of document.querySelectorAll("[name=pixels]")) {
+  radio.addEventListener("change", () => pixels(radio.value));
+}
 try {
   pixels(localStorage.getItem("sagan.pixels") === "sharp" ? "sharp" : "smooth");
 } catch {
   pixels("smooth");
 }
-document.addEventListener("click", (event) => followKeyed(event).catch((problem) => complain(problem.message)));
+document.addEventListener("click", (event) => {
+  followKeyed(event).catch((problem) => complain(problem.message));
+});
 $("#older").addEventListener("click", () => recent(older));
 addEventListener("popstate", () => {
   if (history.state?.looking) followLink(location.search);

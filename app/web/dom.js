@@ -1,12 +1,12 @@
 /** Small helpers over the DOM: elements by description, icons, and numbers in words. */
 
-/** An element; `on…` keys are listeners, `class` and aria or data keys are attributes, the rest are properties. */
+/** An element. Keys on… are listeners; class, role and those with a dash are attributes; others are properties. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(props)) {
     if (value === undefined || value === null || value === false) continue;
     if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (key === "class" || key === "for" || key === "role" || key.includes("-")) element.setAttribute(key, value);
+    else if (key === "class" || key === "role" || key.includes("-")) element.setAttribute(key, value);
     else element[key] = value;
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));

@@ -59,6 +59,7 @@ export class Form {
   async useModel() {
     const model = this.models.find(({ name }) => name === $("#model").value);
     $("#model-facts").textContent = facts(model);
+    $("#licence").textContent = model.licence && `Data of ${spoken(model.name)}: ${model.licence}`;
     const chosen = this.chosen ?? this.kept.class_name;
     const classes = await classesOf(model.name);
     const many = classes.length > MANY;
@@ -150,7 +151,7 @@ function facts({ resolution, attention, metrics }) {
   const said = [`${resolution} × ${resolution} px`];
   if (attention.length === 0) said.push("no attention");
   else said.push(`attention at ${attention.map((site) => `${site.resolution} × ${site.resolution}`).join(", ")}`);
-  const fid = metrics?.fid;
+  const fid = metrics.fid?.value ?? metrics.fid;
   if (typeof fid === "number") said.push(`FID ${fid.toFixed(1)}`);
   return said.join(" · ");
 }

@@ -5,15 +5,18 @@ import { $, announce, copy, flash, h, icon, images, ordinal, spoken } from "./do
 import { linkTo } from "./link.js";
 
 export class Gallery {
-  /** `open(job, k)` looks into an image; `again(spec)` takes a recipe back to the form. */
-  constructor({ open, again }) {
+  /**
+   * `open(job, k)` looks into an image; `again(spec)` takes a recipe back to the form; `grown(card)` is called
+   * when there is news of a job.
+   */
+  constructor(actions) {
     this.root = $("#jobs");
-    this.actions = { open, again };
+    this.actions = actions;
     this.cards = new Map(); // by job id
   }
 
-  get jobs() {
-    return [...this.cards.values()].map((card) => card.job);
+  get all() {
+    return [...this.cards.values()];
   }
 
   /** Shows a job: a new one on top, one that was there before at the end. */
@@ -36,17 +39,18 @@ class Card {
     const { spec } = job;
     const name = spoken(spec.class_name);
     const heading = h("h3", { id: `job-${job.id}` }, name);
+    const size = spec.count <= 4 ? "large" : spec.count <= 20 ? "medium" : "small";
 
     this.status = h("p", { class: "status" });
     this.bar = h("progress", { max: spec.count, "aria-label": `Images of ${name} finished` });
     this.cancelButton = this.button("close", "Cancel", () => this.cancel());
     this.linkButton = this.button("link", "Copy link", () => this.copyLink());
-    this.gridLink = h(
-      "a",
-      { class: "button", "data-keyed": "", href: at(job.links.grid), download: `${spec.class_name}-${spec.seed}.png` },
-      icon("download"),
-      h("span", {}, spec.count === 1 ? "PNG" : "Grid"),
-    );
+    this.gridLink = h("a", {
+      class: "button",
+      "data-keyed": "",
+      href: at(job.links.grid),
+      download: `${spec.class_name}-${spec.seed}-${spec.count === 1 ? 0 : "grid"}.png`,
+    }, icon("download"), h("span", {}, spec.count === 1 ? "PNG" : "Grid"));
     this.tiles = Array.from({ length: spec.count }, (_, k) => this.tile(k));
     this.root = h(
       "article",
@@ -58,7 +62,7 @@ class Card {
         h("div", { class: "actions" }, this.cancelButton, this.linkButton, this.gridLink),
       ),
       this.bar,
-      h("div", { class: "tiles", "data-size": spec.count <= 4 ? "large" : spec.count <= 20 ? "medium" : "small" }, ...this.tiles),
+      h("div", { class: "tiles", "data-size": size }, ...this.tiles),
     );
     this.show();
     if (!ended(job)) {
@@ -116,6 +120,7 @@ class Card {
     const before = this.job.state;
     const job = (this.job = { ...this.job, ...news });
     this.show();
+    this.actions.grown(this);
     const what = `${images(job.spec.count)} of ${spoken(job.spec.class_name)}`;
     if (job.state !== before) {
       const words = { running: "Making", succeeded: "Finished", failed: "Failed", cancelled: "Cancelled" };

@@ -1,13 +1,13 @@
 /** One image, large: move over it and see at once where that point attended. */
 
-import { Problem, at, source } from "./api.js";
+import { Problem, at, ended, source } from "./api.js";
 import { fetchMap, heat } from "./attention.js";
 import { $, announce, copy, flash, h, percent, spoken } from "./dom.js";
 import { linkTo } from "./link.js";
 
 // The colours of the paper's attention figure, told apart by people who see fewer colours, too (Okabe, Ito 2008).
 const PIN_COLOURS = ["#e8483b", "#3aa0ff", "#2fc77f", "#f5c518", "#cf7bf0"];
-const QUIET = 0.75; // how much of the overlay's strength is left where nothing is attended to
+const QUIET = 0.65; // how much of the overlay's strength is left where nothing is attended to
 const THUMB = 88; // CSS pixels
 const PATIENCE = 20; // how often a map that is not ready yet is asked for again
 
@@ -16,7 +16,10 @@ const NEARLY_SHUT = 0.01; // as in the figure of the service
 const WEAK = 0.1;
 
 export class Inspector {
-  /** `modelOf(name)` is what is known of a model or undefined; `closed()` is called when the dialog has closed. */
+  /**
+   * `modelOf(name)` is what is known of a model, or undefined; `moved(job, k)` is called when the person goes on
+   * to another image, `closed()` when the dialog has closed.
+   */
   constructor({ modelOf, moved, closed }) {
     this.dialog = $("#inspector");
     this.stage = $("#stage");
@@ -33,7 +36,9 @@ export class Inspector {
       this.fetching?.abort();
       closed();
     });
-    this.dialog.addEventListener("click", (event) => event.target === this.dialog && this.dialog.close());
+    this.dialog.addEventListener("click", (event) => {
+      if (event.target === this.dialog) this.dialog.close(); // beside its content: on the backdrop
+    });
     this.dialog.addEventListener("keydown", (event) => this.turn(event));
     $("#close").addEventListener("click", () => this.dialog.close());
     $("#previous").addEventListener("click", () => this.step(-1));
@@ -46,7 +51,9 @@ export class Inspector {
     new ResizeObserver(() => this.draw()).observe(this.stage);
     this.picture.addEventListener("load", () => this.drawPins());
 
-    for (const radio of this.dialog.querySelectorAll("[name=view]")) radio.addEventListener("change", () => this.drawPins());
+    for (const radio of this.dialog.querySelectorAll("[name=view]")) {
+      radio.addEventListener("change", () => this.drawPins());
+    }
     $("#opacity").addEventListener("input", () => this.draw());
     $("#layer").addEventListener("change", () => this.load());
     $("#clear-pins").addEventListener("click", () => {
@@ -54,8 +61,8 @@ export class Inspector {
       this.drawPins();
       this.stage.focus();
     });
-    $("#copy-link").addEventListener("click", (event) => this.give(event.currentTarget, linkTo(this.job, this.k).href));
-    $("#copy-recipe").addEventListener("click", (event) => this.give(event.currentTarget, $("#recipe").textContent));
+    $("#copy-link").addEventListener("click", () => this.give($("#copy-link"), linkTo(this.job, this.k).href));
+    $("#copy-recipe").addEventListener("click", () => this.give($("#copy-recipe"), $("#recipe").textContent));
   }
 
   /** Opens image `k` of a job whose images are there up to `done`. */
@@ -96,18 +103,23 @@ export class Inspector {
       this.stage.focus();
     }
     this.say(null);
-    if (sites !== undefined && sites.length === 0) {
-      this.without("This model has no attention layer, so there is no map to show. Its images are made by convolutions alone.");
+    this.hasSites = sites === undefined || sites.length > 0;
+    if (!this.hasSites) {
+      this.without(
+        "This model has no attention layer, so there is no map to show. Its images are made by convolutions alone.",
+      );
     } else {
       this.load();
     }
   }
 
-  /** The job has more images now than when it was opened. */
+  /** There is news of a job: perhaps of the one that is open. */
   grown(job, done) {
     if (!this.dialog.open || job.id !== this.job.id) return;
-    this.done = done;
+    const waited = !ended(this.job);
+    Object.assign(this, { job, done });
     $("#next").disabled = this.k >= done - 1;
+    if (waited && ended(job) && this.hasSites) this.load();
   }
 
   step(by) {
@@ -126,6 +138,7 @@ export class Inspector {
     this.map = null;
     this.with();
     this.draw();
+    if (!ended(this.job)) return this.say("Its map can be made as soon as the whole job is finished.");
     const slow = setTimeout(() => this.say("Looking at what it attended to…"), 150);
     try {
       for (let attempt = 0; !this.maps.has(link); attempt++) {
@@ -186,11 +199,17 @@ export class Inspector {
     // a share that is no number counts as shut
     const state = share >= WEAK ? "open" : share >= NEARLY_SHUT ? "weak" : "shut";
     $("#gate").dataset.state = state;
-    const means = `γ is the gate the network learned for this layer; the share compares what attention adds with what was there already.`;
+    const means =
+      "γ is the gate the network learned for this layer; " +
+      "the share compares what attention adds with what was there already.";
     const grids = `It looks from ${queries[1]} × ${queries[0]} places at ${keys[1]} × ${keys[0]}.`;
     $("#gate-words").textContent = {
-      shut: `The gate is nearly shut: attention adds so little here that this map says next to nothing about how the image came about. ${means}`,
-      weak: `Attention adds a little here: the map shows where it looked, but most of the image came about without it. ${means}`,
+      shut:
+        "The gate is nearly shut: attention adds so little here that this map says next to nothing " +
+        `about how the image came about. ${means}`,
+      weak:
+        "Attention adds a little here: the map shows where it looked, but most of the image came about " +
+        `without it. ${means}`,
       open: `${means} ${grids}`,
     }[state];
   }
@@ -405,11 +424,11 @@ function arrow(context, from, to, scale) {
   context.stroke();
 }
 
-const round = (value) => String(Number(value.toPrecision(3)));
+const round = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
 function recipeText(spec, k) {
   const { model, model_hash, precision, class_id, class_name, seed, truncation } = spec;
-  const lines = Object.entries({ model, model_hash, precision, class_id, class_name, seed: "", index: k, truncation });
-  // the seed by hand: as a number it would lose digits, as a string it would not be the API's type
-  return `{\n${lines.map(([key, value]) => `  "${key}": ${key === "seed" ? seed : JSON.stringify(value)}`).join(",\n")}\n}`;
+  const recipe = { model, model_hash, precision, class_id, class_name, seed, index: k, truncation };
+  // a number in JSON, and all its digits
+  return JSON.stringify(recipe, null, 2).replace(`"seed": "${seed}"`, `"seed": ${seed}`);
 }

@@ -33,7 +33,7 @@ FLAGS = [
     "--no-first-run",
 ]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-MANY = tuple(f"breed_{number:03}" for number in range(119)) + ("Irish_wolfhound",)
+MANY = (*(f"breed_{number:03}" for number in range(119)), "Irish_wolfhound")
 
 
 def checkpoint(path: Path, classes: tuple[str, ...], attention: tuple[int, ...], seed: int) -> None:
@@ -49,7 +49,7 @@ def checkpoint(path: Path, classes: tuple[str, ...], attention: tuple[int, ...],
     )
     generator = Generator(config)
     for site in generator.attention.values():
-        site.gamma.data.fill_(0.7)
+        torch.nn.init.constant_(site.get_parameter("gamma"), 0.7)
     generator.to_rgb.weight.data.mul_(8)  # else a random network gives grey for every z
     save_generator(path, generator, classes)
 
@@ -69,28 +69,32 @@ class Service:
             "SAGAN_THREADS": "1",
             **env,
         }
-        self.port = free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
         self.worker: subprocess.Popen[bytes] | None = None
-        self.api = self._process(
-            "api", "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(self.port)
-        )
-        self._wait("/health/live", {200})
+        self.url = self.start_api()
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
+    def start_api(self, **env: str) -> str:
+        """An API over this Redis, perhaps one more; returns its address."""
+        port = free_port()
+        command = ["-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
+        # an open event stream would keep uvicorn from ending
+        self._process(f"api-{port}", *command, "--timeout-graceful-shutdown", "1", **env)
+        url = f"http://127.0.0.1:{port}/"
+        self._wait(f"{url}health/live")
+        return url
 
-    def _process(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+    def _process(self, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
-            return subprocess.Popen([sys.executable, *command], env=self.env, stdout=log, stderr=log)
+            process = subprocess.Popen([sys.executable, *command], env=self.env | env, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
 
-    def _wait(self, path: str, statuses: set[int], seconds: float = 60) -> None:
+    def _wait(self, url: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while True:
             try:
-                with urllib.request.urlopen(f"{self.url.rstrip('/')}{path}", timeout=5) as answer:
-                    if answer.status in statuses:
-                        return
+                with urllib.request.urlopen(url, timeout=5):
+                    return
             except URLError:
                 pass  # not listening yet, or not ready yet
             logs = [file.read_text() for file in self.folder.glob("*.log")]
@@ -101,24 +105,22 @@ class Service:
         self.worker = self._process("worker", "-m", "worker.main")
 
     def ready(self) -> None:
-        self._wait("/health/ready", {200})
+        self._wait(f"{self.url}health/ready")
 
     def signal_worker(self, how: signal.Signals) -> None:
         assert self.worker is not None
         self.worker.send_signal(how)
 
     def close(self) -> None:
-        for process in (self.api, self.worker):
-            if process is not None:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        for process in (self.api, self.worker):
-            if process is not None:
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        for process in self.processes:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
         self.redis.stop()
 
 
@@ -177,7 +179,9 @@ class Visit:
         self.requests: list[Request] = []
         self.errors: list[str] = []
         page.set_default_timeout(15_000)
-        page.on("request", self.requests.append)
+        page.on(
+            "request", lambda request: self.requests.append(request)
+        )  # not the bare method: Playwright marks it
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._heard)
         page.goto(url)
@@ -185,6 +189,11 @@ class Visit:
     def _heard(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
             self.errors.append(f"{message.text} {message.location}")
+
+    @property
+    def orders(self) -> list[Request]:
+        """The jobs that were asked for."""
+        return [request for request in self.requests if request.method == "POST"]
 
     def generate(self, class_name: str, count: int, seed: str = "", wait: bool = True) -> None:
         """Fill in the form as a person does, press Generate, and wait until every image is shown."""
@@ -207,12 +216,13 @@ class Visit:
         self.page.locator("#gate").wait_for()
 
     def overlay(self) -> list[int]:
-        """RGBA of what is drawn over the image, each pixel of the canvas, once the frame is drawn."""
+        """RGBA of 64 × 64 points of what is drawn over the image, once the next frame is drawn."""
         pixels: list[int] = self.page.evaluate(
             """() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => {
-                const canvas = document.querySelector("#overlay");
-                const [width, height] = [canvas.width, canvas.height];
-                resolve([...canvas.getContext("2d").getImageData(0, 0, width, height).data]);
+                const sample = new OffscreenCanvas(64, 64).getContext("2d", { willReadFrequently: true });
+                sample.imageSmoothingEnabled = false;
+                sample.drawImage(document.querySelector("#overlay"), 0, 0, 64, 64);
+                resolve([...sample.getImageData(0, 0, 64, 64).data]);
             })))"""
         )
         return pixels
@@ -241,6 +251,8 @@ def visit(browser: Browser, service: Service) -> Iterator[Visitor]:
         return visits[-1]
 
     yield start
+    for context in contexts:
+        context.close()
     for one in visits:
         elsewhere = [
             request.url
@@ -249,5 +261,3 @@ def visit(browser: Browser, service: Service) -> Iterator[Visitor]:
         ]
         assert elsewhere == []
         assert one.errors == []
-    for context in contexts:
-        context.close()

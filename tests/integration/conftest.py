@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from time import monotonic
 
@@ -119,7 +119,9 @@ class Service:
         """Wait until so many workers are alive; their first model."""
         deadline = monotonic() + 60
         while len(found := await self.store.workers()) < workers:
-            assert self.workers[-1].returncode is None and monotonic() < deadline, self.workers[-1].output
+            said = self.workers[-1].output if self.workers else ""
+            assert not self.workers or self.workers[-1].returncode is None, said
+            assert monotonic() < deadline, said
             await anyio.sleep(0.05)
         return found[-1].models[0]
 
@@ -155,8 +157,22 @@ class Service:
         deadline = monotonic() + seconds
         ended = [await self.store.finished(job.id, OWNER, max(0.0, deadline - monotonic())) for job in jobs]
         late = [job for job in ended if not job.ended]
-        assert not late, f"{len(late)} of {len(jobs)} jobs are not done\n{self.workers[-1].output}"
+        said = "\n".join(worker.output for worker in self.workers)
+        assert not late, f"{len(late)} of {len(jobs)} jobs are not done\n{said}"
         return ended
+
+    async def until(self, condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
+        """Wait until something is so that nobody tells about."""
+        with anyio.fail_after(seconds):
+            while not await condition():  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+
+    async def made(self, job: Job) -> int:
+        """How many of a job's images are there."""
+        return (await self.store.get(job.id, OWNER)).done
+
+    async def has_ended(self, job: Job) -> bool:
+        return (await self.store.get(job.id, OWNER)).ended
 
     async def ends(self, job: Job) -> int:
         """How many times a client was told that the job ended."""
@@ -191,6 +207,30 @@ def redis(tmp_path: Path) -> Iterator[PrivateRedis]:
 def settings(redis: PrivateRedis) -> QueueSettings:
     """Settings that lose patience sooner than those of a service."""
     return QueueSettings(redis_url=redis.url, namespace="test", heartbeat_period=0.4, worker_ttl=2.0)
+
+
+@pytest.fixture(scope="session")
+def shared(
+    checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[PrivateRedis, QueueSettings]]:
+    """A server and a slow worker that the tests share which break neither."""
+    redis = PrivateRedis(tmp_path_factory.mktemp("shared"))
+    redis.start()
+    settings = QueueSettings(redis_url=redis.url, namespace="shared", heartbeat_period=0.4, worker_ttl=2.0)
+    script = str(Path(__file__).with_name("odd_worker.py"))
+    worker = WorkerProcess(settings, checkpoints, [script], TEST_SLOW="0.05")
+    yield redis, settings
+    worker.close()
+    redis.stop()
+
+
+@pytest.fixture
+async def running(shared: tuple[PrivateRedis, QueueSettings], checkpoints: Path) -> AsyncIterator[Service]:
+    """Redis, a store and a worker that is ready; its forwards take 50 ms more than they need."""
+    service = Service(*shared, checkpoints)
+    await service.ready()
+    yield service
+    await service.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A worker whose engine is slow, or dies of one seed: TEST_SLOW (seconds a forward), TEST_POISON (the seed)."""
+"""A worker whose engine is slow (TEST_SLOW, seconds a forward) or dies of one seed (TEST_POISON)."""
 
 from __future__ import annotations
 

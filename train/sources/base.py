@@ -58,6 +58,7 @@ class Source:
     entries: list[Entry]
     read: Callable[[Entry], Image.Image]
     licence: str | None = None  # None: this source's format does not tell
+    crop: str = "centre square"  # which part of a picture is used
     notes: tuple[str, ...] = field(default=())  # what was seen and left out, for the report
 
 

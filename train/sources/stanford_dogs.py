@@ -28,6 +28,7 @@ from train.sources.base import (
 )
 
 LICENCE = "Stanford Dogs (Khosla et al. 2011): the images are ImageNet's, for non-commercial research only."
+_CROP = "square around each annotated box, inside the picture"
 _MAX_XML_BYTES = 2**20
 
 
@@ -63,7 +64,7 @@ def open_stanford_dogs(path: Path) -> Iterator[Source]:
         if without:
             shown = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
             notes.append(f"{len(without):,} images without a readable box were left out ({shown})")
-        yield Source(path.name, "stanford-dogs", class_names, entries, read, LICENCE, tuple(notes))
+        yield Source(path.name, "stanford-dogs", class_names, entries, read, LICENCE, _CROP, tuple(notes))
 
 
 def _breeds(folders: set[str]) -> dict[str, str]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
+import secrets
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -24,7 +26,9 @@ from app.settings import Settings
 from model.checkpoint import save_generator
 from model.config import ModelConfig
 from model.generator import Generator
+from worker.jobs import AttentionSite, ModelInfo, WorkerInfo
 from worker.private_redis import PrivateRedis
+from worker.worker_store import WorkerStore
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -93,6 +97,26 @@ def worker(redis_url: str, two_models: Path) -> Iterator[subprocess.Popen[bytes]
         process.wait(30)
 
 
+@contextlib.contextmanager
+def _running(settings: Settings) -> Iterator[str]:
+    """The API in uvicorn, on a thread of its own; its URL."""
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(settings), log_level="warning", lifespan="on", ws="none")
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        serving = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        serving.start()
+        while not server.started:
+            assert serving.is_alive(), "the API did not start"
+            time.sleep(0.01)
+        host, port = listening.getsockname()
+        try:
+            yield f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            serving.join()
+
+
 @pytest.fixture
 def serve(redis_url: str) -> ClientFactory:
     """The one client factory: `async with serve(max_wait=5) as client`, settings of the API by name."""
@@ -100,26 +124,24 @@ def serve(redis_url: str) -> ClientFactory:
     @contextlib.asynccontextmanager
     async def factory(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
         settings = Settings(**{"redis_url": redis_url, **changes})  # type: ignore[arg-type]
-        config = uvicorn.Config(create_app(settings), log_level="warning", lifespan="on", ws="none")
-        server = uvicorn.Server(config)
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            serving = asyncio.create_task(server.serve(sockets=[listening]))
-            while not server.started:
-                assert not serving.done(), "the API did not start"
-                await asyncio.sleep(0.01)
-            host, port = listening.getsockname()
-            async with httpx.AsyncClient(base_url=f"http://{host}:{port}", timeout=60) as client:
+        with _running(settings) as url:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 yield client
-            server.should_exit = True
-            await serving
 
     return factory
 
 
+@pytest.fixture(scope="session")
+def usual_api(redis_url: str, worker: object) -> Iterator[str]:
+    """The API as it comes, with a worker behind it: started once, since most tests ask no more of it."""
+    with _running(Settings(redis_url=redis_url)) as url:
+        yield url
+
+
 @pytest.fixture
-async def client(serve: ClientFactory, worker: object) -> AsyncIterator[httpx.AsyncClient]:
-    """The API with a worker behind it."""
-    async with serve() as client:
+async def client(usual_api: str) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the API with a worker behind it."""
+    async with httpx.AsyncClient(base_url=usual_api, timeout=60) as client:
         yield client
 
 
@@ -127,4 +149,35 @@ async def client(serve: ClientFactory, worker: object) -> AsyncIterator[httpx.As
 async def idle(serve: ClientFactory) -> AsyncIterator[httpx.AsyncClient]:
     """The API without a worker, in a namespace of its own."""
     async with serve(namespace="idle") as client:
+        yield client
+
+
+@contextlib.asynccontextmanager
+async def _sleeping(
+    serve: ClientFactory, redis_url: str, **changes: object
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The API with a worker that shows signs of life and takes nothing, in a namespace of its own."""
+    settings = Settings(
+        **{"redis_url": redis_url, "namespace": secrets.token_hex(4), "worker_ttl": 600, **changes}  # type: ignore[arg-type]
+    )
+    now = datetime.now(UTC)
+    model = ModelInfo("attentive", "0" * 64, "float32", 32, CIFAR10, (AttentionSite("16x16", 16, 0.5),))
+    sleeper = WorkerStore(settings, "sleeper", lambda: False)
+    sleeper.beat(WorkerInfo("sleeper", "cpu", now, now, (model,)))
+    sleeper.close()
+    async with serve(namespace=settings.namespace, **changes) as client:
+        yield client
+
+
+@pytest.fixture
+async def slow_queue(serve: ClientFactory, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Jobs wait for ever; eight at most."""
+    async with _sleeping(serve, redis_url, max_queued=8) as client:
+        yield client
+
+
+@pytest.fixture
+async def expiring(serve: ClientFactory, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Images live for a second after their job's end."""
+    async with _sleeping(serve, redis_url, result_ttl=1, record_ttl=60) as client:
         yield client

@@ -533,6 +533,7 @@ def test_dogs_are_cropped_around_their_boxes_from_folders_and_from_the_tars(tmp_
         assert any("n02085620_1.jpg" in note for note in report.notes)
         opened = open_pack(tmp_path / "out")
         assert "non-commercial" in str(opened.metadata["licence"])
+        assert "annotated box" in str(opened.metadata["how"])
         assert opened.images[:, 0].float().mean() > 245  # all red,
         assert opened.images[:, 2].float().mean() < 10  # nothing of the blue around it
     assert pack(source, tmp_path / "all", 32, min_crop=0).images == 4

@@ -1,0 +1,102 @@
+"""/attention against a real worker: the figure, the overlay, the map."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+WAIT = {"Prefer": "wait=30"}
+
+
+@pytest.fixture
+async def link(client: httpx.AsyncClient) -> str:
+    reply = await client.post("/generate/3", json={"seed": 11, "count": 2}, headers=WAIT)
+    found: str = reply.json()["links"]["attention"]
+    return found
+
+
+async def test_the_figure_shows_the_image_and_five_maps(client: httpx.AsyncClient, link: str) -> None:
+    reply = await client.get(link)
+    assert reply.status_code == 200, reply.text
+    assert reply.headers["content-type"] == "image/png"
+    width, height = Image.open(io.BytesIO(reply.content)).size
+    assert width > 6 * 256
+    assert height > 256
+    assert len(reply.headers["x-attention-points"].split(";")) == 5
+    assert reply.headers["x-attention-layer"] == "8x8"
+    assert float(reply.headers["x-attention-gamma"]) == pytest.approx(0.7)
+    assert float(reply.headers["x-attention-share"]) > 0
+    again = await client.get(link, headers={"If-None-Match": reply.headers["etag"]})
+    assert again.status_code == 304
+
+
+async def test_the_map_is_numpy_or_json_and_both_agree(client: httpx.AsyncClient, link: str) -> None:
+    numpy = await client.get(f"{link}/map", params={"layer": "16x16", "image": 1})
+    assert numpy.headers["content-type"] == "application/x-npy"
+    values = np.load(io.BytesIO(numpy.content))
+    assert values.dtype == np.float16
+    assert values.shape == (256, 64)
+    np.testing.assert_allclose(values.astype(np.float32).sum(axis=1), 1, atol=5e-3)
+    accept = {"Accept": "application/json"}
+    json = (await client.get(f"{link}/map", params={"layer": "16x16", "image": 1}, headers=accept)).json()
+    assert json["query_grid"] == [16, 16]
+    assert json["key_grid"] == [8, 8]
+    assert json["layer"] == "16x16"
+    assert json["gamma"] == pytest.approx(0.7)
+    assert json["share"] == pytest.approx(float(numpy.headers["x-attention-share"]), rel=1e-4)
+    np.testing.assert_allclose(np.array(json["map"]), values, atol=1e-6)
+
+
+async def test_overlay_and_heatmap_have_the_size_asked_for(client: httpx.AsyncClient, link: str) -> None:
+    pictures = {}
+    for view in ("overlay", "heatmap"):
+        reply = await client.get(link, params={"view": view, "points": "4,20", "size": 320})
+        assert reply.status_code == 200, reply.text
+        pictures[view] = Image.open(io.BytesIO(reply.content))
+        assert pictures[view].size == (320, 320)
+        assert reply.headers["x-attention-points"] == "4,20"
+    assert pictures["overlay"].tobytes() != pictures["heatmap"].tobytes()
+
+
+async def test_the_heatmaps_hottest_place_is_where_the_map_says(client: httpx.AsyncClient, link: str) -> None:
+    values = np.load(io.BytesIO((await client.get(f"{link}/map")).content))  # 8x8 queries, 4x4 keys
+    query = {"view": "heatmap", "points": "26,9", "size": 256, "colormap": "grey"}
+    heat = np.asarray(Image.open(io.BytesIO((await client.get(link, params=query)).content)))[..., 0]
+    row = values[(9 * 8 // 32) * 8 + 26 * 8 // 32]
+    line, column = divmod(int(row.argmax()), 4)
+    y, x = np.unravel_index(int(heat.argmax()), heat.shape)
+    assert (x // 64, y // 64) == (column, line)
+
+
+async def test_points_may_be_several_and_are_drawn_in_order(client: httpx.AsyncClient, link: str) -> None:
+    two = await client.get(link, params={"points": "0,0;31,31"})
+    eight = await client.get(link, params={"points": ";".join(f"{4 * k},{4 * k}" for k in range(8))})
+    assert Image.open(io.BytesIO(two.content)).width < Image.open(io.BytesIO(eight.content)).width
+
+
+async def test_many_asking_at_once_cost_one_forward(client: httpx.AsyncClient, link: str) -> None:
+    async def maps_made() -> float:
+        text = (await client.get("/metrics")).text
+        lines = [line.split() for line in text.splitlines()]
+        return sum(float(line[-1]) for line in lines if line[0].startswith("sagan_attention_maps_total"))
+
+    await asyncio.sleep(1.5)  # until the worker's last beat has what was made before
+    before = await maps_made()
+    replies = await asyncio.gather(*(client.get(f"{link}/map") for _ in range(12)))
+    assert {reply.status_code for reply in replies} == {200}
+    await asyncio.sleep(2.5)
+    assert await maps_made() == before + 1
+
+
+async def test_a_model_without_attention_says_so(client: httpx.AsyncClient) -> None:
+    job = (await client.post("/generate/3", json={"model": "plain"}, headers=WAIT)).json()
+    for link in (job["links"]["attention"], job["links"]["attention"] + "/map"):
+        reply = await client.get(link)
+        assert reply.status_code == 409
+        assert reply.json()["type"] == "urn:sagan:problem:no-attention"
+        assert "retry-after" not in reply.headers

@@ -1,0 +1,132 @@
+"""Models, health, metrics, keys and limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from tests.integration.api.conftest import ClientFactory
+
+
+async def test_models_and_classes_say_what_can_be_asked_for(client: httpx.AsyncClient) -> None:
+    models = (await client.get("/models")).json()["models"]
+    assert [model["name"] for model in models] == ["attentive", "plain"]
+    attentive = (await client.get("/models/attentive")).json()
+    assert attentive == models[0]
+    assert attentive["resolution"] == 32
+    assert [site["name"] for site in attentive["attention"]] == ["8x8", "16x16"]
+    assert attentive["classes"][3] == {"id": 3, "name": "cat"}
+    assert models[1]["attention"] == []
+    classes = (await client.get("/classes?model=plain")).json()
+    assert classes == {"model": "plain", "classes": attentive["classes"]}
+
+
+async def test_ready_with_a_worker(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/live")).json() == {"status": "live"}
+    ready = await client.get("/health/ready")
+    assert ready.status_code == 200
+    assert ready.json() == {"status": "ready", "workers": 1, "models": ["attentive", "plain"]}
+
+
+async def test_without_a_worker_there_is_nothing_to_wait_for(idle: httpx.AsyncClient) -> None:
+    assert (await idle.get("/health/live")).status_code == 200
+    assert (await idle.get("/models")).json() == {"models": []}
+    for reply in (
+        await idle.get("/health/ready"),
+        await idle.get("/classes"),
+        await idle.post("/generate/3"),
+    ):
+        assert reply.status_code == 503
+        assert reply.json()["type"] == "urn:sagan:problem:no-worker"
+        assert int(reply.headers["retry-after"]) >= 1
+
+
+async def test_without_a_broker_everything_says_so_at_once(serve: ClientFactory) -> None:
+    async with serve(redis_url="redis://127.0.0.1:1/0") as client:
+        began = time.monotonic()
+        for reply in (
+            await client.get("/health/ready"),
+            await client.get("/models"),
+            await client.get("/jobs"),
+            await client.get("/jobs/" + "A" * 22),
+            await client.post("/generate/3"),
+        ):
+            assert reply.status_code == 503
+            assert reply.json()["type"] == "urn:sagan:problem:no-broker"
+            assert int(reply.headers["retry-after"]) >= 1
+        assert time.monotonic() - began < 10
+        assert (await client.get("/health/live")).status_code == 200
+        assert "sagan_broker_up 0.0" in (await client.get("/metrics")).text
+
+
+async def test_metrics_count_requests_jobs_and_work(serve: ClientFactory, worker: object) -> None:
+    async with serve() as client:
+        await client.post("/generate/3", json={"count": 3}, headers={"Prefer": "wait=30"})
+        await client.post("/generate/dgo")
+        await asyncio.sleep(2.5)  # two heartbeats
+        reply = await client.get("/metrics")
+        assert reply.headers["content-type"].startswith("text/plain")
+        values = dict(line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#"))
+        route = 'method="POST",route="/generate/{class_id}"'
+        assert float(values[f'sagan_http_requests_total{{{route},status="200"}}']) == 1
+        assert float(values[f'sagan_http_requests_total{{{route},status="422"}}']) == 1
+        assert float(values[f"sagan_http_request_seconds_count{{{route}}}"]) == 2
+        assert float(values["sagan_broker_up"]) == 1
+        assert float(values["sagan_workers"]) == 1
+        assert float(values["sagan_queue_depth"]) == 0
+        assert float(values['sagan_jobs{state="queued"}']) == 0
+        assert float(values['sagan_jobs_ended_total{state="succeeded"}']) >= 1
+        images = [float(value) for name, value in values.items() if name.startswith("sagan_images_total")]
+        assert sum(images) >= 3
+        assert any(name.startswith("sagan_batch_images_bucket") for name in values)
+
+
+async def test_keys_keep_callers_apart(serve: ClientFactory, worker: object) -> None:
+    async with serve(api_keys="first-key,second-key") as client:
+        for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "né"}):
+            raw = {name.encode(): value.encode() for name, value in headers.items()}
+            reply = await client.post("/generate/3", headers=raw)  # type: ignore[arg-type]
+            assert reply.status_code == 401
+            assert reply.json()["type"] == "urn:sagan:problem:unauthorised"
+            assert reply.headers["www-authenticate"] == "Bearer"
+        first, second = {"X-API-Key": "first-key"}, {"Authorization": "bearer second-key"}
+        key = {"Idempotency-Key": "same"}
+        mine = (await client.post("/generate/3", headers=first | key)).json()
+        theirs = (await client.post("/generate/3", headers=second | key)).json()
+        assert mine["id"] != theirs["id"]
+        assert (await client.get(mine["links"]["self"], headers=first)).status_code == 200
+        for link in (mine["links"]["self"], mine["links"]["events"], mine["links"]["attention"]):
+            assert (await client.get(link, headers=second)).status_code == 404
+        assert (await client.delete(mine["links"]["cancel"], headers=second)).status_code == 404
+        shown = (await client.get("/jobs", headers=second)).json()["jobs"]
+        assert [job["id"] for job in shown] == [theirs["id"]]
+        for path in ("/models", "/classes", "/jobs"):
+            assert (await client.get(path)).status_code == 401
+        for path in ("/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"):
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_a_caller_is_held_to_its_rate(serve: ClientFactory, worker: object) -> None:
+    async with serve(rate_limit=2, api_keys="rate-one,rate-two") as client:
+        headers = {"X-API-Key": "rate-one"}
+        if time.time() % 60 > 55:
+            await asyncio.sleep(6)  # not across the turn of a minute
+        replies = [await client.post("/generate/3", headers=headers) for _ in range(3)]
+        assert [reply.status_code for reply in replies] == [202, 202, 429]
+        assert replies[2].json()["type"] == "urn:sagan:problem:too-many-requests"
+        assert 1 <= int(replies[2].headers["retry-after"]) <= 60
+        assert (await client.post("/generate/3", headers={"X-API-Key": "rate-two"})).status_code == 202
+        assert (await client.get("/models", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/generate/3", "/jobs/" + "A" * 22])
+async def test_unexpected_methods(client: httpx.AsyncClient, path: str) -> None:
+    reply = await client.put(path)
+    assert reply.status_code == 405
+    assert reply.json()["type"] == "urn:sagan:problem:method-not-allowed"
+    assert reply.headers["allow"]

@@ -1,0 +1,39 @@
+"""Does the worker of this machine beat? A container's health check: exit code 0, or 1 and why.
+
+It runs every few seconds, so it imports neither torch nor Celery, which alone takes a second: it reads the
+two settings that it needs by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from worker.scripts import Keys
+
+
+def silence(environment: Mapping[str, str], host: str) -> str | None:
+    """Why no worker of this host counts as alive; None: one does, its models loaded."""
+    url = environment.get("SAGAN_REDIS_URL", "redis://127.0.0.1:6379/0")
+    keys = Keys(environment.get("SAGAN_NAMESPACE", "sagan"))
+    # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
+    redis: Any = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3, retry=None)
+    try:
+        with redis:
+            workers = [name.decode() for name in redis.zrange(keys.workers, 0, -1)]
+            mine = [name for name in workers if name.rsplit(":", 2)[0] == host]
+            # the heartbeat itself, which expires; the list of workers forgets the dead more slowly
+            alive = bool(mine) and bool(redis.exists(*map(keys.worker, mine)))
+    except RedisError as error:
+        return f"Redis does not answer: {error}"
+    return None if alive else f"no worker on {host} has beaten of late"
+
+
+if __name__ == "__main__":
+    sys.exit(silence(os.environ, socket.gethostname()))
