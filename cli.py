@@ -37,7 +37,15 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
     import uvicorn
 
-    uvicorn.run("app.main:create_app", factory=True, host=host, port=port, server_header=False)
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        server_header=False,
+        access_log=False,  # the app writes a line a request itself
+        timeout_graceful_shutdown=5,  # seconds: event streams never end by themselves
+    )
 
 
 @app.command()

@@ -16,11 +16,11 @@ class Settings(QueueSettings):
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()  # comma-separated; empty: open to everybody
     allowed_origins: Words = ()  # comma-separated, such as https://a.example; other sites' pages that may ask
-    rate_limit: int | None = Field(None, ge=1)  # POSTs a caller may make a minute; None: no limit
-    max_body: int = Field(64 * 1024, ge=1024)  # bytes of a request's body
-    max_wait: int = Field(60, ge=0, le=600)  # seconds that Prefer: wait may hold a request
-    attention_timeout: float = Field(30, gt=0)  # seconds to wait for a worker to make a map, then 503
-    max_side: int = Field(2048, ge=256)  # pixels of an enlarged image's side
+    rate_limit: int | None = Field(default=None, ge=1)  # POSTs a caller may make a minute; None: no limit
+    max_body: int = Field(default=64 * 1024, ge=1024)  # bytes of a request's body
+    max_wait: int = Field(default=60, ge=0, le=600)  # seconds that Prefer: wait may hold a request
+    attention_timeout: float = Field(default=30, gt=0)  # seconds to wait for a worker to make a map, then 503
+    max_side: int = Field(default=2048, ge=256)  # pixels of an enlarged image's side
     default_model: str | None = None  # served when a request names none; None: the first by name
 
     @field_validator("api_keys", "allowed_origins", mode="before")

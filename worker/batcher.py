@@ -30,6 +30,8 @@ Pixels = NDArray[np.uint8]
 class Sampler(Protocol):
     """What the batcher asks of an engine."""
 
+    rows: int  # images in one forward at most
+
     def sample(self, recipes: Sequence[Recipe]) -> Pixels:
         """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are."""
 
@@ -76,7 +78,6 @@ class Batcher(Generic[S]):
         self,
         load: Callable[[], Mapping[str, S]],
         begin: Callable[[Sequence[str], Sequence[str]], set[str]],
-        max_batch: int,
     ) -> None:
         """load: the models, by name; it runs in the device's thread.
 
@@ -85,7 +86,6 @@ class Batcher(Generic[S]):
         """
         self._load = load
         self._begin = begin
-        self._max_batch = max_batch
         self._changed = Condition()
         self._rings: dict[int, deque[Ticket]] = {}
         self._calls: deque[tuple[str, Callable[[S], Any], Future[Any]]] = deque()
@@ -184,7 +184,7 @@ class Batcher(Generic[S]):
                 calls, batch = list(self._calls), []
                 self._calls.clear()
                 if not calls:
-                    batch = self._gather()
+                    batch = self._gather(models)
             for model, function, future in calls:
                 self._serve(models[model], model, function, future)
             if batch:
@@ -194,16 +194,17 @@ class Batcher(Generic[S]):
         except Stopping:
             log.warning("Redis is away: jobs in hand keep one attempt on their account.")
 
-    def _gather(self) -> list[tuple[Ticket, int]]:
+    def _gather(self, models: Mapping[str, S]) -> list[tuple[Ticket, int]]:
         """The next forward, of one model: in order of priority, and within one each job in turn."""
         rings = [
             self._rings[priority] for priority in sorted(self._rings, reverse=True) if self._rings[priority]
         ]
         first = rings[0][0]
+        room = models[first.model].rows
         batch: list[tuple[Ticket, int]] = []
         for ring in rings:
             left_out = []
-            while ring and len(batch) < self._max_batch:
+            while ring and len(batch) < room:
                 ticket = ring.popleft()
                 apart = ticket is not first and (ticket.alone or first.alone)
                 if apart or ticket.model != first.model:

@@ -26,9 +26,11 @@ log = logging.getLogger(__name__)
 # ├── NoDevice        the device that was asked for is not there
 # └── NoModel         no checkpoint could be loaded
 
-# On the CPU in float32 an image made in a forward of 1 to 3 differs at times by one level from the same image
-# in a larger one. So none is smaller than this, and sizes are few, which also keeps compiled kernels few.
-SMALLEST_BATCH: Final = 4
+# Rows of a forward, by type of device. Every forward has exactly so many, the last ones repeated where there
+# is less to do: kernels are chosen by size, and on the CPU in float32 one image in seven came out one level
+# different in forwards of 8 or 16 rows, while with four rows 144 images were the same at every position.
+# Four rows cost a CPU at most a third more an image than sixteen, and one image alone takes as long as four.
+ROWS: Final = {"cpu": 4, "cuda": 32}
 
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -65,17 +67,15 @@ def to_pixels(images: Tensor) -> NDArray[np.uint8]:
 class Engine:
     """One model on one device. Use it from the thread that made it."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, max_batch: int
-    ) -> None:
-        """precision: "float32" or "bfloat16"; max_batch: images, the largest forward."""
+    def __init__(self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str) -> None:
+        """precision: "float32" or "bfloat16"."""
         config = checkpoint.config
         self._network = FusedGenerator(checkpoint.generator).to(device, DTYPES[precision])
         self._device = device
         self.device = str(device)
         self._dtype = DTYPES[precision]
         self._latent = config.latent
-        self._sizes = batch_sizes(max_batch)
+        self.rows = ROWS.get(device.type, 32)
         self.info = ModelInfo(
             name=name,
             hash=checkpoint.sha256,
@@ -90,15 +90,14 @@ class Engine:
         self.info = replace(self.info, attention=sites)
 
     @classmethod
-    def load(cls, path: Path, device: torch.device, precision: str, max_batch: int = 16) -> Engine:
+    def load(cls, path: Path, device: torch.device, precision: str = "float32") -> Engine:
         """The model in `path`, named by its stem. Raises model.errors.ModelError for any other file."""
-        return cls(load_generator(path), path.stem, device, precision, max_batch)
+        return cls(load_generator(path), path.stem, device, precision)
 
     def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
-        """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are. N at most max_batch."""
-        size = next(size for size in self._sizes if size >= len(recipes))
+        """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are; N at most `rows`."""
         with torch.inference_mode():
-            images = self._network(*self._inputs(recipes, size))
+            images = self._network(*self._inputs(recipes))
             return to_pixels(images[: len(recipes)])
 
     def attention(self, recipe: Recipe, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
@@ -107,7 +106,7 @@ class Engine:
             names = ", ".join(site.name for site in self.info.attention) or "none"
             raise UnknownLayer(f"Model {self.info.name!r} has no attention layer {layer!r}; it has: {names}.")
         with torch.inference_mode():
-            images, traces = self._network.forward_with_attention(*self._inputs([recipe], SMALLEST_BATCH))
+            images, traces = self._network.forward_with_attention(*self._inputs([recipe]))
             trace = next(trace for trace in traces if trace.name == layer)
             return to_pixels(images[:1])[0], AttentionMap(
                 layer=layer,
@@ -118,9 +117,9 @@ class Engine:
                 map=trace.map[0].to(torch.float16).cpu().numpy(),
             )
 
-    def _inputs(self, recipes: Sequence[Recipe], size: int) -> tuple[Tensor, Tensor]:
-        """z [size, latent] and y [size]; the rows after the recipes repeat the first."""
-        rows = [*recipes, *[recipes[0]] * (size - len(recipes))]
+    def _inputs(self, recipes: Sequence[Recipe]) -> tuple[Tensor, Tensor]:
+        """z [rows, latent] and y [rows]; the rows after the recipes repeat the first."""
+        rows = [*recipes, *[recipes[0]] * (self.rows - len(recipes))]
         z = torch.from_numpy(np.stack([noise(row, self._latent) for row in rows]))
         y = torch.tensor([row.class_id for row in rows])
         return z.to(self._device, self._dtype), y.to(self._device)
@@ -129,20 +128,9 @@ class Engine:
         """Run once, as a warm-up, and see which layers attend."""
         first = Recipe(class_id=0, seed=0, index=0, truncation=1.0)
         with torch.inference_mode():
-            _, traces = self._network.forward_with_attention(*self._inputs([first], SMALLEST_BATCH))
-        for size in self._sizes if self._device.type == "cuda" else self._sizes[:1]:
-            self.sample([first] * size)
+            _, traces = self._network.forward_with_attention(*self._inputs([first]))
+        self.sample([first])
         return tuple(AttentionSite(t.name, t.query_grid[0], float(t.gamma)) for t in traces)
-
-
-def batch_sizes(max_batch: int) -> tuple[int, ...]:
-    """4, 8, 16 ... and max_batch: the sizes that forwards are padded to."""
-    sizes = []
-    size = SMALLEST_BATCH
-    while size < max_batch:
-        sizes.append(size)
-        size *= 2
-    return (*sizes, max_batch)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -175,7 +163,7 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
     paths = sorted(settings.checkpoints.glob("*.safetensors"))
     for path in paths:
         try:
-            engines[path.stem] = Engine.load(path, device, precision, settings.max_batch)
+            engines[path.stem] = Engine.load(path, device, precision)
         except ModelError as error:
             log.error("refused: %s", error)
         else:

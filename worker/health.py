@@ -1,4 +1,4 @@
-"""Does the worker of this machine beat? A container's health check: exit code 0, or 1 and why.
+"""Is the worker of this host alive? `python -m worker.health` answers by its exit code, for a health check.
 
 It runs every few seconds, so it imports neither torch nor Celery, which alone takes a second: it reads the
 two settings that it needs by itself.

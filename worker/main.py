@@ -38,7 +38,7 @@ def run_worker(
     stopping = Event()
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     store = WorkerStore(settings, worker_id, stopping.is_set)
-    batcher = Batcher(lambda: load(settings), store.begin, settings.max_batch)
+    batcher = Batcher(lambda: load(settings), store.begin)
     log.info("loading models from %s", settings.checkpoints)
     try:
         engines = batcher.start()

@@ -17,8 +17,6 @@ from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.engine import Engine, EngineError, choose_device
 from worker.jobs import AttentionMap, JobSpec, Recipe
 
-BATCH = 16  # images a forward
-
 
 class OfflineError(Exception):
     """What was asked for cannot be made; the message says what to do."""
@@ -38,8 +36,8 @@ def write_samples(
     """Write `count` PNGs with their recipes inside into `out`, and tell each path. Raises OfflineError."""
     engine = _load(checkpoint, device)
     spec = _spec(engine, class_name, count, seed, truncation)
-    for first in range(0, count, BATCH):
-        indices = range(first, min(first + BATCH, count))
+    for first in range(0, count, engine.rows):
+        indices = range(first, min(first + engine.rows, count))
         pixels = engine.sample([Recipe(spec.class_id, seed, k, truncation) for k in indices])
         for k, image in zip(indices, pixels, strict=True):
             path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
@@ -114,7 +112,7 @@ def describe(folder: Path) -> Iterator[str]:
 
 def _load(path: Path, device: str, precision: str = "float32") -> Engine:
     try:
-        return Engine.load(path, choose_device(device), precision, BATCH)
+        return Engine.load(path, choose_device(device), precision)
     except (ModelError, EngineError) as error:
         raise OfflineError(str(error)) from None
 

@@ -26,7 +26,6 @@ class WorkerSettings(QueueSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads of a forward; None: torch's own choice"
     )
-    max_batch: int = Field(default=16, ge=4, le=256, description="images in one forward at most")
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(
         default=4.0,

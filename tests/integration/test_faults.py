@@ -18,7 +18,7 @@ ODD = str(Path(__file__).with_name("odd_worker.py"))
 
 
 def slow_worker(service: Service, seconds: float = 0.05, **env: str) -> WorkerProcess:
-    return service.start_worker(ODD, TEST_SLOW=str(seconds), SAGAN_MAX_BATCH="4", **env)
+    return service.start_worker(ODD, TEST_SLOW=str(seconds), **env)
 
 
 async def queue_200(service: Service) -> list[Job]:
