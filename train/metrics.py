@@ -21,11 +21,12 @@ from torch import Tensor
 from model.generator import Generator
 from train.data import Pack
 from train.errors import FeaturesError
-from train.features import FeatureNet, Features, extract, open_features, split
+from train.features import SPLIT_SEED, FeatureNet, Features, extract, open_features, split
 
 Array = npt.NDArray[np.float64]
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage (Naeem et al. 2020)
+REFERENCE_IMAGES = 10_000  # of the reference, at most: more cost minutes on a CPU and move little
 NEIGHBOUR_IMAGES = 5000  # of each set, at most: all distances between them are held in memory
 KID_SUBSETS = 50
 KID_SIZE = 1000  # images a subset, at most
@@ -80,16 +81,19 @@ def evaluate(
 ) -> dict[str, object]:
     """Every figure below for `samples` generated images, and the same for real ones held back.
 
-    Classes are drawn as often as the reference has them. The reference is the nine tenths of the pack that
-    `split` names; the tenth it holds back is the second row, which tells how far a perfect generator would
-    come with that many images. Returns {"protocol", "generated", "real_held_back"}, ready for JSON.
+    Classes are drawn as often as the reference has them. The reference comes from the nine tenths of the
+    pack that `split` names; the second row comes from the tenth it holds back and tells how far a perfect
+    generator would come with that many images. Returns {"protocol", "generated", "real_held_back"}, ready for JSON.
     Raises FeaturesError where classes, sizes or numbers do not fit.
     """
     features = open_features(features_file)
     _check(sampler, features, reference_pack, samples)
     started = time.monotonic()
     network = features.network.to(device)
-    reference, held = split(len(reference_pack))
+    reference, held = (
+        _some(indices, count)
+        for indices, count in zip(split(len(reference_pack)), (REFERENCE_IMAGES, samples), strict=True)
+    )
     known, _ = _extract_pack(network, reference_pack, reference, device, progress)
     labels = stratified(reference_pack.labels.numpy()[reference], samples)
     made, guessed = _generate(sampler, network, labels, seed, device, progress)
@@ -104,14 +108,15 @@ def evaluate(
             "reference": reference_pack.metadata.get("source"),
             "reference_sha256": reference_pack.metadata.get("sha256"),
             "reference_images": len(reference),
-            "reference_split": "nine tenths of the pack; the other tenth is real_held_back",
+            "reference_split": "at random from nine tenths of the pack; real_held_back is from the other tenth",
             "resolution": reference_pack.resolution,
             "samples": samples,
             "classes": "in the reference's proportions",
             "seed": seed,
             "truncation": sampler.truncation,
             "kid": f"cubic kernel, mean of {KID_SUBSETS} subsets of at most {KID_SIZE}",
-            "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
+            "neighbours": f"{NEIGHBOURS} nearest, among at most {REFERENCE_IMAGES = 10_000  # of the reference, at most: more cost minutes on a CPU and move little
+NEIGHBOUR_IMAGES:,} images of each set",
             "seconds": round(time.monotonic() - started, 1),
         },
         "generated": figures(known, made, seed) | accuracy(labels, guessed, names),
@@ -125,7 +130,8 @@ def figures(reference: Array, images: Array, seed: int = 0) -> dict[str, object]
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     kid, spread = kernel_distance(reference, images, rng)
     # as many real images as generated ones: the neighbourhoods of both must be equally dense
-    count = min(len(reference), len(images), NEIGHBOUR_IMAGES)
+    count = min(len(reference), len(images), REFERENCE_IMAGES = 10_000  # of the reference, at most: more cost minutes on a CPU and move little
+NEIGHBOUR_IMAGES)
     few_real, few = (part[rng.choice(len(part), count, replace=False)] for part in (reference, images))
     return {
         "images": len(images),
@@ -217,6 +223,12 @@ def accuracy(
 def stratified(labels: npt.NDArray[np.int64], samples: int) -> npt.NDArray[np.int64]:
     """`samples` labels in the proportions of `labels`, in order of class."""
     return np.sort(labels)[((np.arange(samples) + 0.5) * len(labels) / samples).astype(np.int64)]
+
+
+def _some(indices: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """At most `count` of them, always the same ones."""
+    rng = np.random.Generator(np.random.Philox(key=[SPLIT_SEED, len(indices)]))
+    return np.sort(rng.permutation(indices)[:count])
 
 
 def _check(sampler: Sampler, features: Features, pack: Pack, samples: int) -> None:

@@ -235,7 +235,8 @@ def test_a_missing_worker_is_told_in_words_and_waited_for(lonely: Service, visit
     expect(page.locator("#service")).to_contain_text("No worker")
     expect(page.get_by_role("button", name="Generate")).to_be_disabled()
     lonely.start_worker()
-    expect(page.locator("#service")).to_have_attribute("data-state", "ready", timeout=60_000)
+    lonely.ready()
+    expect(page.locator("#service")).to_have_attribute("data-state", "ready", timeout=15_000)
     visitor.generate("cat", 1)
 
     lonely.signal_worker(signal.SIGKILL)
