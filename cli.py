@@ -118,6 +118,25 @@ def sample(
 
 
 @app.command()
+def sheet(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The sheet, a PNG")] = Path("sheet.png"),
+    columns: Annotated[int, typer.Option(help="Images a class", min=1, max=100)] = 10,
+    seed: Seed = 0,
+    truncation: Truncation = 1.0,
+    device: Device = "auto",
+) -> None:
+    """A contact sheet for a model card: the first images of one seed, unpicked, a row a class."""
+    from worker.offline import OfflineError, write_sheet
+
+    try:
+        write_sheet(checkpoint, out, columns, seed, truncation, device)
+    except OfflineError as error:
+        _fail(error)
+    console.print(str(out), highlight=False)
+
+
+@app.command()
 def attention(
     checkpoint: Checkpoint,
     class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
@@ -181,16 +200,20 @@ def evaluate(
     seed: Seed = 0,
     truncation: Truncation = 1.0,
     device: Device = "auto",
+    keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
     """Measure a generator beside real held-back images, in the features of our own classifier (not FID)."""
     from model.errors import ModelError
     from train.errors import TrainError
-    from train.run import run_evaluation
+    from train.run import keep_figures, run_evaluation
 
     try:
-        console.print_json(run_evaluation(checkpoint, features, source, samples, seed, truncation, device))
+        figures = run_evaluation(checkpoint, features, source, samples, seed, truncation, device)
+        if keep:
+            keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
         _fail(error)
+    console.print_json(data=figures)
 
 
 @data.command()

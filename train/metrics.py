@@ -83,7 +83,8 @@ def evaluate(
 
     Classes are drawn as often as the reference has them. The reference comes from the nine tenths of the
     pack that `split` names; the second row comes from the tenth it holds back and tells how far a perfect
-    generator would come with that many images. Returns {"protocol", "generated", "real_held_back"}, ready for JSON.
+    generator would come with that many images. Returns {"protocol", "generated", "real_held_back"}, ready
+    for JSON.
     Raises FeaturesError where classes, sizes or numbers do not fit.
     """
     features = open_features(features_file)
@@ -108,15 +109,14 @@ def evaluate(
             "reference": reference_pack.metadata.get("source"),
             "reference_sha256": reference_pack.metadata.get("sha256"),
             "reference_images": len(reference),
-            "reference_split": "at random from nine tenths of the pack; real_held_back is from the other tenth",
+            "reference_split": "drawn from nine tenths of the pack; real_held_back from the other tenth",
             "resolution": reference_pack.resolution,
             "samples": samples,
             "classes": "in the reference's proportions",
             "seed": seed,
             "truncation": sampler.truncation,
             "kid": f"cubic kernel, mean of {KID_SUBSETS} subsets of at most {KID_SIZE}",
-            "neighbours": f"{NEIGHBOURS} nearest, among at most {REFERENCE_IMAGES = 10_000  # of the reference, at most: more cost minutes on a CPU and move little
-NEIGHBOUR_IMAGES:,} images of each set",
+            "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
             "seconds": round(time.monotonic() - started, 1),
         },
         "generated": figures(known, made, seed) | accuracy(labels, guessed, names),
@@ -130,8 +130,7 @@ def figures(reference: Array, images: Array, seed: int = 0) -> dict[str, object]
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     kid, spread = kernel_distance(reference, images, rng)
     # as many real images as generated ones: the neighbourhoods of both must be equally dense
-    count = min(len(reference), len(images), REFERENCE_IMAGES = 10_000  # of the reference, at most: more cost minutes on a CPU and move little
-NEIGHBOUR_IMAGES)
+    count = min(len(reference), len(images), NEIGHBOUR_IMAGES)
     few_real, few = (part[rng.choice(len(part), count, replace=False)] for part in (reference, images))
     return {
         "images": len(images),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
 
-from model.checkpoint import load_generator
+from model.checkpoint import load_generator, save_generator
 from train.data import image_progress, open_data
 from train.distributed import World, joined
 from train.errors import TrainError
@@ -71,14 +70,21 @@ def run_features(data: Path, out: Path, device: str, console: Console) -> None:
 
 def run_evaluation(
     checkpoint: Path, features: Path, data: Path, samples: int, seed: int, truncation: float, device: str
-) -> str:
-    """The figures of `train.metrics.evaluate` as JSON. Raises TrainError or ModelError."""
+) -> dict[str, object]:
+    """The figures of `train.metrics.evaluate` for a checkpoint. Raises TrainError or ModelError."""
     loaded = load_generator(checkpoint)
     where = _one_device(device)
     sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
     with image_progress() as progress:
         figures = evaluate(sampler, features, open_data(data), samples, seed, where, progress)
-    return json.dumps({"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256, **figures})
+    return {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256, **figures}
+
+
+def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
+    """Write the figures into the checkpoint's header, where `/models` and the page find them."""
+    loaded = load_generator(checkpoint)
+    metrics = {**loaded.metrics, "own_features": dict(figures)}
+    save_generator(checkpoint, loaded.generator, loaded.class_names, metrics, loaded.metadata)
 
 
 def _one_device(device: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from model.checkpoint import write_whole
 from model.errors import ModelError
 from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.engine import Engine, EngineError, choose_device
-from worker.jobs import AttentionMap, JobSpec, Recipe
+from worker.jobs import AttentionMap, JobSpec, Recipe, recipe
 
 
 class OfflineError(Exception):
@@ -36,13 +37,24 @@ def write_samples(
     """Write `count` PNGs with their recipes inside into `out`, and tell each path. Raises OfflineError."""
     engine = _load(checkpoint, device)
     spec = _spec(engine, class_name, count, seed, truncation)
-    for first in range(0, count, engine.rows):
-        indices = range(first, min(first + engine.rows, count))
-        pixels = engine.sample([Recipe(spec.class_id, seed, k, truncation) for k in indices])
-        for k, image in zip(indices, pixels, strict=True):
-            path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
-            write_whole(path, png(image, recipe_json(spec, k)))
-            yield path
+    for k, pixels in enumerate(_images(engine, spec)):
+        path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
+        write_whole(path, png(pixels, recipe_json(spec, k)))
+        yield path
+
+
+def write_sheet(checkpoint: Path, out: Path, columns: int, seed: int, truncation: float, device: str) -> None:
+    """Write one PNG of images 0 to columns - 1 of `seed` for every class, a row each. Raises OfflineError."""
+    engine = _load(checkpoint, device)
+    side = engine.info.resolution
+    sheet = Image.new("RGB", (columns * (side + 1) - 1, len(engine.info.classes) * (side + 1) - 1), "white")
+    for row, name in enumerate(engine.info.classes):
+        spec = _spec(engine, name, columns, seed, truncation)
+        for k, pixels in enumerate(_images(engine, spec)):
+            sheet.paste(Image.fromarray(pixels), (k * (side + 1), row * (side + 1)))
+    content = io.BytesIO()
+    sheet.save(content, "PNG")
+    write_whole(out, content.getvalue())
 
 
 def attend(
@@ -60,9 +72,7 @@ def attend(
     if not engine.info.attention:
         raise OfflineError(f"{checkpoint} has no attention layer.")
     try:
-        return engine.attention(
-            Recipe(spec.class_id, seed, index, truncation), layer or engine.info.attention[0].name
-        )
+        return engine.attention(recipe(spec, index), layer or engine.info.attention[0].name)
     except EngineError as error:
         raise OfflineError(str(error)) from None
 
@@ -70,17 +80,17 @@ def attend(
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
     """Make the image in a PNG again from its recipe, and compare. Raises OfflineError."""
     try:
-        recipe = read_recipe(image.read_bytes())
+        wanted = read_recipe(image.read_bytes())
     except (OSError, RecipeError) as error:
         raise OfflineError(f"{image}: {error}") from None
-    engine = _load(checkpoints / f"{recipe['model']}.safetensors", device, str(recipe["precision"]))
-    if engine.info.hash != recipe["model_hash"]:
+    engine = _load(checkpoints / f"{wanted['model']}.safetensors", device, str(wanted["precision"]))
+    if engine.info.hash != wanted["model_hash"]:
         raise OfflineError(
-            f"{image} was made by another {recipe['model']} than the one in {checkpoints}: sha256 "
-            f"{str(recipe['model_hash'])[:12]}…, not {engine.info.hash[:12]}…."
+            f"{image} was made by another {wanted['model']} than the one in {checkpoints}: sha256 "
+            f"{str(wanted['model_hash'])[:12]}…, not {engine.info.hash[:12]}…."
         )
-    class_id, seed, index = (int(str(recipe[name])) for name in ("class_id", "seed", "index"))
-    made = engine.sample([Recipe(class_id, seed, index, float(str(recipe["truncation"])))])[0]
+    class_id, seed, index = (int(str(wanted[name])) for name in ("class_id", "seed", "index"))
+    made = engine.sample([Recipe(class_id, seed, index, float(str(wanted["truncation"])))])[0]
     with Image.open(image) as opened:
         kept = np.asarray(opened.convert("RGB"))
     if kept.shape != made.shape:
@@ -108,6 +118,13 @@ def describe(folder: Path) -> Iterator[str]:
                 f"{info.name}: {info.resolution}×{info.resolution}, {len(info.classes)} classes, "
                 f"attention {sites}, sha256 {info.hash[:12]}…"
             )
+
+
+def _images(engine: Engine, spec: JobSpec) -> Iterator[NDArray[np.uint8]]:
+    """Every image of a job [R, R, 3], a forward at a time."""
+    for first in range(0, spec.count, engine.rows):
+        indices = range(first, min(first + engine.rows, spec.count))
+        yield from engine.sample([recipe(spec, k) for k in indices])
 
 
 def _load(path: Path, device: str, precision: str = "float32") -> Engine:

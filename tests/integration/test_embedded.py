@@ -76,9 +76,13 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
 async def are_gone(pids: list[int]) -> None:
     with anyio.fail_after(10):
-        while any(Path(f"/proc/{pid}").exists() for pid in pids):  # noqa: ASYNC110
+        while any(is_running(pid) for pid in pids):  # noqa: ASYNC110
             await anyio.sleep(0.05)
 
 
