@@ -31,9 +31,9 @@ browser: $(VENV)/.test
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	|| { echo "Python 3.11 or later is needed; choose one by: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV) with PyTorch and the service: some minutes, and 5 GB, the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) \
 	|| { echo "venv is missing; on Debian and Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
-	@echo "Installing PyTorch and the service into $(VENV): some minutes, and 5 GB, the first time."
 	$(INSTALL) -e '.[all]'
 	@touch $@
 

@@ -112,6 +112,8 @@ def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], 
 
     def keep_our_logging(**_: object) -> None:
         logging.getLogger("celery").setLevel(logging.WARNING)
+        # it tells of each job handed back with a traceback; that one was handed back is in the job's events
+        logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
         # It tells in one line, as an error, when it cannot connect; the traceback before that says no more.
         logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.ERROR)
 
