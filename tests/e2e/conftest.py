@@ -14,13 +14,10 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-import torch
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
-from model.checkpoint import save_generator
-from model.config import ModelConfig
-from model.generator import Generator
+from support import random_checkpoint
 from worker.private_redis import PrivateRedis, free_port
 
 FLAGS = [
@@ -34,24 +31,6 @@ FLAGS = [
 ]
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MANY = (*(f"breed_{number:03}" for number in range(119)), "Irish_wolfhound")
-
-
-def checkpoint(path: Path, classes: tuple[str, ...], attention: tuple[int, ...], seed: int) -> None:
-    """A 32-pixel network of random weights, its gates open and its attention far from even."""
-    torch.manual_seed(seed)
-    config = ModelConfig(
-        resolution=32,
-        classes=len(classes),
-        generator_widths=(16, 16, 16, 16),
-        discriminator_widths=(16, 16, 16, 16),
-        generator_attention=attention,
-        latent=32,
-    )
-    generator = Generator(config)
-    for site in generator.attention.values():
-        torch.nn.init.constant_(site.get_parameter("gamma"), 0.7)
-    generator.to_rgb.weight.data.mul_(8)  # else a random network gives grey for every z
-    save_generator(path, generator, classes)
 
 
 class Service:
@@ -128,8 +107,8 @@ class Service:
 def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with two attention sites and ten classes, and one without attention and with 120."""
     folder = tmp_path_factory.mktemp("networks")
-    checkpoint(folder / "attentive.safetensors", CLASSES, attention=(8, 16), seed=1)
-    checkpoint(folder / "plain.safetensors", MANY, attention=(), seed=2)
+    random_checkpoint(folder / "attentive.safetensors", CLASSES, attention=(8, 16), seed=1)
+    random_checkpoint(folder / "plain.safetensors", MANY, attention=(), seed=2)
     return folder
 
 

@@ -13,39 +13,14 @@ from time import monotonic
 
 import anyio
 import pytest
-import torch
 
-from model.checkpoint import save_generator
-from model.config import ModelConfig
-from model.generator import Generator
-from model.layers import ConditionalBatchNorm
+from support import random_checkpoint
 from worker.jobs import Job, JobSpec, JobStore, ModelInfo
 from worker.private_redis import PrivateRedis
 from worker.queue import QueueSettings, make_celery, publish_generate
 
 OWNER = "somebody"
 CLASSES = ("cat", "dog", "ship")
-
-
-def tiny_checkpoint(path: Path, seed: int = 0) -> str:
-    """A 32-pixel network of random weights, its attention gate open; returns its sha256."""
-    torch.manual_seed(seed)
-    config = ModelConfig(
-        resolution=32,
-        classes=len(CLASSES),
-        generator_widths=(16, 16, 16, 16),
-        discriminator_widths=(16, 16, 16, 16),
-        generator_attention=(16,),
-        latent=32,
-    )
-    generator = Generator(config)
-    generator.attention["16x16"].gamma.data.fill_(0.7)
-    for module in generator.modules():
-        if isinstance(module, ConditionalBatchNorm):  # as made, every class has the same tables
-            module.gamma.data.normal_(1, 0.3)
-    # as a random network gives grey for every z, spread its output over the whole range of levels
-    generator.to_rgb.weight.data.mul_(8)
-    return save_generator(path, generator, CLASSES)
 
 
 class WorkerProcess:
@@ -194,7 +169,7 @@ class Service:
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one tiny model."""
     folder = tmp_path_factory.mktemp("models") / "checkpoints"
-    tiny_checkpoint(folder / "tiny.safetensors")
+    random_checkpoint(folder / "tiny.safetensors", CLASSES)
     return folder
 
 

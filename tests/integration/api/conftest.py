@@ -18,14 +18,11 @@ from pathlib import Path
 import httpx
 import pytest
 import redis as redis_client
-import torch
 import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
-from model.checkpoint import save_generator
-from model.config import ModelConfig
-from model.generator import Generator
+from support import random_checkpoint
 from worker.jobs import AttentionSite, ModelInfo, WorkerInfo
 from worker.private_redis import PrivateRedis
 from worker.worker_store import WorkerStore
@@ -35,30 +32,12 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
-def _network(path: Path, *, attention: tuple[int, ...], seed: int) -> None:
-    """A 32-pixel network of random weights, its gates open."""
-    torch.manual_seed(seed)
-    config = ModelConfig(
-        resolution=32,
-        classes=len(CIFAR10),
-        generator_widths=(16, 16, 16, 16),
-        discriminator_widths=(16, 16, 16, 16),
-        generator_attention=attention,
-        latent=32,
-    )
-    generator = Generator(config)
-    for site in generator.attention.values():
-        site.gamma.data.fill_(0.7)
-    generator.to_rgb.weight.data.mul_(8)  # else a random network gives grey for every z
-    save_generator(path, generator, CIFAR10)
-
-
 @pytest.fixture(scope="session")
 def two_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model that attends at two sites, and one that does not."""
     folder = tmp_path_factory.mktemp("api") / "checkpoints"
-    _network(folder / "attentive.safetensors", attention=(8, 16), seed=1)
-    _network(folder / "plain.safetensors", attention=(), seed=2)
+    random_checkpoint(folder / "attentive.safetensors", CIFAR10, attention=(8, 16), seed=1)
+    random_checkpoint(folder / "plain.safetensors", CIFAR10, attention=(), seed=2)
     return folder
 
 

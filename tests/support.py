@@ -1,0 +1,45 @@
+"""What tests of several rooms need: a tiny network of random weights, as a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.checkpoint import save_generator
+from model.config import ModelConfig
+from model.generator import Generator
+from model.layers import ConditionalBatchNorm
+
+
+def random_checkpoint(
+    path: Path,
+    classes: tuple[str, ...],
+    *,
+    attention: tuple[int, ...] = (16,),
+    width: int = 16,
+    seed: int = 0,
+    metrics: dict[str, object] | None = None,
+    metadata: dict[str, object] | None = None,
+) -> str:
+    """Write a 32-pixel network of random weights, its attention gates open; returns its sha256."""
+    torch.manual_seed(seed)
+    generator = Generator(
+        ModelConfig(
+            resolution=32,
+            classes=len(classes),
+            generator_widths=(width,) * 4,
+            discriminator_widths=(16,) * 4,
+            generator_attention=attention,
+            latent=32,
+        )
+    )
+    with torch.no_grad():
+        for name, parameter in generator.attention.named_parameters():
+            if name.endswith("gamma"):
+                parameter.fill_(0.7)
+        for module in generator.modules():
+            if isinstance(module, ConditionalBatchNorm):  # as made, every class has the same tables
+                module.gamma.normal_(1, 0.3)
+        generator.to_rgb.weight.mul_(8)  # a random network gives grey; this spreads it over all levels
+    return save_generator(path, generator, classes, metrics, metadata)
