@@ -5,6 +5,7 @@ Imports are made inside the commands, so that an image with the API alone needs 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -51,6 +52,7 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
 @app.command()
 def worker() -> None:
     """A Celery worker alone: it loads the checkpoints (SAGAN_CHECKPOINTS) and takes jobs from Redis."""
+    _wait_passively()
     from worker.main import run_worker
     from worker.settings import WorkerSettings
 
@@ -71,6 +73,7 @@ def train(
 
     `sagan train features` trains the small classifier that `sagan evaluate` measures with.
     """
+    _wait_passively()
     from train.errors import TrainError
     from train.run import run, run_features, seconds
 
@@ -239,6 +242,14 @@ def pack(
         _fail(error)
     for line in report.lines():
         console.print(line, highlight=False, markup=False)  # file names may look like markup
+
+
+def _wait_passively() -> None:
+    """Before torch is loaded: let its threads sleep while they wait for each other, not spin.
+
+    Beside one busy process on two cores, training ran at 55 images/s so, and at 15 spinning.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _fail(error: Exception) -> NoReturn:

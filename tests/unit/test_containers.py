@@ -100,7 +100,7 @@ def test_every_setting_can_be_set_from_outside(name: str, settings: type[QueueSe
     given: dict[str, str | None] = SERVICES[name]["environment"]
     assert set(given) == known
     fixed = {variable for variable, value in given.items() if value is not None}
-    assert fixed <= {"SAGAN_REDIS_URL", "SAGAN_CHECKPOINTS"}
+    assert fixed <= {"SAGAN_REDIS_URL", "SAGAN_CHECKPOINTS", "SAGAN_DEVICE"}
 
 
 def test_only_the_api_is_published_and_to_this_machine_alone() -> None:
@@ -123,12 +123,14 @@ def test_redis_keeps_what_it_was_given() -> None:
         assert given[name] == embedded[name]
 
 
-def test_workers_of_one_gpu_machine_ask_for_its_gpu() -> None:
+def test_with_the_gpu_file_workers_and_training_ask_for_nvidia_gpus() -> None:
     for name in ("worker", "train"):
         (device,) = GPU["services"][name]["deploy"]["resources"]["reservations"]["devices"]
         assert device["driver"] == "nvidia"
         assert device["capabilities"] == ["gpu"]
     assert set(GPU["services"]) <= set(SERVICES)
+    devices = [part["services"]["worker"]["environment"]["SAGAN_DEVICE"] for part in (COMPOSE, GPU)]
+    assert devices == ["${SAGAN_DEVICE:-cpu}", "${SAGAN_DEVICE:-cuda}"]
 
 
 @pytest.mark.parametrize("name", BUILT)
