@@ -98,9 +98,9 @@ def train(
     except TrainError as error:
         _fail(error)
     if outcome.finished:
-        console.print(f"step {outcome.step}: finished. The generator is in {out}/generator.safetensors.")
+        _tell(f"step {outcome.step}: finished. The generator is in {out}/generator.safetensors.")
     else:
-        console.print(f"step {outcome.step}: stopped ({outcome.reason}), all saved; --resume goes on.")
+        _tell(f"step {outcome.step}: stopped ({outcome.reason}), all saved; --resume goes on.")
 
 
 @app.command()
@@ -118,7 +118,7 @@ def sample(
 
     try:
         for path in write_samples(checkpoint, class_name, out, count, seed, truncation, device):
-            console.print(str(path), highlight=False)
+            _tell(str(path))
     except OfflineError as error:
         _fail(error)
 
@@ -139,7 +139,7 @@ def sheet(
         write_sheet(checkpoint, out, columns, seed, truncation, device)
     except OfflineError as error:
         _fail(error)
-    console.print(str(out), highlight=False)
+    _tell(str(out))
 
 
 @app.command()
@@ -166,7 +166,7 @@ def attention(
     points = default_points(found, len(pixels))
     title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
     write_whole(out, write(figure(pixels, found, points, Look(), title)))
-    console.print(str(out), highlight=False)
+    _tell(str(out))
 
 
 @app.command()
@@ -182,7 +182,7 @@ def reproduce(
         verdict = compare(image, checkpoints, device)
     except OfflineError as error:
         _fail(error)
-    console.print(verdict.text)
+    _tell(verdict.text)
     raise typer.Exit(0 if verdict.same else 1)
 
 
@@ -194,7 +194,7 @@ def models(
     from worker.offline import describe
 
     for line in describe(folder):
-        console.print(line, highlight=False)
+        _tell(line)
 
 
 @app.command()
@@ -244,7 +244,7 @@ def pack(
     except TrainError as error:
         _fail(error)
     for line in report.lines():
-        console.print(line, highlight=False, markup=False)  # file names may look like markup
+        _tell(line)  # file names may look like markup
 
 
 def _wait_passively() -> None:
@@ -253,6 +253,10 @@ def _wait_passively() -> None:
     Beside one busy process on two cores, training ran at 55 images/s so, and at 15 spinning.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _tell(line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _fail(error: Exception) -> NoReturn:

@@ -25,6 +25,7 @@ from train.state import TrainingState
 
 GRID_ROWS = 10  # classes in a sample grid, spread over all of them
 GRID_COLUMNS = 10  # images a class
+SETTLED = 30_000  # images seen before which grey samples are only young
 LITTLE_VARIETY = 0.25  # of the variety of real images, under which a collapse is told
 CERTAIN = 0.02  # discriminator loss under which it has won, and the generator learns nothing more
 
@@ -59,7 +60,8 @@ class ProgressBar:
         self.bar.update(self.task, completed=state.step, description=text)
         if not self.console.is_terminal:
             left = (optimisation.steps - state.step) * seconds / steps
-            self.console.print(f"step {state.step}/{optimisation.steps}: {text}, {left / 60:.0f} min left")
+            line = f"step {state.step}/{optimisation.steps}: {text}, {left / 60:.0f} min left"
+            self.console.print(line, highlight=False, soft_wrap=True)
 
     def close(self, state: TrainingState) -> None:
         self.bar.stop()
@@ -123,16 +125,21 @@ class Grids:
         with torch.no_grad():
             images = state.ema.network(self.z.to(state.world.device), self.y.to(state.world.device)).cpu()
         save_grid(path, images, GRID_COLUMNS)
+        if state.images_seen < SETTLED:
+            return
         if _variety(images) < LITTLE_VARIETY * self.real_variety:
-            self.console.print(
-                f"[yellow]step {state.step}: the samples hardly differ from each other (mode collapse). "
+            self._warn(
+                f"step {state.step}: the samples hardly differ from each other (mode collapse). "
                 f"Look at {path}; lower the learning rates or go back to an earlier state."
             )
         elif state.losses["discriminator"].item() < CERTAIN:
-            self.console.print(
-                f"[yellow]step {state.step}: the discriminator tells real from fake with certainty, so the "
+            self._warn(
+                f"step {state.step}: the discriminator tells real from fake with certainty, so the "
                 "generator learns nothing. Lower discriminator_lr, or keep its spectral norm on."
             )
+
+    def _warn(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
 class Served:
