@@ -5,8 +5,8 @@ import { fetchMap, heat } from "./attention.js";
 import { $, announce, copy, flash, h, percent, spoken } from "./dom.js";
 import { linkTo } from "./link.js";
 
-// The colours of the paper's attention figure, told apart by people who see fewer colours, too (Okabe, Ito 2008).
-const PIN_COLOURS = ["#e8483b", "#3aa0ff", "#2fc77f", "#f5c518", "#cf7bf0"];
+// As in the service's figure (app/overlay.py); told apart by people who see fewer colours, too (Okabe, Ito 2008).
+const PIN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#f0e442"];
 const QUIET = 0.65; // how much of the overlay's strength is left where nothing is attended to
 const THUMB = 88; // CSS pixels
 const PATIENCE = 20; // how often a map that is not ready yet is asked for again
