@@ -15,7 +15,7 @@ from train.data import Pack
 from train.distributed import World
 from train.errors import TrainError
 from train.recipe import Recipe
-from train.state import StateError, TrainingState
+from train.state import StateError, TrainingState, saved_step
 
 STATE = "state.safetensors"  # in the run's folder: what --resume goes on from
 GENERATOR = "generator.safetensors"  # in the run's folder: what is sampled and served
@@ -64,12 +64,8 @@ def train(
         raise TrainError(f"batch {recipe.optimisation.batch} does not divide by {world.size} processes.")
     state = TrainingState(recipe, pack, world)
     saved = out / STATE
-    if resume and saved.exists():
+    if starting_step(out, resume):
         state.load(saved)
-    elif resume:
-        raise StateError(f"Nothing to resume: {saved} does not exist.")
-    elif saved.exists():
-        raise StateError(f"{out} holds a run already. Go on with it by --resume, or use another --out.")
     world.wait()  # nobody writes before everybody has read
     deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")
     total = recipe.optimisation.steps
@@ -95,6 +91,16 @@ def train(
             for observer in observers:
                 observer.close(state)
     return Outcome(state.step, state.step >= total, reason)
+
+
+def starting_step(out: Path, resume: bool) -> int:
+    """Steps that the run in `out` has done; 0: a new one. Raises StateError when it must not start."""
+    saved = out / STATE
+    if resume and not saved.exists():
+        raise StateError(f"Nothing to resume: {saved} does not exist.")
+    if saved.exists() and not resume:
+        raise StateError(f"{out} holds a run already. Go on with it by --resume, or use another --out.")
+    return saved_step(saved) if resume else 0
 
 
 def _check(state: TrainingState, saved: Path) -> None:

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from safetensors import SafetensorError, safe_open
 
 from model.checkpoint import load_generator, save_generator
 from train.data import image_progress, open_data
 from train.distributed import World, joined
 from train.errors import TrainError
 from train.features import train_features
-from train.loop import GENERATOR, STATE, Observer, Outcome, train
+from train.loop import GENERATOR, Observer, Outcome, starting_step, train
 from train.metrics import GeneratorSampler, evaluate
 from train.observers import Grids, ProgressBar, Scalars, Served
 from train.recipe import read_recipe
@@ -46,7 +45,7 @@ def run(
     with image_progress(console) as progress:
         pack = open_data(data, recipe.model.get("resolution"), progress=progress)
     with joined(device) as world:
-        first = _saved_step(out / STATE) if resume else 0
+        first = starting_step(out, resume)  # before an observer touches what is there
         observers: list[Observer] = []
         if world.leads:
             schedule, steps = recipe.schedule, recipe.optimisation.steps
@@ -102,11 +101,3 @@ def seconds(text: str) -> float:
 def _about(world: World, images: int, classes: int, recipe: str, out: Path) -> str:
     processes = f"{world.size} processes on " if world.size > 1 else ""
     return f"recipe {recipe}: {images:,} images of {classes} classes, {processes}{world.device}, into {out}"
-
-
-def _saved_step(path: Path) -> int:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return int((file.metadata() or {}).get("step", 0))
-    except (SafetensorError, OSError):
-        return 0  # `train` says what is wrong with it

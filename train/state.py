@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,6 +63,7 @@ class TrainingState:
         )
         self.ema = Ema(self.generator, optimisation.ema_half_life, optimisation.ema_ramp)
         self.step = 0
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)  # how the images of an epoch come
         self.losses: dict[str, Tensor] = {}  # of the last step, on the device: reading one waits for it
 
     @property
@@ -129,7 +132,7 @@ class TrainingState:
         indices = []
         while first < (play + 1) * batch:
             epoch, offset = divmod(first, total)
-            if epoch != getattr(self, "_epoch", None):
+            if epoch != self._epoch:
                 self._epoch = epoch
                 self._order = torch.randperm(total, generator=self._draw("epoch", epoch))
             indices.append(self._order[offset : offset + (play + 1) * batch - first])
@@ -208,13 +211,25 @@ class TrainingState:
                     yield f"{prefix}.{i}.{name}", tensor
 
 
+def saved_step(path: Path) -> int:
+    """The step of the state in `path`, without reading its tensors. Raises StateError."""
+    with _opened(path) as (header, _):
+        return int(header["step"])
+
+
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    with _opened(path) as (header, file):
+        return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[dict[str, str], Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise StateError(f"{path} is not a training state of ours.")
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield header, file
     except (SafetensorError, OSError) as wrong:
         raise StateError(f"{path} cannot be read ({wrong}).") from None
 

@@ -295,6 +295,19 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / STATE).read_bytes() == before
 
 
+def test_a_refused_run_leaves_the_log_of_the_one_that_is_there(tmp_path: Path, pack_file: Path) -> None:
+    def start() -> None:
+        settings = ["optimisation.steps=2", "schedule.log_every=1", "schedule.statistics_batches=1"]
+        run("tiny", pack_file, tmp_path, console=Console(quiet=True), device="cpu", settings=settings)
+
+    start()
+    before = (tmp_path / "log.jsonl").read_bytes()
+    assert before.count(b"\n") == 2
+    with pytest.raises(StateError, match="holds a run already"):
+        start()
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
 def test_resuming_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="Nothing to resume"):
         train(tiny(), make_pack(), tmp_path, World(), [], resume=True)
