@@ -1,0 +1,154 @@
+"""The command line: what each subcommand writes and says, and how it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from cli import app
+from model.checkpoint import load_generator
+from support import random_checkpoint
+from worker.encode import read_recipe
+
+CLASSES = ("cat", "dog")
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as `train` sets it; put back afterwards
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    random_checkpoint(folder / "pets.safetensors", CLASSES)
+    return folder
+
+
+def sagan(*arguments: object, code: int = 0) -> str:
+    """What the command printed; its exit code must be `code`, and a failure is one line."""
+    done = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert done.exit_code == code, done.output
+    if code == 2:
+        assert done.stderr.startswith("sagan: ")
+        assert done.stderr.count("\n") == 1
+    return done.output
+
+
+def test_a_sample_is_what_the_service_makes_and_can_be_made_again(checkpoints: Path, tmp_path: Path) -> None:
+    model = checkpoints / "pets.safetensors"
+    told = sagan("sample", model, "dog", "--count", 6, "--seed", 7, "--out", tmp_path)
+    paths = [Path(line) for line in told.split()]
+    assert [p.name for p in paths] == [f"pets-dog-7-{k}.png" for k in range(6)]
+    recipe = read_recipe(paths[5].read_bytes())
+    assert (recipe["class_name"], recipe["seed"], recipe["index"]) == ("dog", 7, 5)
+    assert recipe["model_hash"] == load_generator(model).sha256
+    assert len({p.read_bytes() for p in paths}) == 6
+    assert "the same" in sagan("reproduce", paths[5], "--checkpoints", checkpoints)
+
+
+def test_an_image_that_was_changed_is_told_apart(checkpoints: Path, tmp_path: Path) -> None:
+    sagan("sample", checkpoints / "pets.safetensors", "0", "--out", tmp_path)
+    path = tmp_path / "pets-cat-0-0.png"
+    with Image.open(path) as image:
+        text = image.info["sagan"]
+        pixels = np.asarray(image).copy()
+    pixels[3, 4, 0] ^= 1
+    from PIL.PngImagePlugin import PngInfo
+
+    chunk = PngInfo()
+    chunk.add_text("sagan", text)
+    Image.fromarray(pixels).save(path, pnginfo=chunk)
+    assert "differ, by 1 at most" in sagan("reproduce", path, "--checkpoints", checkpoints, code=1)
+
+
+def test_reproducing_needs_a_recipe_and_its_model(checkpoints: Path, tmp_path: Path) -> None:
+    plain = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(plain, "PNG")
+    (tmp_path / "plain.png").write_bytes(plain.getvalue())
+    assert "no recipe" in sagan("reproduce", tmp_path / "plain.png", code=2)
+    assert "no.png" in sagan("reproduce", tmp_path / "no.png", code=2)
+    sagan("sample", checkpoints / "pets.safetensors", "cat", "--out", tmp_path)
+    random_checkpoint(tmp_path / "pets.safetensors", CLASSES, seed=1)
+    made = tmp_path / "pets-cat-0-0.png"
+    assert "another pets" in sagan("reproduce", made, "--checkpoints", tmp_path, code=2)
+    assert "no such file" in sagan("reproduce", made, "--checkpoints", tmp_path / "none", code=2)
+
+
+def test_a_sheet_has_a_row_a_class(checkpoints: Path, tmp_path: Path) -> None:
+    sagan("sheet", checkpoints / "pets.safetensors", "--columns", 5, "--out", tmp_path / "sheet.png")
+    sagan("sample", checkpoints / "pets.safetensors", "dog", "--count", 5, "--out", tmp_path)
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "pets-dog-0-4.png") as last:
+        assert sheet.size == (5 * 33 - 1, 2 * 33 - 1)
+        cell = sheet.crop((4 * 33, 33, 4 * 33 + 32, 65))
+        assert np.array_equal(np.asarray(cell), np.asarray(last))
+
+
+def test_the_attention_figure_is_drawn(checkpoints: Path, tmp_path: Path) -> None:
+    out = tmp_path / "why.png"
+    sagan("attention", checkpoints / "pets.safetensors", "cat", "--index", 2, "--out", out)
+    with Image.open(out) as figure:
+        assert figure.width > 6 * 256
+    refused = sagan("attention", checkpoints / "pets.safetensors", "cat", "--layer", "4x4", code=2)
+    assert "it has: 16x16" in refused
+
+
+def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: Path) -> None:
+    random_checkpoint(tmp_path / "pets.safetensors", CLASSES)
+    (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
+    bad, good = sagan("models", tmp_path).strip().split("\n")
+    assert "bad.safetensors: not a readable safetensors file" in bad
+    assert good.startswith("pets: 32×32, 2 classes, attention 16x16 (γ 0.700)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sample", "{}", "dgo"], "Did you mean 'dog'"),
+        (["sample", "{}", "2"], "0 to 1"),
+        (["sample", "{}", "cat", "--truncation", "0"], "above 0"),
+        (["sample", "nowhere.safetensors", "cat"], "no such file"),
+        (["sample", "{}", "cat", "--device", "abacus"], "no device 'abacus'"),
+        (["train", "tyny", "--data", "x", "--out", "y"], "Did you mean 'tiny'"),
+        (["train", "tiny", "--data", "nowhere", "--out", "y"], "nothing at nowhere"),
+        (["train", "tiny", "--data", "x", "--out", "y", "--stop-after", "soon"], "write 90s"),
+        (["train", "tiny", "--data", "x", "--out", "y", "--set", "steps"], "section.field=value"),
+        (["data", "pack", "nowhere", "out.safetensors"], "nothing at nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_with_the_way_out(
+    checkpoints: Path, arguments: list[str], said: str
+) -> None:
+    model = str(checkpoints / "pets.safetensors")
+    assert said in sagan(*(a.replace("{}", model) for a in arguments), code=2)
+
+
+def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name, level in zip(CLASSES, (60, 190), strict=True):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = draw.integers(level - 60, level + 60, (40, 48, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    pack, run = tmp_path / "photos.safetensors", tmp_path / "run"
+    assert "80 images of 2 classes" in sagan("data", "pack", tmp_path / "photos", pack, "--resolution", 32)
+    short = ["--set", "optimisation.steps=2", "--set", "schedule.statistics_batches=1", "--device", "cpu"]
+    assert "finished" in sagan("train", "tiny", "--data", pack, "--out", run, *short)
+    features = tmp_path / "features.safetensors"
+    assert "right on the tenth" in sagan("train", "features", "--data", pack, "--out", features)
+    made = run / "generator.safetensors"
+    told = sagan("evaluate", made, "--features", features, "--data", pack, "--samples", 20, "--keep")
+    figures = json.loads(told[told.index("{") :])
+    assert figures["protocol"]["samples"] == 20
+    assert figures["real_held_back"]["frechet_own_features"] < figures["generated"]["frechet_own_features"]
+    kept = load_generator(made).metrics["own_features"]
+    assert isinstance(kept, dict)
+    assert kept["generated"] == figures["generated"]
