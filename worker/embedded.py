@@ -18,6 +18,7 @@ from typing import Final
 import uvicorn
 
 from worker.jobs import JobError, JobStore
+from worker.news import cancel
 from worker.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 from worker.queue import QueueSettings
 
@@ -107,9 +108,8 @@ class _Service:
                 self._code = 1
         finally:
             server.should_exit = True
-            for task in (watch, stop):
-                task.cancel()
-            await asyncio.gather(api, watch, stop, return_exceptions=True)
+            await cancel(watch, stop)
+            await asyncio.gather(api, return_exceptions=True)
             await store.close()
 
     # Both are started from the main thread: Linux ties the parent-death signal to the thread that starts

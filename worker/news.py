@@ -5,13 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 # Pub/sub may lose a message (a reconnect, a full buffer), so nobody relies on it for longer than this.
 RECHECK: Final = 5.0  # seconds
+
+
+async def cancel(*tasks: asyncio.Task[Any]) -> None:
+    """Cancel tasks and return when they have ended, however they ended.
+
+    One request can get lost: redis-py now and then swallows a cancellation that comes while it reads, and a
+    task that loops would then never end.
+    """
+    while pending := [task for task in tasks if not task.done()]:
+        for task in pending:
+            task.cancel()
+        await asyncio.wait(pending, timeout=0.5)
+    await asyncio.gather(*tasks, return_exceptions=True)  # else an error in one is told as never looked at
 
 
 class Watch:
@@ -60,9 +73,7 @@ class News:
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await cancel(self._task)
             self._task = None
 
     async def _listen(self) -> None:
