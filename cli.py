@@ -250,7 +250,7 @@ def pack(
 def _wait_passively() -> None:
     """Before torch is loaded: let its threads sleep while they wait for each other, not spin.
 
-    Beside one busy process on two cores, training ran at 55 images/s so, and at 15 spinning.
+    Spinning is somewhat faster on idle cores, and several times slower beside one busy process.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
