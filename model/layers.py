@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ class UpBlock(nn.Module):
         self.skip = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = self.conv1(_double(F.relu(self.norm1(x, y))))
+        h = _double_then(self.conv1, F.relu(self.norm1(x, y)))
         h = self.conv2(F.relu(self.norm2(h, y)))
         # a 1×1 convolution and nearest enlargement commute; this order costs a quarter
         doubled: Tensor = h + _double(self.skip(x))
@@ -67,17 +68,40 @@ class DownBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # must be out of place: the skip needs the value before the ReLU
-        h = x if self.first else F.relu(x)
-        h = self.conv2(F.relu(self.conv1(h)))
+        h = F.relu(self.conv1(x if self.first else F.relu(x)))
         if self.pool:
             # a 1×1 convolution and average pooling commute; this order costs a quarter
-            h, x = F.avg_pool2d(h, 2), F.avg_pool2d(x, 2)
+            h, x = _then_pool(self.conv2, h), F.avg_pool2d(x, 2)
+        else:
+            h = self.conv2(h)
         skipped: Tensor = self.skip(x)
         return h + skipped
 
 
 def _double(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def _double_then(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(_double(x)) for a 3×3 convolution, at 4/9 of its products: one transposed 4×4 of stride 2.
+
+    Each output pixel sees only 2×2 different input pixels, so the weights that meet the same one are added
+    up first (as StyleGAN2's upfirdn does). The same function; sums in another order.
+    """
+    kernel = _blurred(conv.weight.flip(2, 3)).transpose(0, 1)
+    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+
+
+def _then_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """F.avg_pool2d(conv(x), 2) for a 3×3 convolution, at 4/9 of its products: one 4×4 of stride 2."""
+    return F.conv2d(x, _blurred(conv.weight) / 4, conv.bias, stride=2, padding=1)
+
+
+def _blurred(weight: Tensor) -> Tensor:
+    """3×3 kernels [O, I, 3, 3] convolved with a 2×2 of ones: [O, I, 4, 4]."""
+    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
+    high = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
+    return high.contiguous(memory_format=torch.channels_last)
 
 
 class SpectralNorm(nn.Module):
@@ -110,11 +134,18 @@ class SpectralNorm(nn.Module):
         return weight / sigma
 
 
-def initialise(network: nn.Module) -> None:
-    """Xavier-uniform weights, zero biases (the authors' code). Call before `spectral_normalise`."""
+INITIALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "xavier": nn.init.xavier_uniform_,  # the authors' code
+    "orthogonal": nn.init.orthogonal_,  # BigGAN (Brock et al. 2019)
+    "normal": partial(nn.init.normal_, std=0.02),  # DCGAN (Radford et al. 2016)
+}
+
+
+def initialise(network: nn.Module, way: str = "xavier") -> None:
+    """Weights by one of INITIALISATIONS, zero biases. Call before `spectral_normalise`."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
-            nn.init.xavier_uniform_(module.weight)
+            INITIALISATIONS[way](module.weight)
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
 
