@@ -64,15 +64,23 @@ def worker() -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help='A recipe\'s name, a .toml file, or "features"')],
-    source: Annotated[Path, typer.Option("--data", help="A pack, or anything `sagan data pack` reads")],
+    source: Annotated[Path, typer.Option("--data", help="Folder or zip of pictures, pack, CIFAR-10, ...")],
     out: Annotated[Path, typer.Option(help="Folder of the run; for features: the file")],
+    recipe: Annotated[
+        str, typer.Argument(help='A recipe\'s name, a .toml file, "auto": by the pictures, or "features"')
+    ] = "auto",
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; unless told, on a GPU")
+    ] = None,
 ) -> None:
     """Labelled images -> checkpoint. Ctrl-C saves; --resume goes on exactly where it stopped.
+
+    `sagan train --data my-photos --out runs/mine` is enough for a folder of photos (one of folders, where
+    there are classes): it looks at them, chooses a recipe, says why and how long it will take.
 
     `sagan train features` trains the small classifier that `sagan evaluate` measures with.
     """
@@ -94,6 +102,7 @@ def train(
             resume=resume,
             stop_after=limit,
             settings=settings or [],
+            compile=compile,
         )
     except TrainError as error:
         _fail(error)
@@ -200,26 +209,140 @@ def models(
 @app.command()
 def evaluate(
     checkpoint: Checkpoint,
-    features: Annotated[Path, typer.Option(help="File that `sagan train features` wrote")],
-    source: Annotated[Path, typer.Option("--data", help="The pack the features were trained on")],
-    samples: Annotated[int, typer.Option(help="Images to make", min=2)] = 5000,
+    source: Annotated[Path, typer.Option("--data", help="The pack to measure by, and its classes")],
+    features: Annotated[
+        Path | None, typer.Option(help="File that `sagan train features` wrote on that pack")
+    ] = None,
+    inception: Annotated[
+        bool, typer.Option("--inception", help="FID and its relatives, torch-fidelity fetching the weights")
+    ] = False,
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="FID and its relatives, with the weights in this file")
+    ] = None,
+    cas: Annotated[
+        bool, typer.Option("--cas", help="Train a classifier on generated images, test it on real ones")
+    ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Images to make; unless told 5,000, for Inception 10,000 or 50,000", min=2),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="all, train or held-out images; unless told train, for Inception all")
+    ] = None,
     seed: Seed = 0,
     truncation: Truncation = 1.0,
     device: Device = "auto",
     keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
-    """Measure a generator beside real held-back images, in the features of our own classifier (not FID)."""
+    """Measure a generator beside real images: in our own classifier's features (not FID), in Inception's, or
+    by what a classifier learns from its images.
+    """
+    _wait_passively()
     from model.errors import ModelError
     from train.errors import TrainError
     from train.run import keep_figures, run_evaluation
 
     try:
-        figures = run_evaluation(checkpoint, features, source, samples, seed, truncation, device)
+        figures = run_evaluation(
+            checkpoint,
+            source,
+            features,
+            inception,
+            inception_weights,
+            cas,
+            samples=samples,
+            reference=reference,
+            seed=seed,
+            truncation=truncation,
+            device=device,
+        )
+        console.print_json(data=figures)
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
         _fail(error)
-    console.print_json(data=figures)
+
+
+@app.command()
+def experiment(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="attention-sites, spatial-blindness, stabilisers, attention-forms or ablations",
+        ),
+    ],
+    source: Annotated[Path, typer.Option("--data", help="A pack, or anything `sagan data pack` reads")],
+    out: Annotated[Path, typer.Option(help="Folder of the experiment: its runs, figures and report")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Base recipe; unless told, the experiment's own")
+    ] = None,
+    scale: Annotated[float, typer.Option(help="Times the experiment's steps and milestones")] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Runs a variant", min=1)] = 1,
+    only: Annotated[str | None, typer.Option(help="One variant, by name")] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="File that `sagan train features` wrote; else one is trained first")
+    ] = None,
+    inception_weights: Annotated[
+        Path | None, typer.Option(help="spatial-blindness: look through Inception as well")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Images a milestone", min=6)] = 2000,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Stop in time, all kept: 90s, 20m, 1.5h")] = None,
+    device: Device = "auto",
+) -> None:
+    """Put a question to several variants of a recipe, and write a report with tables, curves and samples.
+
+    The same command goes on where it was, however it ended; more seeds, variants or scale reuse what is
+    there. Started twice at once, the two share the work.
+    """
+    _wait_passively()
+    from train.errors import TrainError
+    from train.experiments.command import run_experiment
+    from train.run import seconds
+
+    try:
+        finished = run_experiment(
+            name,
+            source,
+            out,
+            console=console,
+            recipe=recipe,
+            scale=scale,
+            seeds=seeds,
+            only=only,
+            features=features,
+            inception_weights=inception_weights,
+            samples=samples,
+            settings=settings or [],
+            stop_after=seconds(stop_after) if stop_after else None,
+            device=device,
+        )
+    except TrainError as error:
+        _fail(error)
+    _tell(f"{'Finished' if finished else 'Stopped, all kept; the same command goes on'}. {out}/report.html")
+
+
+@app.command()
+def choose(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with schedule.snapshot_every")],
+    source: Annotated[Path, typer.Option("--data", help="The pack it was trained on, or one like it")],
+    features: Annotated[
+        Path | None, typer.Option(help="File that `sagan train features` wrote, to check the ranking by")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Images of each snapshot", min=2)] = 2000,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Let a run's last discriminator judge the run's snapshots; the best becomes chosen.safetensors there."""
+    _wait_passively()
+    from model.errors import ModelError
+    from train.errors import TrainError
+    from train.run import run_choice
+
+    try:
+        run_choice(run, source, features, samples=samples, seed=seed, device=device, console=console)
+    except (TrainError, ModelError) as error:
+        _fail(error)
 
 
 @data.command()
@@ -230,6 +353,9 @@ def pack(
         int | None, typer.Option(help="Pixels a side; unless told, the images' own")
     ] = None,
     min_crop: Annotated[int, typer.Option(help="Stanford Dogs: shortest crop kept, source pixels")] = 48,
+    shards: Annotated[
+        int, typer.Option(help="Files beside OUT to deal the images to, for several hosts; 1: only OUT")
+    ] = 1,
     licence: Annotated[str | None, typer.Option(help="Note that models trained on it will carry")] = None,
 ) -> None:
     """Read labelled images once, into one file that opens at once. Bad pictures are named and left out."""
@@ -239,7 +365,13 @@ def pack(
     try:
         with packs.image_progress(console) as progress:
             report = packs.pack(
-                source, out, resolution, min_crop=min_crop, licence=licence, progress=progress
+                source,
+                out,
+                resolution,
+                min_crop=min_crop,
+                shards=shards,
+                licence=licence,
+                progress=progress,
             )
     except TrainError as error:
         _fail(error)

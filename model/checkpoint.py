@@ -48,6 +48,7 @@ def save_generator(
 ) -> str:
     """Write `generator` as it serves (spectral norm folded) and return the file's sha256.
 
+    A tensor that bfloat16 holds without loss is stored so; float32 is what loads, with the same values.
     The file appears whole or not at all. Raises CheckpointError when the names do not fit the classes.
     """
     config = generator.config
@@ -55,7 +56,7 @@ def save_generator(
         raise CheckpointError(
             f"{config.classes} classes need as many different names, not {len(class_names)}."
         )
-    tensors = {name: t.cpu().contiguous() for name, t in generator.folded().state_dict().items()}
+    tensors = {name: _narrowed(t).cpu().contiguous() for name, t in generator.folded().state_dict().items()}
     header = {
         "format": FORMAT,
         "config": json.dumps(config.to_json()),
@@ -113,13 +114,23 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise CheckpointError(f"{path}: a safetensors file, but not a generator of ours ({FORMAT}).")
-            return header, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+            names = file.keys()  # the file itself is not a dict
+            return header, {name: _widened(file.get_tensor(name)) for name in names}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file.") from None
     except (SafetensorError, OSError) as wrong:
         raise CheckpointError(
             f"{path}: not a readable safetensors file ({wrong}); only what `sagan train` wrote loads."
         ) from None
+
+
+def _narrowed(tensor: Tensor) -> Tensor:
+    narrow = tensor.bfloat16() if tensor.dtype == torch.float32 and tensor.dim() else tensor
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def _json(header: Mapping[str, str], name: str, path: Path) -> object:

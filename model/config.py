@@ -27,12 +27,16 @@ class ModelConfig:
     latent: int = 128  # length of z
     attention_form: AttentionForm = "embedded_gaussian"  # SAGAN's; the others are the non-local block's
     attention_pool: bool = True  # keys and values on a 2×2 max-pooled grid
+    class_embedding: int = 0  # length of one embedding that all G's norms project; 0: tables of their own
+    hierarchical: bool = False  # z in equal parts: one for G's first layer, one for each block's norms
 
     def __post_init__(self) -> None:
         if self.resolution not in RESOLUTIONS:
             raise ConfigError(f"resolution is {self.resolution}; it must be one of {RESOLUTIONS}.")
         if self.classes < 1 or self.latent < 1:
             raise ConfigError(f"classes ({self.classes}) and latent ({self.latent}) must be at least 1.")
+        if self.class_embedding < 0:
+            raise ConfigError(f"class_embedding is {self.class_embedding}; it must be 0 (none) or a length.")
         levels = (self.resolution // BASE).bit_length()  # 4 to resolution, both counted
         for name in ("generator_widths", "discriminator_widths"):
             widths = getattr(self, name)
@@ -44,6 +48,11 @@ class ModelConfig:
             raise ConfigError(
                 f"attention_form is {self.attention_form!r}; it must be one of {get_args(AttentionForm)}."
             )
+        if self.hierarchical and self.latent % levels:
+            raise ConfigError(
+                f"latent is {self.latent}; hierarchical at {self.resolution} px takes multiples of {levels}, "
+                f"such as {max(self.latent // levels, 1) * levels}."
+            )
         self._check_sites("generator_attention", self.generator_sides)
         self._check_sites("discriminator_attention", self.discriminator_sides)
 
@@ -51,6 +60,11 @@ class ModelConfig:
         sites = getattr(self, name)
         if len(set(sites)) != len(sites) or not set(sites) <= set(sides):
             raise ConfigError(f"{name} is {sites}; it takes different sides out of {sides}.")
+
+    @property
+    def latent_part(self) -> int:
+        """Length of each part of a hierarchical z; of the whole z otherwise."""
+        return self.latent // len(self.generator_widths) if self.hierarchical else self.latent
 
     @property
     def generator_sides(self) -> tuple[int, ...]:

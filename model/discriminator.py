@@ -16,7 +16,7 @@ from model.layers import DownBlock, initialise
 class Discriminator(nn.Module):
     """Images [B, 3, R, R] in [-1, 1] and labels y [B] -> scores [B], higher for what looks real."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, initialisation: str = "xavier") -> None:
         super().__init__()
         self.config = config
         widths = config.discriminator_widths
@@ -33,7 +33,7 @@ class Discriminator(nn.Module):
         )
         self.linear = nn.Linear(widths[-1], 1)
         self.embedding = nn.Embedding(config.classes, widths[-1])
-        initialise(self)
+        initialise(self, initialisation)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -43,6 +43,7 @@ class Discriminator(nn.Module):
             side = self.config.discriminator_sides[i] if i < len(self.blocks) - 1 else 0
             if f"{side}x{side}" in self.attention:
                 x = self.attention[f"{side}x{side}"](x)
-        features = F.relu(x).sum(dim=(2, 3))
-        score: Tensor = self.linear(features).squeeze(1) + (self.embedding(y) * features).sum(dim=1)
+        with torch.autocast(x.device.type, enabled=False):  # sums, and the loss made of them, in float32
+            features = F.relu(x.float()).sum(dim=(2, 3))
+            score: Tensor = self.linear(features).squeeze(1) + (self.embedding(y) * features).sum(dim=1)
         return score

@@ -10,18 +10,22 @@ from torch import Tensor, nn
 
 from model.attention import AttentionTrace, SelfAttention
 from model.config import BASE, ModelConfig
-from model.layers import UpBlock, effective_state, initialise
+from model.layers import SharedEmbedding, UpBlock, effective_state, initialise
 
 
 class Generator(nn.Module):
     """z [B, latent] and labels y [B] -> images [B, 3, R, R] in [-1, 1]."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, initialisation: str = "xavier") -> None:
         super().__init__()
         self.config = config
         widths = config.generator_widths
-        self.linear = nn.Linear(config.latent, widths[0] * BASE * BASE)
-        self.blocks = nn.ModuleList(UpBlock(a, b, config.classes) for a, b in pairwise(widths))
+        self.linear = nn.Linear(config.latent_part, widths[0] * BASE * BASE)
+        length = config.class_embedding
+        self.shared = SharedEmbedding(config.classes, length) if length else None
+        tables = 0 if length else config.classes
+        vector = length + (config.latent_part if config.hierarchical else 0)
+        self.blocks = nn.ModuleList(UpBlock(a, b, tables, vector) for a, b in pairwise(widths))
         self.attention = nn.ModuleDict(
             {
                 f"{side}x{side}": SelfAttention(width, config.attention_form, config.attention_pool)
@@ -31,7 +35,7 @@ class Generator(nn.Module):
         )
         self.norm = nn.BatchNorm2d(widths[-1])
         self.to_rgb = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        initialise(self)
+        initialise(self, initialisation)
 
     def forward(self, z: Tensor, y: Tensor) -> Tensor:
         return self._run(z, y, None)
@@ -51,10 +55,11 @@ class Generator(nn.Module):
         return plain.eval().requires_grad_(False)
 
     def _run(self, z: Tensor, y: Tensor, traces: list[AttentionTrace] | None) -> Tensor:
+        z, vectors = self.parts(z, y)
         x: Tensor = self.linear(z).view(z.shape[0], -1, BASE, BASE)
         x = x.contiguous(memory_format=torch.channels_last)
-        for side, block in zip(self.config.generator_sides, self.blocks, strict=True):
-            x = block(x, y)
+        for side, block, vector in zip(self.config.generator_sides, self.blocks, vectors, strict=True):
+            x = block(x, y, vector)
             name = f"{side}x{side}"
             if name in self.attention:
                 layer = self.attention[name]
@@ -64,4 +69,12 @@ class Generator(nn.Module):
                 else:
                     x, trace = layer.forward_with_map(x, name)
                     traces.append(trace)
-        return torch.tanh(self.to_rgb(F.relu(self.norm(x))))
+        return torch.tanh(self.to_rgb(F.relu(self.norm(x))).float())
+
+    def parts(self, z: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+        """What the first layer takes of z, and for each block the vector that its norms project."""
+        embedded = self.shared(y) if self.shared is not None else None
+        if not self.config.hierarchical:
+            return z, [embedded] * len(self.blocks)
+        first, *parts = z.chunk(len(self.blocks) + 1, dim=1)
+        return first, [part if embedded is None else torch.cat([embedded, part], dim=1) for part in parts]

@@ -14,35 +14,60 @@ INITIAL_ITERATIONS = 15  # power iterations on a fresh weight, so that training 
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch norm whose scale and shift are looked up by class (Dumoulin et al. 2017).
+    """Batch norm whose scale and shift depend on the class, and on a part of z where there is one.
 
-    The tables start at γ=1, β=0 and carry no spectral norm. In: [B, C, H, W] and labels [B].
+    tables: classes with a row of their own (Dumoulin et al. 2017), which start at γ=1, β=0 and carry no
+    spectral norm; 0: no tables, γ=1 and β=0 are what the projections are added to.
+    vector: length of a vector, a shared class embedding or a part of z or both, whose projections are
+    added to γ and β (Brock et al. 2019, appendix B); 0: none.
+    In: [B, C, H, W], labels [B] and the vectors [B, vector].
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, tables: int, vector: int = 0) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels, affine=False)
-        self.gamma = nn.Parameter(torch.ones(classes, channels))
-        self.beta = nn.Parameter(torch.zeros(classes, channels))
+        self.gamma = nn.Parameter(torch.ones(tables, channels)) if tables else None
+        self.beta = nn.Parameter(torch.zeros(tables, channels)) if tables else None
+        self.to_gamma = nn.Linear(vector, channels, bias=False) if vector else None
+        self.to_beta = nn.Linear(vector, channels, bias=False) if vector else None
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.addcmul(self.beta[y][:, :, None, None], self.norm(x), self.gamma[y][:, :, None, None])
+    def forward(self, x: Tensor, y: Tensor, vector: Tensor | None = None) -> Tensor:
+        gamma, beta = self.scale_and_shift(y, vector)
+        h = self.norm(x)
+        # in the precision of what passes through, or a bf16 pass would leave here as float32
+        gamma, beta = gamma.to(h.dtype), beta.to(h.dtype)
+        return torch.addcmul(beta[:, :, None, None], h, gamma[:, :, None, None])
+
+    def scale_and_shift(self, y: Tensor, vector: Tensor | None) -> tuple[Tensor, Tensor]:
+        """γ and β, [B, C] each."""
+        if self.to_gamma is None or self.to_beta is None:
+            assert self.gamma is not None
+            assert self.beta is not None
+            return self.gamma[y], self.beta[y]
+        gamma, beta = self.to_gamma(vector), self.to_beta(vector)
+        if self.gamma is None or self.beta is None:
+            return 1 + gamma, beta
+        return self.gamma[y] + gamma, self.beta[y] + beta
+
+
+class SharedEmbedding(nn.Embedding):
+    """The class embedding that all norms of a generator project (Brock et al. 2019); no spectral norm."""
 
 
 class UpBlock(nn.Module):
     """cBN, ReLU, ×2, 3×3; cBN, ReLU, 3×3; skip ×2 and 1×1. [B, in, H, W] -> [B, out, 2H, 2W]."""
 
-    def __init__(self, channels_in: int, channels_out: int, classes: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, tables: int, vector: int = 0) -> None:
         super().__init__()
-        self.norm1 = ConditionalBatchNorm(channels_in, classes)
+        self.norm1 = ConditionalBatchNorm(channels_in, tables, vector)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = ConditionalBatchNorm(channels_out, classes)
+        self.norm2 = ConditionalBatchNorm(channels_out, tables, vector)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        h = _double_then(self.conv1, F.relu(self.norm1(x, y)))
-        h = self.conv2(F.relu(self.norm2(h, y)))
+    def forward(self, x: Tensor, y: Tensor, vector: Tensor | None = None) -> Tensor:
+        h = _double_then(self.conv1, F.relu(self.norm1(x, y, vector)))
+        h = self.conv2(F.relu(self.norm2(h, y, vector)))
         # a 1×1 convolution and nearest enlargement commute; this order costs a quarter
         doubled: Tensor = h + _double(self.skip(x))
         return doubled
@@ -129,9 +154,10 @@ class SpectralNorm(nn.Module):
         self.u.copy_(F.normalize(matrix @ self.v, dim=0))
 
     def forward(self, weight: Tensor) -> Tensor:
-        # clones: the buffers move between the forward and the backward of a step
-        sigma = self.u.clone() @ (weight.flatten(1) @ self.v.clone())
-        return weight / sigma
+        with torch.autocast(weight.device.type, enabled=False):  # σ in bf16 would be off by up to 0.4 %
+            # clones: the buffers move between the forward and the backward of a step
+            sigma = self.u.clone() @ (weight.flatten(1) @ self.v.clone())
+            return weight / sigma
 
 
 INITIALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -151,9 +177,11 @@ def initialise(network: nn.Module, way: str = "xavier") -> None:
 
 
 def spectral_normalise(network: nn.Module) -> None:
-    """Put spectral norm on every convolution, linear layer and embedding of `network`."""
+    """Put spectral norm on every convolution, linear layer and (not shared) embedding of `network`."""
     for module in list(network.modules()):
-        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.Embedding) and not isinstance(
+            module, SharedEmbedding
+        ):
             parametrize.register_parametrization(module, "weight", SpectralNorm(module.weight))
 
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 from torch import Tensor
+
+TRANSLATION = 1 / 8  # of the side, the farthest an image moves in each direction
+CUTOUT = 1 / 2  # of the side, the square that is cut out
+DRAWS = 7  # numbers an image: brightness, saturation, contrast; down, right; top, left
 
 
 def to_network(pixels: Tensor) -> Tensor:
@@ -14,3 +20,74 @@ def to_network(pixels: Tensor) -> Tensor:
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror left and right those images [B, C, H, W] for which `mirrored` [B] is true."""
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
+
+
+def draw(batch: int, generator: torch.Generator) -> Tensor:
+    """The randomness of one `augment`: uniform in [0, 1), [batch, DRAWS], float32 on the CPU.
+
+    Always all of it, so that one kind more or less leaves what the others do as it was.
+    """
+    return torch.rand(batch, DRAWS, generator=generator)
+
+
+def augment(images: Tensor, draws: Tensor, kinds: Sequence[str]) -> Tensor:
+    """DiffAugment (Zhao et al. 2020): `images` [B, C, R, R] in [-1, 1], each changed by its own draws.
+
+    draws: [B, DRAWS] in [0, 1), on the device of the images. kinds: names out of AUGMENTATIONS, applied in
+    the order they have there. Gradients flow through to the images; both players must see it, reals and
+    fakes alike, or the generator learns to make augmented images. Channels last stays so.
+    """
+    for name, change in AUGMENTATIONS.items():
+        if name in kinds:
+            images = change(images, draws)
+    return images
+
+
+def _colour(images: Tensor, draws: Tensor) -> Tensor:
+    """Brightness ±0.5, then saturation × 0 to 2, then contrast × 0.5 to 1.5."""
+    brightness, saturation, contrast = draws[:, :3, None, None, None].unbind(1)
+    images = images + (brightness - 0.5)
+    grey = images.mean(dim=1, keepdim=True)
+    images = (images - grey) * (2 * saturation) + grey
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return (images - mean) * (contrast + 0.5) + mean
+
+
+def _translation(images: Tensor, draws: Tensor) -> Tensor:
+    """Move by whole pixels, each direction up to TRANSLATION of the side; what comes in is 0."""
+    batch, channels, height, width = images.shape
+    rows, has_row = _moved(height, draws[:, 3:4])
+    columns, has_column = _moved(width, draws[:, 4:5])
+    source = (rows[:, :, None] * width + columns[:, None, :]).view(batch, height * width, 1)
+    pixels = images.permute(0, 2, 3, 1).reshape(batch, height * width, channels)  # a view of channels last
+    moved = pixels.gather(1, source.expand(-1, -1, channels))
+    inside = (has_row[:, :, None] & has_column[:, None, :])[:, None]
+    return moved.view(batch, height, width, channels).permute(0, 3, 1, 2) * inside
+
+
+def _moved(side: int, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row comes from after a move [B, side], and whether there is such a row."""
+    reach = int(side * TRANSLATION + 0.5)
+    source = torch.arange(side, device=draws.device) - (draws * (2 * reach + 1)).long() + reach
+    return source.clamp(0, side - 1), (source >= 0) & (source < side)
+
+
+def _cutout(images: Tensor, draws: Tensor) -> Tensor:
+    """A square of CUTOUT of the side becomes 0; its centre is anywhere, so that part of it may be outside."""
+    rows, columns = _cut(images.shape[2], draws[:, 5:6]), _cut(images.shape[3], draws[:, 6:7])
+    return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+def _cut(side: int, draws: Tensor) -> Tensor:
+    """Which rows [B, side] the square covers."""
+    size = int(side * CUTOUT + 0.5)
+    first = (draws * (side + 1 - size % 2)).long() - size // 2
+    place = torch.arange(side, device=draws.device)
+    return (place >= first) & (place < first + size)
+
+
+AUGMENTATIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "colour": _colour,
+    "translation": _translation,
+    "cutout": _cutout,
+}

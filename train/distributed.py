@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from train.errors import TrainError
+
+PATIENCE = timedelta(minutes=30)  # with a silent peer: process 0 packs, draws and saves meanwhile
+
+
+class PeerLost(TrainError):
+    """Another process ended or fell silent."""
+
+    def __init__(self, wrong: object) -> None:
+        first = str(wrong).strip().splitlines()[0] if str(wrong).strip() else type(wrong).__name__
+        super().__init__(
+            f"another process of this run ended or did not answer for {PATIENCE.seconds // 60} minutes "
+            f"({first}). What it said tells why; --resume goes on from the last saved state."
+        )
+
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers."""
+    """This process among its peers. Each of its words raises PeerLost when one of them is gone."""
 
     rank: int = 0
     size: int = 1
@@ -25,32 +41,64 @@ class World:
         """Whether this process writes the files and speaks to the terminal."""
         return self.rank == 0
 
+    def rows(self, batch: int) -> range:
+        """Which rows of a batch are this process's part; the batch divides by the processes."""
+        each = batch // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
     def share(self, batch: Tensor) -> Tensor:
         """This process's part of a batch that every process drew alike."""
-        return batch.chunk(self.size)[self.rank] if self.size > 1 else batch
+        rows = self.rows(len(batch))
+        return batch[rows.start : rows.stop]
 
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean of the gradients over all processes, in one message."""
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Over all processes, in place. Waits for nothing on the host where the tensor is on a GPU."""
+        if self.size > 1:
+            with _peers():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Every process's [...] as [processes, ...]; all of one shape."""
+        if self.size == 1:
+            return tensor[None]
+        gathered = tensor.new_empty(self.size, *tensor.shape)
+        with _peers():
+            dist.all_gather(list(gathered), tensor.contiguous())
+        return gathered
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Mean over all processes of float tensors of one type and device, in place and in one message."""
         if self.size == 1:
             return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        flat = self.sum(torch.cat([t.flatten() for t in tensors])).div_(self.size)
+        means = torch.split(flat, [t.numel() for t in tensors])
+        torch._foreach_copy_(list(tensors), [m.view_as(t) for m, t in zip(means, tensors, strict=True)])
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter], *figures: Tensor) -> None:
+        """Mean of the gradients, and of figures that go with them, over all processes in one message."""
+        self.average([*(p.grad for p in parameters if p.grad is not None), *figures])
+
+    def follow(self, tensors: Iterable[Tensor]) -> None:
+        """Take over process 0's values, in place."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            copy = tensor.detach().contiguous()  # a message needs rows that follow each other
+            with _peers():
+                dist.broadcast(copy, src=0)
+            tensor.detach().copy_(copy)
 
     def anyone(self, flag: bool) -> bool:
         """Whether `flag` is true in any process: all must stop at the same step."""
         if self.size == 1:
             return flag
-        shared = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return bool(shared.item())
+        # on the CPU, whatever the device: the GPUs' queues go on meanwhile
+        return bool(self.sum(torch.tensor(float(flag))).item())
 
     def wait(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+        """Until every process is here."""
+        self.anyone(False)
 
 
 @contextmanager
@@ -67,8 +115,18 @@ def joined(device: str) -> Iterator[World]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield World(device=chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    with _peers():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """What the back ends raise when a peer is gone, as one error of ours."""
+    try:
+        yield
+    except RuntimeError as wrong:  # gloo's own; dist.DistError is one too
+        raise PeerLost(wrong) from wrong

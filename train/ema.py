@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.generator import Generator
 from model.layers import effective_state
@@ -21,16 +21,21 @@ class Ema:
         self.ramp = ramp
         self.network = source.folded()
 
-    @torch.no_grad()
-    def update(self, source: Generator, batch: int, images_seen: int) -> None:
-        """Move towards `source` by a step of `batch` images. Call inside `parametrize.cached()`."""
+    def weight(self, batch: int, images_seen: int) -> float:
+        """How far a step of `batch` images moves the average towards its source, 0 to 1."""
         half_life = self.half_life
         if self.ramp is not None:
             half_life = min(half_life, images_seen * self.ramp)
-        keep = 0.5 ** (batch / max(half_life, 1e-8))
+        return float(1 - 0.5 ** (batch / max(half_life, 1e-8)))
+
+    @torch.no_grad()
+    def update(self, source: Generator, weight: Tensor) -> None:
+        """Move towards `source` by `weight`, a scalar on the device: a recorded step is given another."""
         effective = effective_state(source)
         names, averages = zip(*self.network.named_parameters(), strict=True)
-        torch._foreach_lerp_(averages, [effective[name] for name in names], 1 - keep)
+        apart = torch._foreach_sub([effective[name] for name in names], averages)
+        torch._foreach_mul_(apart, weight)
+        torch._foreach_add_(averages, apart)
         # statistics are not averaged: the served copy gets its own (`recompute_statistics`)
         for name, buffer in self.network.named_buffers():
             buffer.copy_(effective[name])

@@ -6,7 +6,8 @@ TrainError
 │   ├── UnsafeSource     a file that asks for more than images: refused, never run
 │   ├── NoImages         a source that has no readable image
 │   └── NotAPack         a file that is not a pack, or is a damaged one
-└── FeaturesError        the feature extractor, or a measurement made with it
+├── FeaturesError        the feature extractor, or a measurement made with it
+└── ExperimentError      no such experiment, or not with these settings in this folder
 """
 
 from __future__ import annotations
@@ -38,3 +39,7 @@ class NotAPack(DataError):
 
 class FeaturesError(TrainError):
     """The feature extractor, or a measurement made with it, cannot be what was asked for."""
+
+
+class ExperimentError(TrainError):
+    """No such experiment, or not with these settings in this folder."""

@@ -6,14 +6,17 @@ therefore stands beside every figure; they are not FID, which needs the Inceptio
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +33,7 @@ from train.errors import FeaturesError
 FORMAT = "sagan-features-1"
 HELD_OUT = 0.1  # share of a pack that the extractor never trains on
 SPLIT_SEED = 0  # the same for every pack, so that anyone can name the held-out images again
+SPATIAL_CHANNELS = 7  # of an inner map that keeps its places, as sFID takes them (Nash et al. 2021)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,39 @@ class FeaturesRecipe:
     shift: float = 1 / 8  # of the side; images move up to this far in each direction, reflected at the edge
     flips: bool = True
     seed: int = 0
+
+
+class Extractor(Protocol):
+    """What looks at images: our own classifier, or Inception."""
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of images uint8 [B, 3, R, R]: features [B, D], features with their places [B, S], logits [B, K]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an extractor sees in N images, float32 on the CPU."""
+
+    features: npt.NDArray[np.float32]  # [N, D]
+    spatial: npt.NDArray[np.float32]  # [N, S]: a map's channels with their places, flattened
+    logits: npt.NDArray[np.float32]  # [N, K]
+    labels: npt.NDArray[np.int64]  # [N], what the images are, or were asked to be
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> Seen:
+        return Seen(self.features[index], self.spatial[index], self.logits[index], self.labels[index])
+
+    @classmethod
+    def joined(cls, parts: Sequence[Seen]) -> Seen:
+        return cls(
+            *(
+                np.concatenate([getattr(part, field.name) for part in parts])
+                for field in dataclasses.fields(cls)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -104,9 +141,27 @@ class FeatureNet(nn.Module):
         self.head = nn.Linear(config.widths[-1], config.classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, _, logits = self.views(images)
+        return features, logits
+
+    def spatial(self, images: Tensor) -> Tensor:
+        """Features that know where: 7 channels of the map before the last block, 7×7, flattened [B, 343]."""
+        return self.views(images)[1]
+
+    def views(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [B, D], spatial features [B, S] and logits [B, classes] in one pass.
+
+        Raises FeaturesError for images of another type or size.
+        """
+        side = self.config.resolution
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, side, side):
+            raise FeaturesError(
+                f"The extractor sees uint8 [N, 3, {side}, {side}], not {images.dtype} {list(images.shape)}."
+            )
         x = (images.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        features = self.blocks(F.relu(self.stem(x))).mean((2, 3))
-        return features, self.head(features)
+        inner = self.blocks[:-1](F.relu(self.stem(x)))
+        features = self.blocks[-1](inner).mean((2, 3))
+        return features, inner[:, :SPATIAL_CHANNELS].flatten(1), self.head(features)
 
 
 def split(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -129,18 +184,13 @@ def train_features(
     Raises FeaturesError where the pack does not fit or the loss is no longer finite.
     """
     recipe = recipe or FeaturesRecipe()
-    config = FeaturesConfig(pack.resolution, len(pack.class_names), widths)
     started = time.monotonic()
     train, held = (torch.from_numpy(part) for part in split(len(pack)))
-    if len(train) < 2:
-        raise FeaturesError(f"Features need at least 3 images, not {len(pack)}.")
-    network = _initial(config, pack.images[train[:5000]], recipe.seed).to(device)
-    _fit(network, pack, train, recipe, device, progress)
-    network.eval().requires_grad_(False)
-    accuracy = _accuracy(network, pack, held, device)
+    network = fit(pack, train, recipe, widths, device, progress)
+    accuracy = held_out_accuracy(network, pack, held, device)
     metadata = {
         "format": FORMAT,
-        "config": asdict(config),
+        "config": asdict(network.config),
         "class_names": pack.class_names,
         "accuracy": accuracy,
         "held_out": len(held),
@@ -155,6 +205,32 @@ def train_features(
     weights = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
     _write(out, save(weights, {"features": json.dumps(metadata)}))
     return open_features(out)
+
+
+def fit(
+    pack: Pack,
+    train: Tensor,
+    recipe: FeaturesRecipe,
+    widths: tuple[int, ...] = FeaturesConfig.widths,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> FeatureNet:
+    """A classifier trained on the images `train` [N] of a pack, in eval mode on `device`.
+
+    Raises FeaturesError where the pack does not fit or the loss is no longer finite.
+    """
+    config = FeaturesConfig(pack.resolution, len(pack.class_names), widths)
+    if len(train) < 2:
+        raise FeaturesError(f"Features need at least 2 images to train on, not {len(train)}.")
+    network = _initial(config, pack.images[train[:5000]], recipe.seed).to(device)
+    _fit(network, pack, train, recipe, device, progress)
+    return network.eval().requires_grad_(False)
+
+
+def held_out_accuracy(network: FeatureNet, pack: Pack, held: Tensor, device: str = "cpu") -> float:
+    """Share, 0 to 1, of the images `held` [N] of a pack that the classifier gets right."""
+    _, predicted = extract(network, pack.images[held], device)
+    return float(np.mean(predicted == pack.labels[held].numpy()))
 
 
 def open_features(path: Path) -> Features:
@@ -182,18 +258,27 @@ def open_features(path: Path) -> Features:
 
 
 @torch.inference_mode()
+def look(
+    extractor: Extractor,
+    images: Tensor,
+    labels: npt.NDArray[np.int64],
+    device: str = "cpu",
+    batch: int = 250,
+) -> Seen:
+    """What the extractor sees in images uint8 [N, 3, R, R] of classes [N]."""
+    # TF32 would move the figures in their third digit, and only on some GPUs
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        parts = [extractor.views(part.to(device)) for part in torch.split(images, batch)]
+    features, spatial, logits = (torch.cat(view).cpu().numpy() for view in zip(*parts, strict=True))
+    return Seen(features, spatial, logits, labels)
+
+
 def extract(
     network: FeatureNet, images: Tensor, device: str = "cpu", batch: int = 500
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Features [N, D] and predicted classes [N] of images uint8 [N, 3, R, R]."""
-    if images.dtype != torch.uint8 or images.shape[1:] != (3, *[network.config.resolution] * 2):
-        raise FeaturesError(
-            f"The extractor sees uint8 [N, 3, {network.config.resolution}, {network.config.resolution}], "
-            f"not {images.dtype} {list(images.shape)}."
-        )
-    parts = [network(part.to(device)) for part in torch.split(images, batch)]
-    features = torch.cat([features for features, _ in parts]).cpu().double().numpy()
-    return features, torch.cat([logits for _, logits in parts]).argmax(1).cpu().numpy()
+    seen = look(network, images, np.zeros(len(images), np.int64), device, batch)
+    return seen.features.astype(np.float64), seen.logits.argmax(1)
 
 
 def _initial(config: FeaturesConfig, images: Tensor, seed: int) -> FeatureNet:
@@ -275,11 +360,6 @@ def _moved(count: int, side: int, shift: float, rng: torch.Generator) -> Tensor:
     by = torch.randint(-reach, reach + 1, (count, 1), generator=rng)
     index = (torch.arange(side) + by).abs()
     return side - 1 - (side - 1 - index).abs()
-
-
-def _accuracy(network: FeatureNet, pack: Pack, held: Tensor, device: str) -> float:
-    _, predicted = extract(network, pack.images[held], device)
-    return float(np.mean(predicted == pack.labels[held].numpy()))
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import Protocol
 from train.data import Pack
 from train.distributed import World
 from train.errors import TrainError
+from train.execution import Execution
 from train.recipe import Recipe
 from train.state import StateError, TrainingState, saved_step
 
@@ -53,6 +54,7 @@ def train(
     *,
     resume: bool = False,
     stop_after: float | None = None,  # seconds; None: run to the recipe's last step
+    execution: Execution | None = None,  # None: nothing compiled or recorded
 ) -> Outcome:
     """Run `recipe` on `pack`, leaving the state and the averaged generator in `out`.
 
@@ -62,18 +64,21 @@ def train(
     """
     if recipe.optimisation.batch % world.size:
         raise TrainError(f"batch {recipe.optimisation.batch} does not divide by {world.size} processes.")
-    state = TrainingState(recipe, pack, world)
+    state = TrainingState(recipe, pack, world, execution)
     saved = out / STATE
-    if starting_step(out, resume):
-        state.load(saved)
-    world.wait()  # nobody writes before everybody has read
+    if world.leads:
+        if starting_step(out, resume):
+            state.load(saved)
+        _forget_halves(out)
+    state.follow()
     deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")
     total = recipe.optimisation.steps
     reason = "finished"
     with _stop_requested() as stop:
         try:
             while state.step < total:
-                state.advance()
+                with _compiling():
+                    state.advance()
                 if state.step % recipe.schedule.log_every == 0:
                     _check(state, saved)
                 for observer in observers:
@@ -81,9 +86,10 @@ def train(
                 if world.anyone(bool(stop) or time.monotonic() > deadline):
                     reason = stop[0] if stop else "time is up"
                     break
-                if state.step % recipe.schedule.save_every == 0 and world.leads:
-                    _check(state, saved)
-                    state.save(saved)
+                if state.step % recipe.schedule.save_every == 0:
+                    _check(state, saved)  # in every process: they end together
+                    if world.leads:
+                        state.save(saved)
             _check(state, saved)
             if world.leads:
                 state.save(saved)
@@ -101,6 +107,24 @@ def starting_step(out: Path, resume: bool) -> int:
     if saved.exists() and not resume:
         raise StateError(f"{out} holds a run already. Go on with it by --resume, or use another --out.")
     return saved_step(saved) if resume else 0
+
+
+def _forget_halves(out: Path) -> None:
+    """Remove what a killed run was writing: `write_whole` had not come to the renaming."""
+    for half in out.rglob(".*.part"):
+        half.unlink()
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """What torch.compile raises as one line with a way out."""
+    try:
+        yield
+    except Exception as wrong:
+        if not type(wrong).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(wrong).strip().splitlines()[0]
+        raise TrainError(f"torch.compile failed here ({reason}). --no-compile trains without it.") from wrong
 
 
 def _check(state: TrainingState, saved: Path) -> None:

@@ -1,35 +1,52 @@
-"""How good generated images are, in the features of an extractor trained on the same classes.
+"""How good generated images are: an extractor, a reference, a number of images, and figures with all three.
 
-Nothing here is FID or IS, which are defined by the Inception network: figures are comparable only where
-the extractor's hash, the reference and the number of samples agree, and all three stand in every report.
+In our own classifier's features nothing is FID or IS, which are defined by the Inception network: those
+figures have their own names, and compare only where the extractor's hash, the reference and the number of
+samples agree. With Inception's weights at hand they are FID and its relatives, under the same condition.
 """
 
 from __future__ import annotations
 
+import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from model.generator import Generator
 from train.data import Pack
+from train.distances import (
+    KID_SIZE,
+    KID_SUBSETS,
+    NEIGHBOURS,
+    SPLITS,
+    Labels,
+    Points,
+    accuracy,
+    frechet,
+    inception_score,
+    intra_class,
+    kernel_distance,
+    neighbourhoods,
+)
+from train.distances import frechet_distance as frechet_distance
+from train.distances import moments as moments
 from train.errors import FeaturesError
-from train.features import SPLIT_SEED, FeatureNet, Features, extract, open_features, split
+from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_features, split
+from train.inception import Inception
 
-Array = npt.NDArray[np.float64]
-
-NEIGHBOURS = 5  # k of precision, recall, density and coverage (Naeem et al. 2020)
-REFERENCE_IMAGES = 10_000  # of the reference, at most: more cost minutes on a CPU and move little
-NEIGHBOUR_IMAGES = 5000  # of each set, at most: all distances between them are held in memory
-KID_SUBSETS = 50
-KID_SIZE = 1000  # images a subset, at most
+SAMPLES = 5000  # generated images, unless told
+REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
+NEIGHBOUR_IMAGES = 5000  # of each set, at most, in own features
+INCEPTION_NEIGHBOUR_IMAGES = 10_000
+INCEPTION_KID_SUBSETS = 100  # as torch-fidelity
+INCEPTION_SAMPLES = (10_000, 50_000)  # a smaller pack's, and one's of at least as many images
 _BATCH = 250  # images
 
 
@@ -74,213 +91,297 @@ def evaluate(
     sampler: Sampler,
     features_file: Path,
     reference_pack: Pack,
-    samples: int = 5000,
+    samples: int = SAMPLES,
     seed: int = 0,
     device: str = "cpu",
     progress: Progress | None = None,
+    reference: str = "train",
 ) -> dict[str, object]:
-    """Every figure below for `samples` generated images, and the same for real ones held back.
+    """Every figure in own features for `samples` generated images, and the same for real ones.
 
-    Classes are drawn as often as the reference has them. The reference comes from the nine tenths of the
-    pack that `split` names; the second row comes from the tenth it holds back and tells how far a perfect
-    generator would come with that many images. Returns {"protocol", "generated", "real_held_back"}, ready
-    for JSON.
+    Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
+    that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
+    images that are not in its reference, and tells how far a perfect generator would come with that many.
+    Returns {"protocol", "generated", "real_held_back"}, ready for JSON.
     Raises FeaturesError where classes, sizes or numbers do not fit.
     """
     features = open_features(features_file)
-    _check(sampler, features, reference_pack, samples)
-    started = time.monotonic()
-    network = features.network.to(device)
-    reference, held = (
-        _some(indices, count)
-        for indices, count in zip(split(len(reference_pack)), (REFERENCE_IMAGES, samples), strict=True)
-    )
-    known, _ = _extract_pack(network, reference_pack, reference, device, progress)
-    labels = stratified(reference_pack.labels.numpy()[reference], samples)
-    made, guessed = _generate(sampler, network, labels, seed, device, progress)
-    real, real_guessed = _extract_pack(network, reference_pack, held, device, progress)
+    _check(sampler, features, reference_pack)
     names = features.class_names
-    return {
-        "protocol": {
+    yardstick = _Yardstick(
+        features.network.to(device),
+        NEIGHBOURS + 1,
+        lambda known, images: own_figures(known, images, names, seed, device),
+        {
             "features": "own classifier (not Inception: this is no FID)",
             "features_sha256": features.sha256,
             "features_accuracy": features.accuracy,
             "features_pack_sha256": features.metadata.get("pack_sha256"),
-            "reference": reference_pack.metadata.get("source"),
-            "reference_sha256": reference_pack.metadata.get("sha256"),
-            "reference_images": len(reference),
-            "reference_split": "drawn from nine tenths of the pack; real_held_back from the other tenth",
-            "resolution": reference_pack.resolution,
-            "samples": samples,
-            "classes": "in the reference's proportions",
-            "seed": seed,
-            "truncation": sampler.truncation,
             "kid": f"cubic kernel, mean of {KID_SUBSETS} subsets of at most {KID_SIZE}",
             "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
-            "seconds": round(time.monotonic() - started, 1),
+            "spatial": f"{SPATIAL_CHANNELS} channels of the map before the last block, each place a feature",
+            "intra_class": "mean over classes; classes with one image in either set are left out",
         },
-        "generated": figures(known, made, seed) | accuracy(labels, guessed, names),
-        "real_held_back": figures(known, real, seed)
-        | accuracy(reference_pack.labels.numpy()[held], real_guessed, names),
-    }
+    )
+    chosen = _choose(reference, len(reference_pack), samples, REFERENCE_IMAGES)
+    return _compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
 
 
-def figures(reference: Array, images: Array, seed: int = 0) -> dict[str, object]:
-    """All distances between two sets of features [N, D] and [M, D]."""
+def evaluate_with_inception(
+    sampler: Sampler,
+    inception: Inception,
+    reference_pack: Pack,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    reference: str = "all",
+) -> dict[str, object]:
+    """FID, Inception score, KID, precision ... coverage, intra-class FID and sFID; else as `evaluate`.
+
+    samples: None: 50,000 where the pack has as many images, else 10,000. No reference is cut short.
+    """
+    check_classes("reference", reference_pack.class_names, "generator", sampler.class_names)
+    names = tuple(reference_pack.class_names)
+    if samples is None:
+        samples = INCEPTION_SAMPLES[len(reference_pack) >= INCEPTION_SAMPLES[1]]
+    yardstick = _Yardstick(
+        inception.to(device),
+        SPLITS,
+        lambda known, images: inception_figures(known, images, names, seed, device),
+        {
+            **inception.protocol,
+            "inception_score": f"{SPLITS} splits in torch-fidelity's order, logits without their bias",
+            "kid": f"cubic kernel, mean of {INCEPTION_KID_SUBSETS} subsets of at most {KID_SIZE}",
+            "neighbours": f"{NEIGHBOURS} nearest, among at most {INCEPTION_NEIGHBOUR_IMAGES:,} images "
+            "of each set",
+            "intra_fid": "mean over classes; classes with one image in either set are left out",
+        },
+    )
+    chosen = _choose(reference, len(reference_pack), samples, None)
+    return _compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
+
+
+def own_figures(
+    reference: Seen, images: Seen, class_names: Sequence[str], seed: int = 0, device: str = "cpu"
+) -> dict[str, object]:
+    """All that own features tell of `images` against `reference`."""
+    within, by_class = _intra_class(reference, images, class_names, device)
+    return (
+        figures(reference.features, images.features, seed, device)
+        | {
+            "spatial_frechet_own_features": frechet(reference.spatial, images.spatial, device),
+            "intra_class_frechet_own_features": within,
+            "intra_class_frechet_own_features_by_class": by_class,
+        }
+        | accuracy(images.labels, images.logits.argmax(1), class_names)
+    )
+
+
+def inception_figures(
+    reference: Seen, images: Seen, class_names: Sequence[str], seed: int = 0, device: str = "cpu"
+) -> dict[str, object]:
+    """FID and its relatives of `images` against `reference`, both seen by Inception."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    kid, spread = kernel_distance(reference, images, rng)
-    # as many real images as generated ones: the neighbourhoods of both must be equally dense
-    count = min(len(reference), len(images), NEIGHBOUR_IMAGES)
-    few_real, few = (part[rng.choice(len(part), count, replace=False)] for part in (reference, images))
+    score, score_spread = inception_score(images.logits, device)
+    kid, spread = kernel_distance(reference.features, images.features, rng, INCEPTION_KID_SUBSETS, device)
+    within, by_class = _intra_class(reference, images, class_names, device)
     return {
         "images": len(images),
-        "frechet_own_features": frechet_distance(*moments(reference), *moments(images)),
+        "fid": frechet(reference.features, images.features, device),
+        "sfid": frechet(reference.spatial, images.spatial, device),
+        "inception_score": score,
+        "inception_score_std": score_spread,
+        "kid": kid,
+        "kid_std": spread,
+        "intra_fid": within,
+        "intra_fid_by_class": by_class,
+    } | _neighbourhoods(reference.features, images.features, rng, INCEPTION_NEIGHBOUR_IMAGES, device)
+
+
+def figures(reference: Points, images: Points, seed: int = 0, device: str = "cpu") -> dict[str, object]:
+    """All distances between two sets of own features [N, D] and [M, D]."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    kid, spread = kernel_distance(reference, images, rng, KID_SUBSETS, device)
+    return {
+        "images": len(images),
+        "frechet_own_features": frechet(reference, images, device),
         "kid_own_features": kid,
         "kid_own_features_std": spread,
-    } | neighbourhoods(few_real, few)
+    } | _neighbourhoods(reference, images, rng, NEIGHBOUR_IMAGES, device)
 
 
-def moments(features: Array) -> tuple[Array, Array]:
-    """Mean [D] and unbiased covariance [D, D]. Raises FeaturesError for fewer than two images."""
-    if len(features) < 2:
-        raise FeaturesError(f"A covariance needs at least 2 images, not {len(features)}.")
-    return features.mean(0), np.atleast_2d(np.cov(features, rowvar=False))
-
-
-def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
-    """Squared Fréchet distance of two Gaussians: |a - b|² + tr(A + B - 2 (A½ B A½)½).
-
-    Dowson and Landau 1982. Only symmetric eigenvalues are taken: the usual square root of A·B is not
-    symmetric, and turns complex or fails where a covariance is singular.
-    """
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    product = root @ cov_b @ root
-    shared = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(0)).sum()
-    distance = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * shared
-    return max(0.0, float(distance))
-
-
-def kernel_distance(a: Array, b: Array, rng: np.random.Generator) -> tuple[float, float]:
-    """Kernel inception distance's estimator (Bińkowski et al. 2018): unbiased MMD², kernel (x·y/D + 1)³.
-
-    Mean and standard deviation over subsets; it can be slightly below 0. Features are float64 [N, D].
-    """
-    size = min(KID_SIZE, len(a), len(b))
-    if size < 2:
-        raise FeaturesError(f"KID needs at least 2 images, not {size}.")
-
-    def kernel(x: Array, y: Array) -> Array:
-        base = x @ y.T / x.shape[1] + 1
-        return np.asarray(base * base * base)  # NumPy's power is many times slower
-
-    found = []
-    for _ in range(KID_SUBSETS):
-        x, y = (part[rng.choice(len(part), size, replace=False)] for part in (a, b))
-        within = sum((k.sum() - np.trace(k)) / (size * (size - 1)) for k in (kernel(x, x), kernel(y, y)))
-        found.append(float(within - 2 * kernel(x, y).mean()))
-    return float(np.mean(found)), float(np.std(found))
-
-
-def neighbourhoods(real: Array, fake: Array, k: int = NEIGHBOURS) -> dict[str, object]:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
-
-    Features [N, D] of as many real as generated images, more than k. A point's neighbourhood is the ball
-    that reaches to its k-th nearest other point of its own set.
-    """
-    if min(len(real), len(fake)) <= k:
-        raise FeaturesError(
-            f"Neighbourhoods of {k} need more than {k} images, not {min(len(real), len(fake))}."
-        )
-    x, y = torch.from_numpy(real), torch.from_numpy(fake)
-    # k + 1: the nearest point of one's own set is oneself, at 0
-    reach_x = torch.cdist(x, x).kthvalue(k + 1, dim=1).values
-    reach_y = torch.cdist(y, y).kthvalue(k + 1, dim=1).values
-    between = torch.cdist(x, y)  # [real, fake]
-    in_real = between < reach_x[:, None]
-    return {
-        "precision": float(in_real.any(0).double().mean()),
-        "recall": float((between < reach_y).any(1).double().mean()),
-        "density": float(in_real.sum(0).double().mean() / k),
-        "coverage": float((between.min(1).values < reach_x).double().mean()),
-    }
-
-
-def accuracy(
-    labels: npt.NDArray[np.int64], guessed: npt.NDArray[np.int64], class_names: Sequence[str]
-) -> dict[str, object]:
-    """Share of images that the extractor's classifier takes for the class they were asked to be."""
-    right = labels == guessed
-    by_class = {
-        name: round(float(right[labels == label].mean()), 4)
-        for label, name in enumerate(class_names)
-        if (labels == label).any()
-    }
-    return {"accuracy": float(right.mean()), "accuracy_by_class": by_class}
-
-
-def stratified(labels: npt.NDArray[np.int64], samples: int) -> npt.NDArray[np.int64]:
+def stratified(labels: Labels, samples: int) -> Labels:
     """`samples` labels in the proportions of `labels`, in order of class."""
     return np.sort(labels)[((np.arange(samples) + 0.5) * len(labels) / samples).astype(np.int64)]
 
 
-def _some(indices: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """At most `count` of them, always the same ones."""
+def generate(
+    sampler: Sampler,
+    labels: Labels,
+    seed: int,
+    use: Callable[[Tensor, Labels], object],
+    progress: Progress | None = None,
+) -> None:
+    """Give images uint8 [B, 3, R, R] of the classes [N], with their labels, to `use`, batch by batch."""
+    task = progress.add_task("generated images", total=len(labels)) if progress else None
+    for start in range(0, len(labels), _BATCH):
+        part = labels[start : start + _BATCH]
+        use(sampler(torch.from_numpy(part), seed, start), part)
+        if progress and task is not None:
+            progress.advance(task, len(part))
+
+
+def some(indices: Labels, count: int) -> Labels:
+    """At most `count` of them, always the same ones, sorted."""
     rng = np.random.Generator(np.random.Philox(key=[SPLIT_SEED, len(indices)]))
     return np.sort(rng.permutation(indices)[:count])
 
 
-def _check(sampler: Sampler, features: Features, pack: Pack, samples: int) -> None:
+@dataclass(frozen=True)
+class _Yardstick:
+    """What looks at images, what it tells of a set beside a reference, and how that is to be read."""
+
+    extractor: Extractor
+    least: int  # images that a set must have
+    measure: Callable[[Seen, Seen], dict[str, object]]  # reference, images
+    protocol: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Which images of a pack are the measure, and which real ones stand beside the generated ones."""
+
+    images: Labels  # indices into the pack, sorted
+    real: Labels  # of the second row, which is measured against the images that are not in it
+    text: str
+
+
+def _choose(which: str, count: int, samples: int, limit: int | None) -> _Reference:
+    train, held = split(count)
+    if which == "train":
+        return _Reference(
+            some(train, limit or count),
+            some(held, samples),
+            "drawn from nine tenths of the pack; real_held_back from the other tenth",
+        )
+    if which == "held-out":
+        return _Reference(
+            held,
+            some(train, samples),
+            "the tenth of the pack that no extractor trains on, though a generator may have; "
+            "real_held_back from the other nine tenths",
+        )
+    if which == "all":
+        return _Reference(
+            np.arange(count),
+            some(held, samples),
+            "all images of the pack; real_held_back: images of one tenth against all the others",
+        )
+    raise FeaturesError(f"There is no reference {which!r}: choose all, train or held-out.")
+
+
+def _compare(
+    sampler: Sampler,
+    yardstick: _Yardstick,
+    pack: Pack,
+    reference: _Reference,
+    samples: int,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+) -> dict[str, object]:
+    extractor, least = yardstick.extractor, yardstick.least
+    if min(samples, len(reference.images), len(reference.real)) < least:
+        raise FeaturesError(
+            f"At least {least} generated and {10 * least} real images are needed, "
+            f"not {samples} and {len(pack)}."
+        )
+    started = time.monotonic()
+    known = _look_at_pack(extractor, pack, reference.images, device, progress)
+    parts: list[Seen] = []
+    generate(
+        sampler,
+        stratified(known.labels, samples),
+        seed,
+        lambda images, labels: parts.append(look(extractor, images, labels, device)),
+        progress,
+    )
+    real = _look_at_pack(extractor, pack, reference.real, device, progress)
+    rows = {
+        "generated": yardstick.measure(known, Seen.joined(parts)),
+        "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
+    }
+    return {
+        "protocol": {
+            **yardstick.protocol,
+            "reference": pack.metadata.get("source"),
+            "reference_sha256": pack.metadata.get("sha256"),
+            "reference_images": len(reference.images),
+            "reference_split": reference.text,
+            "resolution": pack.resolution,
+            "samples": samples,
+            "classes": "in the reference's proportions",
+            "seed": seed,
+            "truncation": sampler.truncation,
+            "arithmetic": "features in float32 without TF32, figures in float64",
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "versions": {
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "seconds": round(time.monotonic() - started, 1),
+        },
+        **rows,
+    }
+
+
+def _look_at_pack(
+    extractor: Extractor, pack: Pack, indices: Labels, device: str, progress: Progress | None
+) -> Seen:
+    parts = []
+    task = progress.add_task("real images", total=len(indices)) if progress else None
+    for start in range(0, len(indices), _BATCH):
+        index = torch.from_numpy(indices[start : start + _BATCH])
+        parts.append(look(extractor, pack.images[index], pack.labels[index].numpy(), device))
+        if progress and task is not None:
+            progress.advance(task, len(index))
+    return Seen.joined(parts)
+
+
+def _intra_class(
+    reference: Seen, images: Seen, class_names: Sequence[str], device: str
+) -> tuple[float | None, dict[str, float]]:
+    mean, by_class = intra_class(
+        reference.features, reference.labels, images.features, images.labels, class_names, device
+    )
+    return mean, {name: round(distance, 4) for name, distance in by_class.items()}
+
+
+def _neighbourhoods(
+    reference: Points, images: Points, rng: np.random.Generator, limit: int, device: str
+) -> dict[str, object]:
+    # as many real images as generated ones: the neighbourhoods of both must be equally dense
+    count = min(len(reference), len(images), limit)
+    real, made = (part[rng.choice(len(part), count, replace=False)] for part in (reference, images))
+    return neighbourhoods(real, made, NEIGHBOURS, device)
+
+
+def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
     if pack.resolution != features.network.config.resolution:
         raise FeaturesError(
             f"The extractor sees {features.network.config.resolution} px and the reference has "
             f"{pack.resolution} px: train features on that pack."
         )
-    for what, names in (("generator", sampler.class_names), ("reference", pack.class_names)):
-        if tuple(names) != features.class_names:
-            raise FeaturesError(
-                f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
-                f"extractor ({len(features.class_names)}: {', '.join(features.class_names[:3])} …)."
-            )
-    if samples <= NEIGHBOURS or len(pack) * 0.1 <= NEIGHBOURS:
+    check_classes("generator", sampler.class_names, "extractor", features.class_names)
+    check_classes("reference", pack.class_names, "extractor", features.class_names)
+
+
+def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
+    """Raises FeaturesError unless both have the same classes in the same order."""
+    if tuple(names) != tuple(known):
         raise FeaturesError(
-            f"More than {NEIGHBOURS} generated and {10 * NEIGHBOURS} real images are needed, "
-            f"not {samples} and {len(pack)}."
+            f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
+            f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."
         )
-
-
-def _extract_pack(
-    network: FeatureNet, pack: Pack, indices: npt.NDArray[np.int64], device: str, progress: Progress | None
-) -> tuple[Array, npt.NDArray[np.int64]]:
-    parts = []
-    task = progress.add_task("real images", total=len(indices)) if progress else None
-    for start in range(0, len(indices), _BATCH):
-        images = pack.images[torch.from_numpy(indices[start : start + _BATCH])]
-        parts.append(extract(network, images, device))
-        if progress and task is not None:
-            progress.advance(task, len(images))
-    return _joined(parts)
-
-
-def _generate(
-    sampler: Sampler,
-    network: FeatureNet,
-    labels: npt.NDArray[np.int64],
-    seed: int,
-    device: str,
-    progress: Progress | None,
-) -> tuple[Array, npt.NDArray[np.int64]]:
-    parts = []
-    task = progress.add_task("generated images", total=len(labels)) if progress else None
-    for start in range(0, len(labels), _BATCH):
-        images = sampler(torch.from_numpy(labels[start : start + _BATCH]), seed, start)
-        parts.append(extract(network, images, device))
-        if progress and task is not None:
-            progress.advance(task, len(images))
-    return _joined(parts)
-
-
-def _joined(
-    parts: list[tuple[Array, npt.NDArray[np.int64]]],
-) -> tuple[Array, npt.NDArray[np.int64]]:
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

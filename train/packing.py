@@ -1,6 +1,7 @@
 """Pictures of a source to the bytes of a pack, in order and a few at a time.
 
-The size of a pack is bounded by the disk and not by the memory: pixels go to the file as they come.
+The size of a pack is bounded by the disk and not by the memory: pixels go to the file as they come. A pack
+in shards is dealt like cards: every shard gets its share of every class.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
-import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -34,6 +35,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.text import Text
+from safetensors.numpy import save
 
 from train.errors import DataError, NoImages
 from train.pictures import HOW, to_square
@@ -41,9 +43,10 @@ from train.sources import Entry, Source
 from train.sources.base import Unreadable
 
 FORMAT = "sagan-pack-1"
+INDEX_FORMAT = "sagan-pack-index-1"  # of a file that names the shards of a pack
 FEW = 50  # images; a class with fewer is named in the report
 _CHUNK = 16  # pictures a task of the decoding pool
-_NAMED = 1000  # pictures left out that the report names; the others are counted
+_NAMED = 100_000  # pictures left out that the report names; the others are counted
 
 Decoded = list[tuple[Entry, npt.NDArray[np.uint8] | str]]  # pixels, or the reason why there are none
 
@@ -57,11 +60,13 @@ class PackReport:
     resolution: int
     class_names: tuple[str, ...]
     class_counts: tuple[int, ...]  # images a class
-    skipped: tuple[tuple[str, str], ...]  # (name, reason), the first 1000
+    skipped: tuple[tuple[str, str], ...]  # (name, reason), the first 100,000
     skipped_count: int
     notes: tuple[str, ...]
     sha256: str
     seconds: float
+    size: int  # bytes, of all files
+    shards: int = 1
 
     @property
     def few(self) -> tuple[str, ...]:
@@ -72,10 +77,11 @@ class PackReport:
 
     def lines(self) -> list[str]:
         """The report for a person."""
-        size, rate = self.path.stat().st_size / 2**20, self.images / max(self.seconds, 1e-9)
+        rate = self.images / max(self.seconds, 1e-9)
+        beside = f" and {self.shards} shards beside it" if self.shards > 1 else ""
         lines = [
             f"{self.images:,} images of {len(self.class_names)} classes at "
-            f"{self.resolution}×{self.resolution} in {self.path} ({size:,.0f} MiB)",
+            f"{self.resolution}×{self.resolution} in {self.path}{beside} ({self.size / 2**20:,.0f} MiB)",
             f"{min(self.class_counts):,} to {max(self.class_counts):,} images a class; "
             f"{self.seconds:.1f} s, {rate:,.0f} images/s; sha256 {self.sha256}",
         ]
@@ -107,24 +113,57 @@ def image_progress(console: Console | None = None) -> Progress:
     )
 
 
-class Writer:
-    """Pixels to the file as they come; labels and the header, whose room was kept free, at the end."""
+class _Shard:
+    """One file of pixels: they come as they are decoded, labels and the header at the end."""
 
-    def __init__(
-        self, file: BinaryIO | tempfile._TemporaryFileWrapper[bytes], source: Source, resolution: int | None
-    ):
-        self.file = file
+    def __init__(self, file: BinaryIO, room: int) -> None:
+        self.file, self.room = file, room
+        self.labels: list[int] = []
+        self.digest = hashlib.sha256()
+        file.seek(8 + room)
+
+    def add(self, pixels: bytes, label: int) -> None:
+        self.digest.update(pixels)
+        self.file.write(pixels)
+        self.labels.append(label)
+
+    def finish(self, number: Mapping[int, int], resolution: int, about: Mapping[str, object]) -> int:
+        """Write what is missing; the file's size in bytes. number: the label that each label becomes."""
+        labels = np.array([number[label] for label in self.labels], "<i8").tobytes()
+        self.file.write(labels)
+        self.digest.update(labels)
+        self.digest.update(json.dumps(about["class_names"]).encode())
+        shape = [len(self.labels), 3, resolution, resolution]
+        end = int(np.prod(shape))
+        header = {
+            "__metadata__": {"pack": json.dumps({**about, "sha256": self.digest.hexdigest()})},
+            "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, end]},
+            "labels": {"dtype": "I64", "shape": shape[:1], "data_offsets": [end, end + len(labels)]},
+        }
+        self.file.seek(0)
+        self.file.write(self.room.to_bytes(8, "little"))
+        self.file.write(json.dumps(header).encode().ljust(self.room))
+        self.file.flush()
+        return 8 + self.room + end + len(labels)
+
+
+class Writer:
+    """Decoded pictures to the files of a pack: one, or the shards and, last, the index that names them."""
+
+    def __init__(self, files: Sequence[BinaryIO], source: Source, resolution: int | None):
         self.source = source
         self.resolution = resolution  # None until the first picture has told it
-        self.labels: list[int] = []
         self.skipped: list[tuple[str, str]] = []
         self.skipped_count = 0
-        self.digest = hashlib.sha256()
         names = len(json.dumps(json.dumps(source.class_names)))
         texts = len(json.dumps(json.dumps([source.name, source.licence, source.crop, HOW])))
         # a multiple of 8 keeps the pixels aligned; safetensors allows spaces at a header's end
-        self.room = (4096 + names + 32 * len(source.class_names) + texts) // 8 * 8
-        file.seek(8 + self.room)
+        room = (4096 + names + 32 * len(source.class_names) + texts) // 8 * 8
+        *shards, last = files
+        self.index = last if shards else None  # None: the pack is one file
+        self.shards = [_Shard(file, room) for file in shards or [last]]
+        self._dealt: Counter[tuple[int, int]] = Counter()  # (label, shard) -> images
+        self._random = random.Random(0)
 
     def add(self, chunk: Decoded) -> None:
         for entry, pixels in chunk:
@@ -145,64 +184,88 @@ class Writer:
                     f"The pictures differ in size ({self.resolution} and {side} px, {entry.name}): "
                     "choose one with --resolution."
                 )
-            if not self.labels:
+            if not any(shard.labels for shard in self.shards):
                 self._check_room(3 * side * side * len(self.source.entries))
-            raw = pixels.tobytes()
-            self.digest.update(raw)
-            self.file.write(raw)
-            self.labels.append(entry.label)
+            self._next_shard(entry.label).add(pixels.tobytes(), entry.label)
 
-    def finish(self, out: Path, started: float) -> PackReport:
-        if self.resolution is None or not self.labels:
+    def finish(self, out: Path, paths: Sequence[Path], started: float) -> PackReport:
+        """Close the pack `out`, whose files are to be named `paths`."""
+        counts = Counter(label for shard in self.shards for label in shard.labels)
+        if self.resolution is None or not counts:
             first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
             raise NoImages(f"No picture in {self.source.name} can be used{first}.")
-        counts = Counter(self.labels)
+        if empty_shards := sum(not shard.labels for shard in self.shards):
+            raise DataError(
+                f"{counts.total()} images do not fill {len(self.shards)} shards: "
+                f"choose at most {len(self.shards) - empty_shards}."
+            )
         kept = [label for label in range(len(self.source.class_names)) if counts[label]]
         number = {label: index for index, label in enumerate(kept)}
         class_names = tuple(self.source.class_names[label] for label in kept)
         notes = self.source.notes
         if empty := [n for label, n in enumerate(self.source.class_names) if not counts[label]]:
             notes += (f"classes without a usable image were left out: {_shorten(empty)}",)
-        labels = np.array([number[label] for label in self.labels], "<i8").tobytes()
-        self.file.write(labels)
-        self.digest.update(labels)
-        self.digest.update(json.dumps(class_names).encode())
         about = {
             "format": FORMAT,
             "source": self.source.name,
             "kind": self.source.kind,
             "licence": self.source.licence or "not stated",
             "how": f"{self.source.crop}, {HOW}",
-            "sha256": self.digest.hexdigest(),
+            "sha256": "",  # of the file's own content: each fills it in, here for its place in the order
             "skipped": self.skipped_count,
             "class_names": class_names,
         }
-        shape = [len(self.labels), 3, self.resolution, self.resolution]
-        end = int(np.prod(shape))
-        header = {
-            "__metadata__": {"pack": json.dumps(about)},
-            "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, end]},
-            "labels": {"dtype": "I64", "shape": shape[:1], "data_offsets": [end, end + len(labels)]},
-        }
-        self.file.seek(0)
-        self.file.write(self.room.to_bytes(8, "little"))
-        self.file.write(json.dumps(header).encode().ljust(self.room))
-        self.file.flush()
+        size = sum(shard.finish(number, self.resolution, about) for shard in self.shards)
+        sha256 = self.shards[0].digest.hexdigest()
+        if self.index is not None:
+            hashes = [shard.digest.hexdigest() for shard in self.shards]
+            sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+            shards = [
+                {"file": path.name, "images": len(shard.labels), "sha256": digest}
+                for path, shard, digest in zip(paths[:-1], self.shards, hashes, strict=True)
+            ]
+            index = {
+                "format": INDEX_FORMAT,
+                "sha256": sha256,
+                "resolution": self.resolution,
+                "shards": shards,
+            }
+            # every label, so that any process knows the whole pack while it opens only its own shards
+            labels = np.array([number[n] for shard in self.shards for n in shard.labels], np.int64)
+            content = save({"labels": labels}, {"pack": json.dumps({**about, **index})})
+            self.index.write(content)
+            self.index.flush()
+            size += len(content)
         return PackReport(
             path=out,
-            images=len(self.labels),
+            images=counts.total(),
             resolution=self.resolution,
             class_names=class_names,
             class_counts=tuple(counts[label] for label in kept),
             skipped=tuple(self.skipped),
             skipped_count=self.skipped_count,
             notes=notes,
-            sha256=self.digest.hexdigest(),
+            sha256=sha256,
             seconds=time.monotonic() - started,
+            size=size,
+            shards=len(self.shards),
         )
 
+    def _next_shard(self, label: int) -> _Shard:
+        """That with the fewest images of this class, then the fewest in all, then by a fixed lot.
+
+        The lot keeps what is regular in a source's order (pairs, bursts) from becoming a shard's own.
+        """
+
+        def fullness(i: int) -> tuple[int, int, float]:
+            return self._dealt[label, i], len(self.shards[i].labels), self._random.random()
+
+        chosen = min(range(len(self.shards)), key=fullness)
+        self._dealt[label, chosen] += 1
+        return self.shards[chosen]
+
     def _check_room(self, needed: int) -> None:
-        free = shutil.disk_usage(Path(self.file.name).parent).free
+        free = shutil.disk_usage(Path(self.shards[0].file.name).parent).free
         if needed > free:
             raise DataError(
                 f"The pack needs about {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.errors import ConfigError
+from model.layers import INITIALISATIONS
+from train.augment import AUGMENTATIONS
 from train.errors import TrainError
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -35,8 +38,12 @@ class Optimisation:
     generator_spectral_norm: bool = True
     discriminator_spectral_norm: bool = True
     flips: bool = True  # mirror half of the real images
-    ema_half_life: float = 10_000  # images
-    ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen; None: no ramp
+    precision: str = "auto"  # of the passes: "float32", "bf16", or bf16 where the device has it
+    augment: str = ""  # DiffAugment on all that D sees: a comma list of AUGMENTATIONS; "": none
+    initialisation: str = "xavier"  # one of INITIALISATIONS; the projections of a class embedding have it too
+    ema_half_life: float = 10_000  # images; 0: no average, the generator as it is
+    ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen; "none": no ramp
+    cross_replica_norm: bool = False  # batch norm over all processes' batch; False: each over its own share
     seed: int = 0
 
 
@@ -47,7 +54,9 @@ class Schedule:
     log_every: int = 50
     grid_every: int = 500
     save_every: int = 500
-    statistics_batches: int = 100  # of noise, for the served copy's batch-norm statistics
+    statistics_batches: int = 100  # of noise, for the served copy's batch norms; 0: its running averages
+    weights: str = "float32"  # of the served copy; "bf16" rounds its matrices, which halves the file
+    snapshot_every: int = 0  # keep the generator as it is then, for `sagan choose`; 0: never
 
 
 @dataclass(frozen=True)
@@ -87,49 +96,102 @@ def read_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     try:
-        values = tomllib.loads(path.read_text())
+        return parse_recipe(path.stem, path.read_text(), overrides)
     except FileNotFoundError:
-        ours = sorted(p.stem for p in RECIPES.glob("*.toml"))
+        ours = sorted(["auto", *(p.stem for p in RECIPES.glob("*.toml"))])  # auto: see train.automatic
         near = difflib.get_close_matches(name, ours, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else f"Ours are {', '.join(ours)}; or give a .toml file."
         raise RecipeError(f"There is no recipe {name!r}. {hint}") from None
     except (OSError, ValueError) as wrong:
         raise RecipeError(f"{path}: not a readable recipe ({wrong}).") from None
-    for key, text in (overrides or {}).items():
+
+
+def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe in a file's text. Raises RecipeError, and ValueError where it is not TOML."""
+    values = tomllib.loads(text)
+    for key, wanted in (overrides or {}).items():
         section, dot, leaf = key.partition(".")
-        try:
-            value = tomllib.loads(f"x = {text}")["x"]
-        except tomllib.TOMLDecodeError:
-            value = text
         if not dot or not isinstance(values.setdefault(section, {}), dict):
-            raise RecipeError(f"--set {key}={text}: write it as section.field=value.")
-        values[section][leaf] = value
+            raise RecipeError(f"--set {key}={wanted}: write it as section.field=value.")
+        values[section][leaf] = setting_value(wanted)
     if unknown := set(values) - {"description", "model", "optimisation", "schedule"}:
-        raise RecipeError(f"{path}: unknown parts: {', '.join(sorted(unknown))}.")
+        raise RecipeError(f"recipe {name}: unknown parts: {', '.join(sorted(unknown))}.")
+    for section in ("model", "optimisation", "schedule"):
+        if not isinstance(values.setdefault(section, {}), dict):
+            raise RecipeError(f"recipe {name}: {section} must be a table of settings, [{section}].")
     return Recipe(
-        name=path.stem,
-        model=values.get("model", {}),
-        optimisation=_section(path.stem, Optimisation, values.get("optimisation", {})),
-        schedule=_section(path.stem, Schedule, values.get("schedule", {})),
+        name=name,
+        model=values["model"],
+        optimisation=_section(name, Optimisation, values["optimisation"]),
+        schedule=_section(name, Schedule, values["schedule"]),
         description=values.get("description", ""),
     )
 
 
+def setting_value(text: str) -> object:
+    """What `--set section.field=text` means: a TOML value, or else the text itself."""
+    try:
+        value: object = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value
+
+
+_KINDS: Mapping[str, Any] = {
+    "int": (int,),
+    "float": (int, float),
+    "float | None": (int, float, type(None)),
+    "bool": (bool,),
+    "str": (str,),
+}
+_MAY_BE_0 = ("statistics_batches", "snapshot_every")
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "augment": tuple(AUGMENTATIONS),
+    "precision": ("auto", "float32", "bf16"),
+    "weights": ("float32", "bf16"),
+    "initialisation": tuple(INITIALISATIONS),
+}
+_LISTS = ("augment",)  # of which more than one may be named, or none
+
+
 def _section(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
     fields = {f.name: f for f in dataclasses.fields(kind)}
+    read: dict[str, object] = {}
     for name, value in values.items():
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise RecipeError(f"recipe {recipe}: unknown setting {name!r}.{hint}")
         wanted = str(fields[name].type)
-        kinds = {"int": int, "float": (int, float), "bool": bool, "float | None": (int, float, type(None))}
-        if not isinstance(value, kinds[wanted]) or (wanted != "bool" and isinstance(value, bool)):  # type: ignore[arg-type]
+        if wanted == "float | None" and value == "none":  # TOML has no word for it
+            value = None
+        if not isinstance(value, _KINDS[wanted]) or (wanted != "bool" and isinstance(value, bool)):
             raise RecipeError(f"recipe {recipe}: {name} is {value!r}; it must be of type {wanted}.")
-        if wanted == "int" and name != "seed" and value < 1:
-            raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least 1.")
+        least = 0 if name in _MAY_BE_0 else 1
+        if wanted == "int" and name != "seed" and value < least:
+            raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least {least}.")
+        limit = 1 if name in ("beta1", "beta2") else math.inf
+        if wanted.startswith("float") and value is not None and not 0 <= value < limit:  # so that nan fails
+            raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least 0 and under {limit}.")
+        if name in _CHOICES:
+            _check_choice(recipe, name, value)
+        read[name] = value
     try:
-        return kind(**values)
+        return kind(**read)
     except TypeError:
         needed = [f.name for f in fields.values() if f.default is dataclasses.MISSING]
         raise RecipeError(f"recipe {recipe}: it must say {', '.join(needed)}.") from None
+
+
+def _check_choice(recipe: str, name: str, value: str) -> None:
+    choices = _CHOICES[name]
+    for part in comma_list(value) if name in _LISTS else [value]:
+        if part not in choices:
+            near = difflib.get_close_matches(part, choices, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"It can be {', '.join(choices)}."
+            raise RecipeError(f"recipe {recipe}: {name} has no {part!r}. {hint}")
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """ "translation, cutout" as a tuple of names; "" as none."""
+    return tuple(part for part in map(str.strip, text.split(",")) if part)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.progress import track
 
 from model.checkpoint import load_generator, save_generator
+from train.cas import classification_accuracy
+from train.choose import CHOSEN, choose
 from train.data import image_progress, open_data
 from train.distributed import World, joined
 from train.errors import TrainError
+from train.execution import Execution
 from train.features import train_features
+from train.folder import AUTO, prepare
+from train.inception import open_inception
 from train.loop import GENERATOR, Observer, Outcome, starting_step, train
-from train.metrics import GeneratorSampler, evaluate
-from train.observers import Grids, ProgressBar, Scalars, Served
-from train.recipe import read_recipe
+from train.metrics import SAMPLES as MEASURED
+from train.metrics import GeneratorSampler, evaluate, evaluate_with_inception
+from train.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
+
+SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
 
 
 def run(
@@ -30,10 +41,12 @@ def run(
     resume: bool = False,
     stop_after: float | None = None,
     settings: Sequence[str] = (),
+    compile: bool | None = None,
 ) -> Outcome:
     """Train `recipe_name` on `data` into the folder `out`; TrainError says what to do about it.
 
     stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
+    compile: None: where it pays.
     """
     overrides = {}
     for setting in settings:
@@ -41,22 +54,44 @@ def run(
         if not equals:
             raise TrainError(f"--set {setting}: write it as section.field=value.")
         overrides[key.strip()] = value.strip()
-    recipe = read_recipe(recipe_name, overrides)
-    with image_progress(console) as progress:
-        pack = open_data(data, recipe.model.get("resolution"), progress=progress)
-    with joined(device) as world:
-        first = starting_step(out, resume)  # before an observer touches what is there
+    with _told_by_the_system(out), joined(_existing(device)) as world:
+        console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
+        began = time.monotonic()
+        # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
+        first = starting_step(out, resume) if world.leads else 0
+        on_cpu = world.device.type == "cpu"
+        if world.leads:
+            recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, console, resume=resume)
+        world.wait()  # until the pictures are packed and the recipe is written
+        if not world.leads:
+            quiet = Console(quiet=True)
+            recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, quiet, resume=True)
+        if len(pack) < 2:
+            raise TrainError(f"{data} has one picture: a network needs many to learn from.")
         observers: list[Observer] = []
         if world.leads:
             schedule, steps = recipe.schedule, recipe.optimisation.steps
             observers = [
-                ProgressBar(console, first, steps, schedule.log_every),
+                ProgressBar(
+                    console,
+                    first,
+                    steps,
+                    schedule.log_every,
+                    stop_after=stop_after,
+                    data_seconds=time.monotonic() - began,
+                    lighter=SMALLER if recipe_name == AUTO and pack.resolution > 32 else LIGHTER,
+                ),
                 Scalars(out, first, schedule.log_every),
                 Grids(out, pack, recipe, console),
                 Served(out / GENERATOR, {"description": recipe.description}),
+                Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
             ]
-            console.print(_about(world, len(pack.labels), len(pack.class_names), recipe.name, out))
-        return train(recipe, pack, out, world, observers, resume=resume, stop_after=stop_after)
+            about = _about(world, len(pack.labels), len(pack.class_names), recipe.name, out)
+            console.print(about, markup=False, soft_wrap=True)
+        execution = Execution.fitting(world.device, world.size, compile)
+        return train(
+            recipe, pack, out, world, observers, resume=resume, stop_after=stop_after, execution=execution
+        )
 
 
 def run_features(data: Path, out: Path, device: str, console: Console) -> None:
@@ -68,26 +103,114 @@ def run_features(data: Path, out: Path, device: str, console: Console) -> None:
 
 
 def run_evaluation(
-    checkpoint: Path, features: Path, data: Path, samples: int, seed: int, truncation: float, device: str
+    checkpoint: Path,
+    data: Path,
+    features: Path | None = None,
+    inception: bool = False,
+    inception_weights: Path | None = None,
+    cas: bool = False,
+    *,
+    samples: int | None = None,
+    reference: str | None = None,
+    seed: int = 0,
+    truncation: float = 1.0,
+    device: str = "auto",
 ) -> dict[str, object]:
-    """The figures of `train.metrics.evaluate` for a checkpoint. Raises TrainError or ModelError."""
+    """What was asked for of a checkpoint: "own_features", "inception", "cas", each with its protocol.
+
+    features: file of the own classifier. inception_weights: its file; None: the library's download.
+    samples, reference: None: what each measurement has as its own. Raises TrainError or ModelError.
+    """
+    inception = inception or inception_weights is not None
+    if not (features or inception or cas):
+        raise TrainError(
+            "Nothing to measure with: give --features FILE, --inception-weights FILE, --inception or --cas."
+        )
+    where = _one_device(_existing(device))
+    eye = open_inception(inception_weights) if inception else None  # fails before the long work
     loaded = load_generator(checkpoint)
-    where = _one_device(device)
     sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
+    pack = open_data(data)
+    reports: dict[str, dict[str, object]] = {}
     with image_progress() as progress:
-        figures = evaluate(sampler, features, open_data(data), samples, seed, where, progress)
-    return {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256, **figures}
+        if features:
+            reports["own_features"] = evaluate(
+                sampler, features, pack, samples or MEASURED, seed, where, progress, reference or "train"
+            )
+        if eye:
+            reports["inception"] = evaluate_with_inception(
+                sampler, eye, pack, samples, seed, where, progress, reference or "all"
+            )
+        if cas:
+            reports["cas"] = classification_accuracy(
+                sampler, pack, samples or MEASURED, seed, where, progress
+            )
+    about = {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256}
+    return {name: about | report for name, report in reports.items()}
+
+
+def run_choice(
+    run_folder: Path,
+    data: Path,
+    features: Path | None,
+    *,
+    samples: int,
+    seed: int,
+    device: str,
+    console: Console,
+) -> None:
+    """Let a run's discriminator rank its snapshots; the best becomes `chosen.safetensors` there.
+
+    features: file of the own classifier, to check the ranking by; None: unchecked.
+    Raises TrainError or ModelError, and then writes nothing.
+    """
+    where = _one_device(_existing(device))
+    pack = open_data(data)
+    shown = partial(track, description="snapshots", console=Console(stderr=True))
+    choice = choose(run_folder, pack, features, samples=samples, seed=seed, device=where, shown=shown)
+    console.print(choice.table())
+    for line in (*choice.verdict(), f"{choice.ranked[0].path.name} is now {run_folder / CHOSEN}."):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
-    """Write the figures into the checkpoint's header, where `/models` and the page find them."""
+    """Write each of the figures into the checkpoint's header, where `/models` and the page find them.
+
+    Raises TrainError for those of Inception with other weights than the published: nothing is written.
+    """
+    inception = figures.get("inception")
+    if isinstance(inception, dict) and not inception["protocol"]["weights_published"]:
+        raise TrainError("Figures with other Inception weights than the published are no FID: not kept.")
     loaded = load_generator(checkpoint)
-    metrics = {**loaded.metrics, "own_features": dict(figures)}
+    metrics = {**loaded.metrics, **figures}
     save_generator(checkpoint, loaded.generator, loaded.class_names, metrics, loaded.metadata)
 
 
 def _one_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _existing(device: str) -> str:
+    """`device`, unless there is none of that name. Raises TrainError."""
+    try:
+        kind = "cpu" if device == "auto" else torch.device(device).type
+    except RuntimeError:
+        raise TrainError(f'There is no device {device!r}: give "cpu", "cuda" or "cuda:1".') from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise TrainError(f"There is no GPU for --device {device}, or torch here cannot use it.")
+    return device
+
+
+@contextmanager
+def _told_by_the_system(out: Path) -> Iterator[None]:
+    """What the file system refuses (no permission, no room) as one line."""
+    try:
+        yield
+    except OSError as error:
+        at = error.filename or out
+        raise TrainError(
+            f"{error.strerror or error}: {at}. What had been saved in {out} before is whole."
+        ) from error
 
 
 def seconds(text: str) -> float:
@@ -100,4 +223,5 @@ def seconds(text: str) -> float:
 
 def _about(world: World, images: int, classes: int, recipe: str, out: Path) -> str:
     processes = f"{world.size} processes on " if world.size > 1 else ""
-    return f"recipe {recipe}: {images:,} images of {classes} classes, {processes}{world.device}, into {out}"
+    of = f"{images:,} images of {classes} class{'es' if classes > 1 else ''}"
+    return f"recipe {recipe}: {of}, {processes}{world.device}, into {out} (see {out / SAMPLES})"

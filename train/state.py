@@ -8,30 +8,46 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
-from torch.nn.utils import parametrize
+from torch import Tensor, nn
 
 from model.checkpoint import write_whole
 from model.discriminator import Discriminator
 from model.generator import Generator
 from model.layers import power_iterate, spectral_normalise
-from train.augment import flip, to_network
+from train.augment import augment, draw, flip, to_network
+from train.cross_replica import join_norms
 from train.data import Pack
 from train.distributed import World
 from train.ema import Ema
+from train.epochs import Epochs
 from train.errors import TrainError
+from train.execution import Compute, Execution, Replayed, precision
 from train.losses import discriminator_hinge, generator_hinge
-from train.recipe import Recipe
+from train.recipe import Recipe, comma_list
 
 FORMAT = "sagan-training-1"
+AUGMENTED = ("reals", "fakes", "answers")  # each by draws of its own
+
+
+class Play(NamedTuple):
+    """What one discriminator step is made of, but for the networks: this process's share, B images."""
+
+    pixels: Tensor  # uint8 [B, 3, R, R]
+    labels: Tensor  # [B]
+    mirrored: Tensor  # bool [B], which reals are flipped
+    z: Tensor  # [B, latent]
+    y: Tensor  # [B], the fakes' labels
+    for_reals: Tensor  # [B, DRAWS], DiffAugment's
+    for_fakes: Tensor
+    for_answers: Tensor  # the same fakes, when the generator answers
 
 
 class StateError(TrainError):
@@ -41,30 +57,44 @@ class StateError(TrainError):
 class TrainingState:
     """A run at one step. `step` counts generator steps done."""
 
-    def __init__(self, recipe: Recipe, pack: Pack, world: World) -> None:
+    def __init__(self, recipe: Recipe, pack: Pack, world: World, execution: Execution | None = None) -> None:
         self.recipe, self.pack, self.world = recipe, pack, world
+        execution = execution or Execution()
         optimisation = recipe.optimisation
         self.config = recipe.config(len(pack.class_names))
         torch.manual_seed(optimisation.seed)  # the initial weights
-        self.generator = Generator(self.config)
-        self.discriminator = Discriminator(self.config)
+        self.generator = Generator(self.config, optimisation.initialisation)
+        self.discriminator = Discriminator(self.config, optimisation.initialisation)
         if optimisation.generator_spectral_norm:
             spectral_normalise(self.generator)
         if optimisation.discriminator_spectral_norm:
             spectral_normalise(self.discriminator)
         for network in (self.generator, self.discriminator):
             network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        betas = (optimisation.beta1, optimisation.beta2)
-        self.generator_adam = torch.optim.Adam(
-            self.generator.parameters(), optimisation.generator_lr, betas, foreach=True
-        )
-        self.discriminator_adam = torch.optim.Adam(
-            self.discriminator.parameters(), optimisation.discriminator_lr, betas, foreach=True
-        )
+        if optimisation.cross_replica_norm and world.size > 1:
+            join_norms(self.generator, world)
+        self.generator_adam = self._adam(self.generator, optimisation.generator_lr)
+        self.discriminator_adam = self._adam(self.discriminator, optimisation.discriminator_lr)
         self.ema = Ema(self.generator, optimisation.ema_half_life, optimisation.ema_ramp)
+        self.augmentations = comma_list(optimisation.augment)
+        self.precision = precision(optimisation.precision, world.device)
         self.step = 0
-        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)  # how the images of an epoch come
         self.losses: dict[str, Tensor] = {}  # of the last step, on the device: reading one waits for it
+        self._epochs = Epochs(
+            pack.shards or (len(pack),), optimisation.batch, world.rows(optimisation.batch), self._draw
+        )
+        pack.open(self._epochs.shards)  # a missing file is told now
+        self._resident = self._pixels_on_device()
+        if world.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # every step has the same shapes
+        # plain functions of tensors, so that each is compiled as one
+        self._judge, self._answer = self._discriminator_loss, self._generator_loss
+        self._generate = self._fakes
+        if execution.compile:
+            self._judge = torch.compile(self._judge, dynamic=False)
+            self._answer = torch.compile(self._answer, dynamic=False)
+            self._generate = torch.compile(self._generate, dynamic=False)
+        self._carry_out: Compute = Replayed(self._compute) if execution.graph else self._compute
 
     @property
     def images_seen(self) -> int:
@@ -72,77 +102,123 @@ class TrainingState:
         return self.step * self.recipe.optimisation.discriminator_steps * self.recipe.optimisation.batch
 
     def advance(self) -> None:
-        """One step of the game: the discriminator's steps, then the generator's, then the average."""
+        """One step of the game. Returns before a GPU is done with it."""
         plays = self.recipe.optimisation.discriminator_steps
-        for i in range(plays):
-            # the generator answers the last of these fakes, so their graph is needed only then
-            with torch.set_grad_enabled(i == plays - 1):
-                fakes, labels = self._fakes(self.step * plays + i)
-            self._discriminator_step(self.step * plays + i, fakes, labels)
-        self._generator_step(fakes, labels)
-        self.step += 1
-        with parametrize.cached():
-            self.ema.update(self.generator, self.recipe.optimisation.batch, self.images_seen)
-
-    def _fakes(self, play: int) -> tuple[Tensor, Tensor]:
+        inputs: list[Tensor] = [t for i in range(plays) for t in self._drawn(self.step * plays + i)]
         batch = self.recipe.optimisation.batch
-        draw = self._draw("noise", play)
-        z = torch.randn(batch, self.config.latent, generator=draw)
-        y = torch.randint(self.config.classes, (batch,), generator=draw)
-        z, y = (self.world.share(t).to(self.world.device, non_blocking=True) for t in (z, y))
-        with parametrize.cached():
-            return self.generator(z, y), y
+        towards = self.ema.weight(batch, self.images_seen + plays * batch)
+        inputs.append(self._on_device(torch.tensor(towards)))
+        self.losses = self._carry_out(inputs)
+        self.step += 1  # last: a step that a lost peer breaks off does not count
 
-    def _discriminator_step(self, play: int, fakes: Tensor, labels: Tensor) -> None:
+    # -- what a step is made of, drawn on the host -----------------------------------------------------
+
+    def _drawn(self, number: int) -> Play:
+        """What discriminator step `number` of the run is made of, on the device."""
+        batch = self.recipe.optimisation.batch
+        noise = self._draw("noise", number)
+        z = torch.randn(batch, self.config.latent, generator=noise)
+        y = torch.randint(self.config.classes, (batch,), generator=noise)
+        mirrored = torch.rand(batch, generator=self._draw("flips", number)) < 0.5
+        if not self.recipe.optimisation.flips:
+            mirrored = torch.zeros_like(mirrored)
+        changes = [draw(batch, self._draw(f"augment {what}", number)) for what in AUGMENTED]
+        chosen = self._epochs.indices(number)
+        shares = [self.world.share(t) for t in (mirrored, z, y, *changes)]
+        return Play(self._pixels(chosen), *map(self._on_device, (self.pack.labels[chosen], *shares)))
+
+    def _pixels(self, chosen: Tensor) -> Tensor:
+        if self._resident is None:
+            return self._on_device(self.pack.images[chosen])
+        return self._resident[self._on_device(chosen - self._epochs.images.start)]
+
+    def _pixels_on_device(self) -> Tensor | None:
+        """The uint8 images that this process reads, if a GPU has room for them; else they travel by batch."""
+        if self.world.device.type != "cuda":
+            return None
+        ours = self._epochs.images
+        size = len(ours) * 3 * self.pack.resolution**2
+        if size > torch.cuda.mem_get_info(self.world.device)[0] // 2:
+            return None
+        return self.pack.images[ours.start : ours.stop].to(self.world.device)
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        if self.world.device.type != "cuda":
+            return tensor
+        # from pinned memory, or the copy would wait for the step before
+        return tensor.pin_memory().to(self.world.device, non_blocking=True)
+
+    # -- what a step computes, on the device, without a word to the host --------------------------------
+
+    def _compute(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The discriminator's steps, then the generator's, then the average. inputs: plays, one after the
+        other, and how far the average moves."""
+        *inputs, towards = inputs
+        plays = [Play(*inputs[i : i + len(Play._fields)]) for i in range(0, len(inputs), len(Play._fields))]
+        losses: dict[str, Tensor] = {}
+        for play in plays:
+            # the generator answers the last of these fakes, so their graph is needed only then
+            with torch.set_grad_enabled(play is plays[-1]):
+                fakes = self._generate(play.z, play.y)
+            losses |= self._discriminator_step(play, fakes)
+        losses |= self._generator_step(plays[-1], fakes)
+        self.ema.update(self.generator, towards)
+        return losses
+
+    def _discriminator_step(self, play: Play, fakes: Tensor) -> dict[str, Tensor]:
         self.discriminator_adam.zero_grad(set_to_none=True)
         power_iterate(self.discriminator)
-        reals, real_labels = self._reals(play)
-        with parametrize.cached():
-            # one pass over both halves: every weight is normalised once
-            scores = self.discriminator(
-                torch.cat([reals, fakes.detach()]), torch.cat([real_labels, labels])
-            ).float()
-        real, fake = scores.chunk(2)
-        loss = discriminator_hinge(real, fake)
+        loss, real, fake = self._judge(play, fakes.detach())
         loss.backward()  # type: ignore[no-untyped-call]
-        self.world.average_gradients(self.discriminator.parameters())
+        losses = {"discriminator": loss.detach(), "score_real": real, "score_fake": fake}
+        self.world.average_gradients(self.discriminator.parameters(), *losses.values())
         self.discriminator_adam.step()
-        self.losses |= {
-            "discriminator": loss.detach(),
-            "score_real": real.detach().mean(),
-            "score_fake": fake.detach().mean(),
-        }
+        return losses
 
-    def _generator_step(self, fakes: Tensor, labels: Tensor) -> None:
+    def _generator_step(self, play: Play, fakes: Tensor) -> dict[str, Tensor]:
         self.generator_adam.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)  # its own gradients are not wanted here
-        with parametrize.cached():
-            loss = generator_hinge(self.discriminator(fakes, labels).float())
+        loss = self._answer(play, fakes)
         loss.backward()  # type: ignore[no-untyped-call]
         self.discriminator.requires_grad_(True)
-        self.world.average_gradients(self.generator.parameters())
+        losses = {"generator": loss.detach()}
+        self.world.average_gradients(self.generator.parameters(), *losses.values())
         self.generator_adam.step()
         power_iterate(self.generator)
-        self.losses["generator"] = loss.detach()
+        return losses
 
-    def _reals(self, play: int) -> tuple[Tensor, Tensor]:
-        """The images of one discriminator step: epochs without replacement, each in its own order."""
-        batch, total = self.recipe.optimisation.batch, len(self.pack.labels)
-        first = play * batch
-        indices = []
-        while first < (play + 1) * batch:
-            epoch, offset = divmod(first, total)
-            if epoch != self._epoch:
-                self._epoch = epoch
-                self._order = torch.randperm(total, generator=self._draw("epoch", epoch))
-            indices.append(self._order[offset : offset + (play + 1) * batch - first])
-            first += len(indices[-1])
-        chosen = self.world.share(torch.cat(indices))
-        images = to_network(self.pack.images[chosen].to(self.world.device, non_blocking=True))
-        if self.recipe.optimisation.flips:
-            mirrored = torch.rand(batch, generator=self._draw("flips", play)) < 0.5
-            images = flip(images, self.world.share(mirrored).to(self.world.device))
-        return images, self.pack.labels[chosen].to(self.world.device)
+    def _fakes(self, z: Tensor, y: Tensor) -> Tensor:
+        with self._autocast():
+            images: Tensor = self.generator(z, y)
+            return images
+
+    def _discriminator_loss(self, play: Play, fakes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The hinge loss, and the mean score of reals and of fakes, without gradients."""
+        reals = flip(to_network(play.pixels), play.mirrored)
+        # one pass over both halves: every weight is normalised once
+        changes = torch.cat([play.for_reals, play.for_fakes])
+        seen = augment(torch.cat([reals, fakes]), changes, self.augmentations)
+        with self._autocast():
+            scores = self.discriminator(seen, torch.cat([play.labels, play.y]))
+        real, fake = scores.chunk(2)
+        return discriminator_hinge(real, fake), real.detach().mean(), fake.detach().mean()
+
+    def _generator_loss(self, play: Play, fakes: Tensor) -> Tensor:
+        seen = augment(fakes, play.for_answers, self.augmentations)
+        with self._autocast():
+            return generator_hinge(self.discriminator(seen, play.y))
+
+    def _autocast(self) -> torch.autocast:
+        # each weight is cast once a pass anyway, and a graph must not remember a cast of the step before
+        return torch.autocast(
+            self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        )
+
+    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
+        betas = (self.recipe.optimisation.beta1, self.recipe.optimisation.beta2)
+        if self.world.device.type == "cuda":
+            return torch.optim.Adam(network.parameters(), rate, betas, fused=True, capturable=True)
+        return torch.optim.Adam(network.parameters(), rate, betas, foreach=True)
 
     def _draw(self, purpose: str, number: int) -> torch.Generator:
         name = f"{self.recipe.optimisation.seed}/{purpose}/{number}"
@@ -175,17 +251,12 @@ class TrainingState:
         """Become the state in `path`. Raises StateError when it is not a state of this recipe and data."""
         header, tensors = _read(path)
         # how long to train and when to look may change on resuming; what a step computes may not
-        if _computation(json.loads(header["recipe"])) != _computation(self.recipe.to_json()):
+        theirs = Recipe.from_json(json.loads(header["recipe"]))  # settings newer than the file: the defaults
+        if _computation(theirs.to_json()) != _computation(self.recipe.to_json()):
             raise StateError(f"{path} comes from another recipe. Resume with that one, or use a new --out.")
         if header["data"] != str(self.pack.metadata.get("sha256", "")):
             raise StateError(f"{path} comes from other data. Resume with that, or use a new --out.")
-        for adam in (self.generator_adam, self.discriminator_adam):
-            for parameter in adam.param_groups[0]["params"]:
-                adam.state[parameter] = {
-                    "step": torch.zeros(()),
-                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                }
+        self._make_moments()
         ours = dict(self._tensors())
         if ours.keys() != tensors.keys() or any(ours[n].shape != t.shape for n, t in tensors.items()):
             raise StateError(f"{path} does not fit the networks of this recipe.")
@@ -193,6 +264,26 @@ class TrainingState:
             for name, tensor in tensors.items():
                 ours[name].copy_(tensor)
         self.step = int(header["step"])
+
+    def follow(self) -> None:
+        """Become process 0's state: what it has loaded or begun with, wherever its files are."""
+        step = torch.tensor(self.step)
+        self.world.follow([step])
+        if not self.world.leads:
+            self.step = int(step)
+            if self.step:
+                self._make_moments()
+        self.world.follow(tensor for _, tensor in self._tensors())
+
+    def _make_moments(self) -> None:
+        """Adam's, which it makes itself at its first step: here to be filled before it."""
+        for adam in (self.generator_adam, self.discriminator_adam):
+            for parameter in adam.param_groups[0]["params"]:
+                adam.state[parameter] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for prefix, network in (
@@ -209,6 +300,24 @@ class TrainingState:
             for i, parameter in enumerate(adam.param_groups[0]["params"]):
                 for name, tensor in adam.state[parameter].items():
                     yield f"{prefix}.{i}.{name}", tensor
+
+
+def saved_discriminator(path: Path, classes: int) -> tuple[Discriminator, Recipe, int]:
+    """The discriminator in the state at `path`, for looking alone, with its recipe and step.
+
+    Raises StateError when the file is no state, or one of another number of classes.
+    """
+    with _opened(path) as (header, file):
+        recipe = Recipe.from_json(json.loads(header["recipe"]))
+        discriminator = Discriminator(recipe.config(classes))
+        if recipe.optimisation.discriminator_spectral_norm:
+            spectral_normalise(discriminator)
+        names = discriminator.state_dict().keys()
+        try:
+            discriminator.load_state_dict({name: file.get_tensor(f"discriminator.{name}") for name in names})
+        except (SafetensorError, RuntimeError):
+            raise StateError(f"{path} has no discriminator for {classes} classes.") from None
+    return discriminator.eval().requires_grad_(False), recipe, int(header["step"])
 
 
 def saved_step(path: Path) -> int:

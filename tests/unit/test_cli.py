@@ -121,6 +121,9 @@ def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: P
         (["train", "tiny", "--data", "nowhere", "--out", "y"], "nothing at nowhere"),
         (["train", "tiny", "--data", "x", "--out", "y", "--stop-after", "soon"], "write 90s"),
         (["train", "tiny", "--data", "x", "--out", "y", "--set", "steps"], "section.field=value"),
+        (["evaluate", "{}", "--data", "x"], "Nothing to measure with"),
+        (["evaluate", "{}", "--data", "x", "--inception-weights", "nowhere"], "nowhere cannot be read"),
+        (["evaluate", "{}", "--data", "nowhere", "--cas"], "nothing at nowhere"),
         (["data", "pack", "nowhere", "out.safetensors"], "nothing at nowhere"),
     ],
 )
@@ -145,10 +148,15 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     features = tmp_path / "features.safetensors"
     assert "right on the tenth" in sagan("train", "features", "--data", pack, "--out", features)
     made = run / "generator.safetensors"
-    told = sagan("evaluate", made, "--features", features, "--data", pack, "--samples", 20, "--keep")
-    figures = json.loads(told[told.index("{") :])
+    measure = ["--features", features, "--cas", "--samples", 20, "--keep", "--device", "cpu"]
+    told = sagan("evaluate", made, "--data", pack, *measure)
+    reports = json.loads(told[told.index("{") :])
+    figures = reports["own_features"]
     assert figures["protocol"]["samples"] == 20
     assert figures["real_held_back"]["frechet_own_features"] < figures["generated"]["frechet_own_features"]
     kept = load_generator(made).metrics["own_features"]
     assert isinstance(kept, dict)
     assert kept["generated"] == figures["generated"]
+    assert load_generator(made).metrics["cas"] == reports["cas"]
+    assert reports["cas"]["protocol"]["images"] == 20
+    assert 0 <= reports["cas"]["generated"] <= reports["cas"]["real"] <= 1

@@ -85,7 +85,7 @@ def _arrange(path: Path, kind: str, names: list[str], read: Callable[[Entry], Im
     images = [parts for parts in visible if PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES]
     if not images:
         raise NoImages(
-            f"There is no image in {path.name}: it needs a folder for each class with the images in it."
+            f"There is no image in {path}: it needs images, or a folder for each class with the images in it."
         )
     depth = 0  # of the class folder
     while len({parts[depth] for parts in images if len(parts) > depth}) == 1 and all(
@@ -94,9 +94,7 @@ def _arrange(path: Path, kind: str, names: list[str], read: Callable[[Entry], Im
         depth += 1
     inside = [parts for parts in images if len(parts) > depth + 1]
     if not inside:
-        raise DataError(
-            f"The images in {path.name} lie side by side: put those of each class into a folder named by it."
-        )
+        return _one_class(path, kind, images, len(visible) - len(images), read)
     class_names = class_order({parts[depth] for parts in inside})
     if {name.lower() for name in class_names} <= _SPLITS and len(class_names) > 1:
         raise DataError(
@@ -105,9 +103,23 @@ def _arrange(path: Path, kind: str, names: list[str], read: Callable[[Entry], Im
         )
     number = {name: label for label, name in enumerate(class_names)}
     entries = sorted(Entry("/".join(parts), number[parts[depth]]) for parts in inside)
-    notes = []
-    if others := len(visible) - len(images):
-        notes.append(f"{others:,} files that are not images were left out")
+    notes = _others(len(visible) - len(images))
     if loose := len(images) - len(inside):
         notes.append(f"{loose:,} images outside any class folder were left out")
     return Source(path.name, kind, class_names, entries, read, notes=tuple(notes))
+
+
+def _one_class(
+    path: Path, kind: str, images: list[tuple[str, ...]], others: int, read: Callable[[Entry], Image.Image]
+) -> Source:
+    """Pictures that lie side by side: one class, named after what they lie in."""
+    at = path.resolve()
+    class_names = class_order([at.name if kind == "folder" else at.stem])
+    entries = sorted(Entry("/".join(parts), 0) for parts in images)
+    return Source(path.name, kind, class_names, entries, read, notes=tuple(_others(others)))
+
+
+def _others(count: int) -> list[str]:
+    if count == 1:
+        return ["1 file that is not an image was left out"]
+    return [f"{count:,} files that are not images were left out"] if count else []

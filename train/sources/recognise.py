@@ -15,8 +15,8 @@ from train.sources.folders import open_folder, open_zip
 from train.sources.stanford_dogs import open_stanford_dogs
 
 KNOWN = (
-    "a folder with a folder of images for each class, a zip of such folders, CIFAR-10 for Python "
-    "(cifar-10-batches-py or its tar.gz), or Stanford Dogs "
+    "a folder with a folder of images for each class (or the images of one class), a zip of that, "
+    "CIFAR-10 for Python (cifar-10-batches-py or its tar.gz), or Stanford Dogs "
     "(Images and Annotation, or images.tar and annotation.tar)"
 )
 

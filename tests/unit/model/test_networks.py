@@ -110,7 +110,7 @@ def test_attention_on_the_last_map_of_the_discriminator_runs_once() -> None:
 def test_the_class_changes_the_image_and_the_score() -> None:
     generator, discriminator = Generator(small()), Discriminator(small())
     with torch.no_grad():
-        generator.blocks[0].norm1.gamma[1].mul_(2)  # type: ignore[union-attr, operator, index]
+        generator.blocks[0].norm1.gamma[1].mul_(2)  # type: ignore[union-attr, index]
     z = torch.randn(1, 8).expand(2, 8)
     images = generator.eval()(z, torch.tensor([0, 1]))
     assert not torch.allclose(images[0], images[1])

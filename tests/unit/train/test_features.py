@@ -17,8 +17,10 @@ from train.features import (
     FeatureNet,
     FeaturesConfig,
     FeaturesRecipe,
+    Seen,
     augment,
     extract,
+    look,
     open_features,
     split,
     train_features,
@@ -95,6 +97,37 @@ def test_every_resolution_reaches_the_blocks_at_the_same_size(resolution: int) -
     features, logits = network(x)
     assert features.shape == (2, 16)
     assert logits.shape == (2, 7)
+
+
+def test_spatial_features_move_with_what_they_see() -> None:
+    torch.manual_seed(0)
+    network = FeatureNet(FeaturesConfig(32, 2, WIDTHS)).eval()
+    images = coloured_pack(50).images
+    images[:, :, :16] //= 8  # dark above
+    labels = np.zeros(50, np.int64)
+    upright, turned = (look(network, part, labels) for part in (images, images.roll(16, 2)))
+    assert upright.spatial.shape == (50, 7 * 7 * 7)
+    assert np.array_equal(network.spatial(images).numpy(force=True), upright.spatial)
+    assert np.array_equal(network(images)[0].numpy(force=True), upright.features)
+    halves = []
+    for seen in (upright, turned):
+        rows = seen.spatial.reshape(50, 7, 7, 7).mean((0, 3))  # [channels, rows]
+        halves.append((rows[:, :3].mean(1), rows[:, -3:].mean(1)))
+    (above, below), (turned_above, turned_below) = halves
+    apart = np.abs(above - below).max()
+    assert np.abs(above - turned_below).max() < apart / 2
+    assert np.abs(below - turned_above).max() < apart / 2
+
+
+def test_what_is_seen_can_be_taken_in_parts_and_joined() -> None:
+    network = FeatureNet(FeaturesConfig(32, 2, WIDTHS)).eval()
+    pack = coloured_pack(20)
+    seen = look(network, pack.images, pack.labels.numpy(), batch=6)
+    parts = [seen[np.arange(8)], seen[np.arange(20) >= 8]]
+    again = Seen.joined(parts)
+    assert len(parts[1]) == 12
+    assert np.array_equal(again.logits, seen.logits)
+    assert np.array_equal(again.labels, pack.labels.numpy())
 
 
 def test_augmentation_only_moves_and_mirrors() -> None:

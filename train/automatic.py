@@ -1,0 +1,187 @@
+"""A recipe chosen by what there is: how many pictures, how large, and on what. Each choice says why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from model.config import BASE, RESOLUTIONS
+from train.errors import DataError
+from train.recipe import RecipeError, setting_value
+
+AT_LEAST = 16  # pictures; of fewer nothing can be learned
+MANY = 100_000  # pictures from which DiffAugment is no help any more
+SOME = 10_000  # pictures under which it changes colours as well
+SMALL = 2_000  # pictures under which 128 px are not worth it
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a choice is made by."""
+
+    images: int
+    sides: tuple[int, ...]  # of a sample of the pictures: pixels of the shorter side, sorted; (): not known
+    resolution: int | None = None  # pixels, of pictures that are packed already; None: to be chosen
+
+    @property
+    def small(self) -> int:
+        """The shorter side that three quarters of the pictures reach, pixels."""
+        return self.sides[len(self.sides) // 4] if self.sides else RESOLUTIONS[0]
+
+
+class Choice(NamedTuple):
+    """One line of the recipe."""
+
+    section: str
+    name: str
+    value: object  # what TOML can hold
+    reason: str
+
+    def setting(self) -> str:
+        """As it stands in the recipe."""
+        # numbers, booleans, strings and lists of them are written alike in JSON and in TOML
+        return f"{self.name} = {json.dumps(self.value, ensure_ascii=False, default=str)}"
+
+
+def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[Choice]:
+    """The recipe's lines for these pictures. `overrides` ("section.field" -> TOML value) win.
+
+    Raises DataError for too few pictures, RecipeError for a resolution that no network has.
+    """
+    check_enough(survey.images)
+    images = survey.images
+    asked = {key: setting_value(text) for key, text in overrides.items()}
+    resolution, why = _resolution(survey, on_cpu, asked.get("model.resolution"))
+    width, why_width = _width(images, on_cpu)
+    # as SAGAN's: the same at 4 and 8 pixels, then half at each level
+    widths = [width >> max(level - 1, 0) for level in range((resolution // BASE).bit_length())]
+    site = min(resolution // 2, 16 if on_cpu else 32)
+    batch = 32 if on_cpu or images < 500 else 64
+    # images shown in all: each so many times, within what a new network needs and what there is time for
+    least, each, most = (200_000, 500, 640_000) if on_cpu else (1_600_000, 2_000, 6_400_000)
+    steps = _round(min(max(each * images, least), most) / batch)
+    augment, why_augment = _augment(images)
+    choices = [
+        Choice("model", "resolution", resolution, why),
+        Choice("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}"),
+        Choice("model", "discriminator_widths", widths[::-1], "the same, the other way round"),
+        Choice("model", "generator_attention", [site], _why_site(site, on_cpu)),
+        Choice("model", "discriminator_attention", [site], "as in the generator"),
+        Choice("optimisation", "steps", steps, f"each picture is shown {steps * batch / images:,.0f} times"),
+        Choice(
+            "optimisation",
+            "batch",
+            batch,
+            "images a step" + (": few, so that there are many steps" if batch == 32 else ""),
+        ),
+        Choice("optimisation", "generator_lr", 2e-4, "twice SAGAN's: a small network and few steps"),
+        Choice("optimisation", "discriminator_lr", 4e-4, "SAGAN's"),
+        Choice("optimisation", "augment", augment, why_augment),
+        Choice("optimisation", "flips", True, "mirrored pictures count too; false for writing and the like"),
+        Choice("optimisation", "ema_half_life", 20_000, "images: what is kept is an average of many steps"),
+    ]
+    if on_cpu:
+        choices.append(Choice("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
+    return _overridden(choices, asked)
+
+
+def check_enough(images: int) -> None:
+    """Raises DataError for fewer pictures than anything can be learned of."""
+    if images < AT_LEAST:
+        raise DataError(
+            f"{pictures(images)} cannot be trained on: {AT_LEAST} are the least, and some hundreds of each "
+            "class are needed for new pictures rather than copies."
+        )
+
+
+def to_toml(description: str, choices: Sequence[Choice]) -> str:
+    """The recipe as a file that `read_recipe` reads, each line with its reason."""
+    lines = [
+        "# Chosen by `sagan train auto`. Change what you like and give this file's path to `sagan train` in",
+        "# place of `auto`, with a new --out. In a run that goes on, only `steps` and [schedule] may change.",
+        f"description = {json.dumps(description, ensure_ascii=False)}",
+    ]
+    section = ""
+    for choice in choices:
+        if choice.section != section:
+            section = choice.section
+            lines += ["", f"[{section}]"]
+        lines.append(f"{choice.setting()}  # {choice.reason}")
+    return "\n".join(lines) + "\n"
+
+
+def _resolution(survey: Survey, on_cpu: bool, asked: object) -> tuple[int, str]:
+    if survey.resolution is not None:  # packed already
+        asked, why = survey.resolution, "the pack's"
+    else:
+        why = "asked for"
+    if asked is not None:
+        if asked not in RESOLUTIONS:
+            raise RecipeError(
+                f"A resolution of {asked} cannot be trained: there are networks for "
+                f"{', '.join(map(str, RESOLUTIONS))} px. Pack or ask for one of these."
+            )
+        assert isinstance(asked, int)
+        return asked, why
+    small = survey.small
+    fitting = [side for side in RESOLUTIONS if side <= small]
+    if not fitting:
+        return RESOLUTIONS[0], f"the least there is; the pictures have only {small} px and are enlarged"
+    bounds = [
+        (fitting[-1], f"three quarters of the pictures have {small} px or more on their shorter side"),
+        (128 if survey.images >= SMALL else 64, f"as much as fewer than {SMALL:,} pictures can fill"),
+        (64 if on_cpu else 128, "as much as a CPU can train in hours"),
+    ]
+    return min(bounds, key=lambda bound: bound[0])
+
+
+def _width(images: int, on_cpu: bool) -> tuple[int, str]:
+    if on_cpu:
+        return 128, "what a CPU can train in hours"
+    if images < 5_000:
+        return 256, "enough for fewer than 5,000 pictures"
+    if images < 50_000:
+        return 512, "enough for fewer than 50,000 pictures"
+    return 1024, "SAGAN's"
+
+
+def _why_site(site: int, on_cpu: bool) -> str:
+    if on_cpu:
+        return "self-attention at this map; at larger ones it costs a CPU too much"
+    return f"self-attention at this map{', as in SAGAN' if site == 32 else ''}"
+
+
+def _augment(images: int) -> tuple[str, str]:
+    if images >= MANY:
+        return "", f"no DiffAugment: {MANY:,} pictures and more do without"
+    if images >= SOME:
+        return "translation,cutout", f"DiffAugment: fewer than {MANY:,} pictures would be learned by heart"
+    return "colour,translation,cutout", f"DiffAugment in full: fewer than {SOME:,} pictures"
+
+
+def _overridden(choices: list[Choice], asked: Mapping[str, object]) -> list[Choice]:
+    result = [
+        Choice(c.section, c.name, asked[key], "asked for") if (key := f"{c.section}.{c.name}") in asked else c
+        for c in choices
+    ]
+    known = {f"{c.section}.{c.name}" for c in choices}
+    for key, value in asked.items():
+        section, dot, name = key.partition(".")
+        if not dot:
+            raise RecipeError(f"--set {key}={value}: write it as section.field=value.")
+        if key not in known:
+            result.append(Choice(section, name, value, "asked for"))
+    order = ("model", "optimisation", "schedule")
+    return sorted(result, key=lambda c: order.index(c.section) if c.section in order else len(order))
+
+
+def _round(steps: float) -> int:
+    """To two figures."""
+    scale = int(10 ** max(len(str(int(steps))) - 2, 0))
+    return max(round(steps / scale) * scale, 1)
+
+
+def pictures(count: int) -> str:
+    return "1 picture" if count == 1 else f"{count:,} pictures"

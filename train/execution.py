@@ -1,0 +1,76 @@
+"""How a step is carried out: its precision, its compilation, its recording as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["float32", "bf16"]
+Compute = Callable[[Sequence[Tensor]], dict[str, Tensor]]
+WARM_UP = 3  # steps before a graph is recorded: compilation, tuning and the optimisers' first allocations
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What the machine offers; nothing here changes what a step means."""
+
+    compile: bool = False  # torch.compile both losses: minutes at the start on a CPU, some 40 s on a GPU
+    graph: bool = False  # record the whole step once and replay it: no launches from Python; CUDA only
+
+    @classmethod
+    def fitting(cls, device: torch.device, processes: int, compile: bool | None = None) -> Execution:
+        """What pays on this device. compile: None lets the device decide."""
+        cuda = device.type == "cuda"
+        # messages between processes are not recorded
+        return cls(compile=cuda if compile is None else compile, graph=cuda and processes == 1)
+
+
+def precision(wanted: str, device: torch.device) -> Precision:
+    """What a recipe's "auto" is on a device: bf16 where it has the instructions."""
+    if wanted == "auto":
+        return "bf16" if _has_bf16(device) else "float32"
+    return "bf16" if wanted == "bf16" else "float32"
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # only the instruction set tells; every other CPU emulates bf16, slower than float32
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+class Replayed:
+    """A computation on tensors of fixed shapes, recorded as a CUDA graph after WARM_UP calls.
+
+    The inputs are copied into the graph's own; the outputs are the same tensors at every replay.
+    """
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute = compute
+        self.calls = 0
+        self.stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.inputs: list[Tensor] = []
+        self.outputs: dict[str, Tensor] = {}
+
+    def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
+        self.calls += 1
+        if self.calls <= WARM_UP:
+            # not on the default stream: recording wants gradients that were never there
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                outputs = self.compute(inputs)
+            torch.cuda.current_stream().wait_stream(self.stream)
+            return outputs
+        if self.graph is None:
+            self.inputs = [torch.empty_like(tensor) for tensor in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                self.outputs = self.compute(self.inputs)
+        torch._foreach_copy_(self.inputs, list(inputs))
+        self.graph.replay()
+        return self.outputs
