@@ -273,9 +273,7 @@ def experiment(
     ],
     source: Annotated[Path, typer.Option("--data", help="A pack, or anything `sagan data pack` reads")],
     out: Annotated[Path, typer.Option(help="Folder of the experiment: its runs, figures and report")],
-    recipe: Annotated[
-        str | None, typer.Option(help="Base recipe; unless told, the experiment's own")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Base recipe; unless told, the experiment's own")] = None,
     scale: Annotated[float, typer.Option(help="Times the experiment's steps and milestones")] = 1.0,
     seeds: Annotated[int, typer.Option(help="Runs a variant", min=1)] = 1,
     only: Annotated[str | None, typer.Option(help="One variant, by name")] = None,

@@ -189,6 +189,7 @@ def started(
         yield running
     finally:
         for process in processes:
+            process.join(5)  # each ends after its last answer
             process.terminate()
 
 

@@ -102,12 +102,14 @@ def watch(child: int, phase: Phase) -> Counter[str]:
     return spent
 
 
-def kill_somewhere(child: int, phase: Phase, spent: Counter[str], lots: random.Random) -> str:
-    """SIGKILL after a random time, every third in a save, as those are short; the phase it fell into."""
+def kill_somewhere(child: int, phase: Phase, life: float, save: float, lots: random.Random) -> str:
+    """SIGKILL at a random moment of `life` seconds, every third of `save` seconds in a save, as those are
+    short; the phase it fell into.
+    """
     in_save = lots.random() < 1 / 3
     while in_save and phase.now != "saving" and _alive(child):
         time.sleep(0.0005)
-    time.sleep(lots.uniform(0, spent["saving"] / SAVES if in_save else 1.2 * spent.total()))
+    time.sleep(lots.uniform(0, save if in_save else life))
     if not _alive(child):
         raise SystemExit("the run ended by itself: see above")
     os.kill(child, signal.SIGKILL)
@@ -184,11 +186,17 @@ def main() -> None:
         killed, whole = Path(folder) / "killed", Path(folder) / "whole"
         fell: Counter[str] = Counter()
         spent = watch(live(data, Path(folder) / "watched", STEPS), phase)
+        reached, pace = 0, 1.0
         for _ in range(asked.kills):
             phase.shared[0] = 0
-            fell[kill_somewhere(live(data, killed, 10**6), phase, spent, lots)] += 1
+            child = live(data, killed, 10**6)
+            fell[
+                kill_somewhere(child, phase, pace * spent.total(), pace * spent["saving"] / SAVES, lots)
+            ] += 1
+            before, reached = reached, saved_step(killed / STATE) if (killed / STATE).exists() else 0
+            # a machine that has become busier since would else never get through a save
+            pace = 1.0 if reached > before else 1.15 * pace
         # where the run is to end may be said at its end: what a step computes does not depend on it
-        reached = saved_step(killed / STATE) if (killed / STATE).exists() else 0
         steps = reached + 3
         finish(data, killed, steps)
         finish(data, whole, steps)

@@ -52,7 +52,7 @@ def classification_accuracy(
         parts.append(images.cpu())
 
     generate(sampler, labels, seed, keep, progress)
-    made = replace(pack, images=torch.cat(parts), labels=torch.from_numpy(labels))
+    made = replace(pack, images=torch.cat(parts), labels=torch.from_numpy(labels), shards=())
     if made.images.shape[1:] != pack.images.shape[1:]:
         raise FeaturesError(
             f"The generator makes {made.images.shape[-1]} px and the reference has {pack.resolution} px."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +22,10 @@ class PeerLost(TrainError):
     """Another process ended or fell silent."""
 
     def __init__(self, wrong: object) -> None:
-        first = str(wrong).strip().splitlines()[0] if str(wrong).strip() else type(wrong).__name__
+        # gloo begins with a place in its source and goes on with advice
+        first = re.sub(r"^\[[^]]*\] ", "", str(wrong).strip()).split(". ")[0] or type(wrong).__name__
         super().__init__(
-            f"another process of this run ended or did not answer for {PATIENCE.seconds // 60} minutes "
+            f"another process of this run ended, or did not answer for {PATIENCE.seconds // 60} minutes "
             f"({first}). What it said tells why; --resume goes on from the last saved state."
         )
 

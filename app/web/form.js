@@ -151,7 +151,7 @@ function facts({ resolution, attention, metrics }) {
   const said = [`${resolution} × ${resolution} px`];
   if (attention.length === 0) said.push("no attention");
   else said.push(`attention at ${attention.map((site) => `${site.resolution} × ${site.resolution}`).join(", ")}`);
-  const fid = metrics.fid?.value ?? metrics.fid;
+  const fid = metrics.inception?.generated?.fid;
   if (typeof fid === "number") said.push(`FID ${fid.toFixed(1)}`);
   return said.join(" · ");
 }

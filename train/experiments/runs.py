@@ -31,6 +31,7 @@ from model.generator import Generator
 from train.data import Pack
 from train.distributed import World
 from train.ema import recompute_statistics
+from train.execution import Execution
 from train.experiments.catalogue import Variant, with_seed
 from train.experiments.measure import Ruler
 from train.loop import STATE, Diverged, Observer, Outcome, train
@@ -160,7 +161,14 @@ def perform(
             torch.cuda.reset_peak_memory_stats(world.device)
         try:
             return train(
-                task.recipe, pack, task.folder, world, observers, resume=saved.exists(), stop_after=stop_after
+                task.recipe,
+                pack,
+                task.folder,
+                world,
+                observers,
+                resume=saved.exists(),
+                stop_after=stop_after,
+                execution=Execution.fitting(world.device, world.size, compile=False),  # many short runs
             )
         except Diverged:
             write_whole(task.folder / DIVERGED, json.dumps({"step": keeper.step}).encode())

@@ -87,9 +87,7 @@ def test_auto_is_float32_where_the_processor_has_no_bf16(monkeypatch: pytest.Mon
 
 def test_merged_convolutions_are_the_two_operations_they_stand_for() -> None:
     torch.manual_seed(0)
-    x = torch.randn(
-        2, 8, 6, 10, dtype=torch.float64, requires_grad=True
-    )  # not square
+    x = torch.randn(2, 8, 6, 10, dtype=torch.float64, requires_grad=True)  # not square
     up, down = UpBlock(8, 16, 1).double(), DownBlock(8, 16).double()
     enlarged = torch.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
     pairs = (

@@ -26,4 +26,4 @@ def test_a_run_survives_twenty_kills_at_random_moments() -> None:
     found = json.loads(done.stdout)
     assert found["different"] == [], found
     assert sum(found["fell"].values()) == found["kills"] == KILLS
-    assert found["saved_steps"] > 0, found  # some life came far enough to be gone on with
+    assert found["saved_steps"] >= 4, found  # lives went on with what others had left

@@ -105,7 +105,7 @@ def test_an_epoch_shows_every_image_once_and_the_next_in_another_order() -> None
     recipe = tiny(optimisation__flips="false")
     pack = make_pack(40)
     state = TrainingState(recipe, pack, World())
-    shown = to_network(torch.cat([state._drawn(play).pixels for play in range(5)]))  # 80 images: two epochs of 40
+    shown = to_network(torch.cat([state._drawn(play).pixels for play in range(5)]))  # two epochs
     whole = to_network(pack.images).flatten(1).sum(1).sort().values
     first, second = shown[:40].flatten(1).sum(1), shown[40:].flatten(1).sum(1)
     torch.testing.assert_close(first.sort().values, whole)
