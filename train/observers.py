@@ -330,6 +330,7 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
         "data": {k: v for k, v in state.pack.metadata.items() if k != "skipped"},
         "licence": state.pack.metadata.get("licence", ""),
         "machine": f"{state.world.size} × {state.world.device} on {platform.machine()}",
+        "precision": state.precision,
         "torch": torch.__version__,
     }
     save_generator(path, served, state.pack.class_names, metadata=metadata)
