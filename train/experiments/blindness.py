@@ -276,7 +276,7 @@ def _protocol(report: Report, settings: Mapping[str, Any], studies: Sequence[Stu
 
 
 def _tables(report: Report, study: Study, found: Sequence[Sight]) -> None:
-    report.heading(f"Figures in {study.look.name}")
+    report.heading(f"Figures in {study.look.name} features")
     names = list(dict.fromkeys(s.disturbance for s in found))
     still = [study.kept(f"undisturbed-{split}") or {} for split in range(SPLITS)]
     report.text("Undisturbed, mean and standard deviation over the splits:")

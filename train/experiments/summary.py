@@ -154,10 +154,9 @@ def _tables(
 ) -> None:
     report.heading("Figures")
     report.text(
-        f"At step {step:,}, the last that every variant has reached. Mean ± standard deviation over (seeds); "
-        f"the best mean "
-        f"in bold. *Apart*: in {MAIN.title}, every seed is better, or every seed worse, than every seed of "
-        f"{names[0]}. "
+        f"At step {step:,}, the last that every variant has reached. Mean ± standard deviation, and in "
+        "brackets over how many seeds; no spread where there is one. The best mean in bold. *Apart*: in "
+        f"{MAIN.title}, every seed is better, or every seed worse, than every seed of {names[0]}. "
         "The last row: as many held-back real images as there are, up to the same number."
     )
     columns = {m.key: [values(runs, n, step, m) for n in names] for m in METRICS}
