@@ -105,7 +105,11 @@ class World:
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Join the peers that `torchrun` started, if any. `device`: "auto", "cpu", "cuda" or "cuda:1"."""
+    """Join the peers that `torchrun` started, if any. `device`: "auto", "cpu", "cuda" or "cuda:1".
+
+    Raises TrainError for a device that is not there, PeerLost.
+    """
+    check_device(device)
     local = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
@@ -123,6 +127,16 @@ def joined(device: str) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
     finally:
         dist.destroy_process_group()
+
+
+def check_device(device: str) -> None:
+    """Raises TrainError where there is no device of that name; "auto" is always there."""
+    try:
+        kind = "cpu" if device == "auto" else torch.device(device).type
+    except RuntimeError:
+        raise TrainError(f'There is no device {device!r}: give "cpu", "cuda" or "cuda:1".') from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise TrainError(f"There is no GPU for --device {device}, or torch here cannot use it.")
 
 
 @contextmanager

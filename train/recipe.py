@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,17 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
         schedule=_section(name, Schedule, values["schedule"]),
         description=values.get("description", ""),
     )
+
+
+def overrides_of(settings: Sequence[str]) -> dict[str, str]:
+    """What `--set` was given, "section.field=value" each, as `read_recipe` takes it. Raises RecipeError."""
+    overrides = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting}: write it as section.field=value.")
+        overrides[key.strip()] = value.strip()
+    return overrides
 
 
 def setting_value(text: str) -> object:

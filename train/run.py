@@ -17,7 +17,7 @@ from model.checkpoint import load_generator, save_generator
 from train.cas import classification_accuracy
 from train.choose import CHOSEN, choose
 from train.data import image_progress, open_data
-from train.distributed import World, joined
+from train.distributed import World, check_device, joined
 from train.errors import TrainError
 from train.execution import Execution
 from train.features import train_features
@@ -27,6 +27,7 @@ from train.loop import GENERATOR, Observer, Outcome, starting_step, train
 from train.metrics import SAMPLES as MEASURED
 from train.metrics import GeneratorSampler, evaluate, evaluate_with_inception
 from train.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
+from train.recipe import overrides_of
 
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
 
@@ -48,13 +49,8 @@ def run(
     stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
     compile: None: where it pays.
     """
-    overrides = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise TrainError(f"--set {setting}: write it as section.field=value.")
-        overrides[key.strip()] = value.strip()
-    with _told_by_the_system(out), joined(_existing(device)) as world:
+    overrides = overrides_of(settings)
+    with _told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
         began = time.monotonic()
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
@@ -126,7 +122,7 @@ def run_evaluation(
         raise TrainError(
             "Nothing to measure with: give --features FILE, --inception-weights FILE, --inception or --cas."
         )
-    where = _one_device(_existing(device))
+    where = _one_device(device)
     eye = open_inception(inception_weights) if inception else None  # fails before the long work
     loaded = load_generator(checkpoint)
     sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
@@ -164,7 +160,7 @@ def run_choice(
     features: file of the own classifier, to check the ranking by; None: unchecked.
     Raises TrainError or ModelError, and then writes nothing.
     """
-    where = _one_device(_existing(device))
+    where = _one_device(device)
     pack = open_data(data)
     shown = partial(track, description="snapshots", console=Console(stderr=True))
     choice = choose(run_folder, pack, features, samples=samples, seed=seed, device=where, shown=shown)
@@ -187,18 +183,9 @@ def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
 
 
 def _one_device(device: str) -> str:
+    """`device`, "auto" being a GPU if there is one. Raises TrainError for one that is not there."""
+    check_device(device)
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def _existing(device: str) -> str:
-    """`device`, unless there is none of that name. Raises TrainError."""
-    try:
-        kind = "cpu" if device == "auto" else torch.device(device).type
-    except RuntimeError:
-        raise TrainError(f'There is no device {device!r}: give "cpu", "cuda" or "cuda:1".') from None
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise TrainError(f"There is no GPU for --device {device}, or torch here cannot use it.")
-    return device
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from train.experiments.measure import Ruler
 from train.experiments.runs import DIVERGED, perform, task
 from train.features import Features, open_features, train_features
 from train.inception import open_inception
-from train.recipe import Recipe, read_recipe
+from train.recipe import Recipe, overrides_of, read_recipe
 
 SETTINGS = "experiment.json"
 FEATURES = "features.safetensors"
@@ -62,7 +62,7 @@ def run_experiment(
         )
     if trains and inception_weights:
         raise ExperimentError(f"--inception-weights is for {BLINDNESS}; {name} measures in own features.")
-    base = read_recipe(recipe or experiment.recipe, _overrides(settings)) if trains else None
+    base = read_recipe(recipe or experiment.recipe, overrides_of(settings)) if trains else None
     wanted = _wanted(experiment, base, only) if base else []
     with image_progress(console) as progress:
         pack = open_data(data, base.model.get("resolution") if base else None, progress=progress)
@@ -315,13 +315,3 @@ def _command(
     for setting in settings:
         words += ["--set", setting]
     return shlex.join(words)
-
-
-def _overrides(settings: Sequence[str]) -> dict[str, str]:
-    overrides = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ExperimentError(f"--set {setting}: write it as section.field=value.")
-        overrides[key.strip()] = value.strip()
-    return overrides

@@ -14,10 +14,8 @@ from train.data import Pack
 from train.distances import NEIGHBOURS, frechet, kernel_distance, neighbourhoods
 from train.errors import FeaturesError
 from train.features import Extractor, Features, Seen, look, split
-from train.metrics import GeneratorSampler, stratified
+from train.metrics import NEIGHBOUR_IMAGES, REFERENCE_IMAGES, GeneratorSampler, stratified
 
-REFERENCE_IMAGES = 10_000  # of the data, at most
-NEIGHBOUR_IMAGES = 5000  # of each set, at most
 NOISE_SEED = 0  # of every image that is measured or shown
 SHOWN = 12  # images in a strip
 _BATCH = 250  # images

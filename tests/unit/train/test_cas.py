@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +17,6 @@ from train.errors import FeaturesError
 from train.features import FeaturesRecipe
 
 QUICK = FeaturesRecipe(epochs=2, batch=32, learning_rate=0.05)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tests share their cores; such small work only waits with more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def colours(labels: Tensor, seed: int, side: int = 32) -> Tensor:

@@ -28,7 +28,7 @@ from train.experiments.measure import METRICS
 from train.experiments.runs import Task
 from train.experiments.stopping import Stop, stopping_step, stretches
 from train.features import train_features
-from train.recipe import read_recipe
+from train.recipe import RecipeError, read_recipe
 from train.report import Report, Series, chart, ticks
 
 SCALE = 0.0004  # attention-sites at 1, 2, 4, 6, 8, 10 and 12 steps
@@ -168,7 +168,7 @@ def test_another_setting_for_the_same_folder_is_refused_in_a_line(
 def test_what_cannot_be_asked_is_told_before_anything_is_written(
     experiment: Callable[..., bool], tmp_path: Path, changed: dict[str, Any], said: str
 ) -> None:
-    with pytest.raises((ExperimentError, FeaturesError), match=re.escape(said)):
+    with pytest.raises((ExperimentError, FeaturesError, RecipeError), match=re.escape(said)):
         experiment(tmp_path / "out", **changed)
     assert not (tmp_path / "out").exists()
 

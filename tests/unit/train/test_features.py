@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +27,6 @@ from train.features import (
 
 QUICK = FeaturesRecipe(epochs=4, batch=32, learning_rate=0.05)
 WIDTHS = (8, 8, 16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tests share their cores; such small work only waits with more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def coloured_pack(count: int = 400, resolution: int = 32) -> Pack:
