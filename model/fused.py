@@ -1,19 +1,22 @@
-"""The generator as it serves: conditional batch norm folded to one scale and shift a class."""
+"""The generator as it serves: spectral norm, batch norm and biases folded away, weights laid out once."""
 
 from __future__ import annotations
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.generator import Generator
-from model.layers import ConditionalBatchNorm, UpBlock
+from model.layers import ConditionalBatchNorm, UpBlock, enlarging_kernel
 
 
 class ScaleShift(nn.Module):
     """x·scale[y] + shift[y]: a conditional batch norm in eval mode, its statistics and tables made one.
 
     A shared class embedding becomes tables too. What a part of z adds to both stays two small matrices.
+    The bias of the convolution before it is in the shift.
     """
 
     scale: Tensor  # [classes, C]
@@ -21,12 +24,21 @@ class ScaleShift(nn.Module):
     z_to_scale: Tensor  # [C, part of z]; only where the norm sees one
     z_to_shift: Tensor
 
-    def __init__(self, source: ConditionalBatchNorm, y: Tensor, vector: Tensor | None, part: int) -> None:
+    def __init__(
+        self,
+        source: ConditionalBatchNorm,
+        y: Tensor,
+        vector: Tensor | None,
+        part: int,
+        bias: Tensor | None = None,
+    ) -> None:
         """y: every class. vector: what `source` projects for each; its last `part` places are z's, 0."""
         super().__init__()
         mean, variance = source.norm.running_mean, source.norm.running_var
         assert mean is not None
         assert variance is not None
+        if bias is not None:
+            mean = mean - bias
         deviation = torch.sqrt(variance + source.norm.eps)
         gamma, beta = source.scale_and_shift(y, vector)
         scale = gamma / deviation
@@ -44,25 +56,148 @@ class ScaleShift(nn.Module):
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 
-class FusedGenerator(nn.Module):
-    """A copy of a generator for inference: no spectral norm, no batch norm; same calls, same images.
+def packs(weight: Tensor) -> bool:
+    """Whether oneDNN's own layouts can be used for this weight: on a CPU, where torch was built with them."""
+    ops = torch.ops.mkldnn
+    return weight.device.type == "cpu" and all(
+        hasattr(ops, name)
+        for name in (
+            "_convolution_pointwise",
+            "_convolution_transpose_pointwise",
+            "_reorder_convolution_weight",
+            "_reorder_convolution_transpose_weight",
+        )
+    )
 
-    The fold changes the order of a few float32 products, so images agree with the source's to rounding.
+
+class Convolution(nn.Module):
+    """A convolution of stride 1; on a CPU its weights are laid out for oneDNN once, not at every call.
+
+    Laid out so, an image comes out the same in any company: one kernel serves every batch size, which
+    F.conv2d and F.linear do not promise. (torch.ops.mkldnn is what torch.compile itself calls on a CPU.)
     """
 
-    def __init__(self, source: Generator) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, side: int) -> None:
+        """weight [out, in, k, k], k odd; side: of the maps it will see, pixels."""
+        super().__init__()
+        self.padding = (weight.shape[2] // 2,) * 2
+        self.packed = packs(weight)
+        if self.packed:
+            shape = (1, weight.shape[1], side, side)
+            weight = torch.ops.mkldnn._reorder_convolution_weight(
+                weight, self.padding, (1, 1), (1, 1), 1, shape
+            )
+        else:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        self.weight = weight  # no buffer: oneDNN's layouts cannot be moved or cast
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed:
+            packed = torch.ops.mkldnn._convolution_pointwise
+            return cast(
+                Tensor, packed(x, self.weight, self.bias, self.padding, (1, 1), (1, 1), 1, "none", [], "")
+            )
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+
+
+class Enlarging(nn.Module):
+    """×2 (nearest) and a 3×3 convolution without bias, as one transposed 4×4 of stride 2, laid out once."""
+
+    def __init__(self, weight: Tensor, side: int) -> None:
+        """weight [out, in, 3, 3]; side: of the maps it will see, pixels."""
+        super().__init__()
+        self.packed = packs(weight)
+        kernel = enlarging_kernel(weight)
+        if self.packed:
+            shape = (1, weight.shape[1], side, side)
+            kernel = torch.ops.mkldnn._reorder_convolution_transpose_weight(
+                kernel.contiguous(), (1, 1), (0, 0), (2, 2), (1, 1), 1, shape
+            )
+        self.weight = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed:
+            packed = torch.ops.mkldnn._convolution_transpose_pointwise
+            return cast(
+                Tensor, packed(x, self.weight, None, (1, 1), (0, 0), (2, 2), (1, 1), 1, "none", [], "")
+            )
+        return F.conv_transpose2d(x, self.weight, None, stride=2, padding=1)
+
+
+class FusedUpBlock(nn.Module):
+    """An UpBlock whose norms are ScaleShifts and whose biases are all added in one place."""
+
+    def __init__(
+        self, source: UpBlock, y: Tensor, vector: Tensor | None, part: int, side: int, dtype: torch.dtype
+    ) -> None:
+        """side: of the map that comes in, pixels. The rest as for ScaleShift."""
+        super().__init__()
+        assert source.conv2.bias is not None
+        assert source.skip.bias is not None
+        bias = source.conv2.bias + source.skip.bias
+        self.norm1 = ScaleShift(source.norm1, y, vector, part).to(dtype)
+        self.conv1 = Enlarging(source.conv1.weight.to(dtype), side)
+        self.norm2 = ScaleShift(source.norm2, y, vector, part, source.conv1.bias).to(dtype)
+        self.conv2 = Convolution(source.conv2.weight.to(dtype), bias.to(dtype), 2 * side)
+        self.skip = Convolution(source.skip.weight.to(dtype), None, side)
+
+    def forward(self, x: Tensor, y: Tensor, part: Tensor | None) -> Tensor:
+        h = self.conv1(self.norm1(x, y, part).relu_())
+        h = self.conv2(self.norm2(h, y, part).relu_())
+        skipped = self.skip(x)
+        batch, width, rows, columns = skipped.shape
+        # nearest ×2 as a broadcast: the doubled map is never built
+        pixels = h.permute(0, 2, 3, 1).view(batch, rows, 2, columns, 2, width)
+        pixels += skipped.permute(0, 2, 3, 1)[:, :, None, :, None]
+        return cast(Tensor, h)
+
+
+class _First(nn.Module):
+    """The linear layer at the start, as a 1×1 convolution: that one does not mind how many rows it gets."""
+
+    def __init__(self, source: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.convolution = Convolution(source.weight[:, :, None, None].to(dtype), source.bias.to(dtype), 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return cast(Tensor, self.convolution(z[:, :, None, None])).flatten(1)
+
+
+class FusedGenerator(nn.Module):
+    """A copy of a generator for inference on one device, in one precision; same calls, same images.
+
+    The fold changes the order of a few products, so images agree with the source's to rounding.
+    """
+
+    def __init__(
+        self, source: Generator, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """device: None: where `source` is."""
         super().__init__()
         self.config = config = source.config
         network = source.folded()
-        device = network.to_rgb.weight.device
-        y = torch.arange(config.classes, device=device)
-        _, vectors = network.parts(torch.zeros(config.classes, config.latent, device=device), y)
+        network = network.to(network.to_rgb.weight.device if device is None else device)
+        y = torch.arange(config.classes, device=network.to_rgb.weight.device)
+        _, vectors = network.parts(torch.zeros(config.classes, config.latent, device=y.device), y)
         part = config.latent_part if config.hierarchical else 0
-        for block, vector in zip(network.blocks, vectors, strict=True):
+        # everything is folded in float32, then rounded once
+        for index, side in enumerate(config.generator_sides):
+            block = network.blocks[index]
             assert isinstance(block, UpBlock)
-            for name in ("norm1", "norm2"):
-                setattr(block, name, ScaleShift(getattr(block, name), y, vector, part))
+            network.blocks[index] = FusedUpBlock(block, y, vectors[index], part, side // 2, dtype)
+        for name, layer in network.attention.items():
+            side = int(name.split("x")[0])
+            for map_name, projection in layer.named_children():
+                if isinstance(projection, nn.Conv2d):
+                    setattr(layer, map_name, Convolution(projection.weight.to(dtype), None, side))
+        network.linear = cast(nn.Linear, _First(network.linear, dtype))
+        rgb = network.to_rgb
+        assert rgb.bias is not None
+        network.to_rgb = cast(
+            nn.Conv2d, Convolution(rgb.weight.to(dtype), rgb.bias.to(dtype), config.resolution)
+        )
         network.shared = None  # it is in the tables now
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network.to(dtype)
         self.forward = self.network.forward
         self.forward_with_attention = self.network.forward_with_attention

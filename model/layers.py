@@ -113,8 +113,12 @@ def _double_then(conv: nn.Conv2d, x: Tensor) -> Tensor:
     Each output pixel sees only 2×2 different input pixels, so the weights that meet the same one are added
     up first (as StyleGAN2's upfirdn does). The same function; sums in another order.
     """
-    kernel = _blurred(conv.weight.flip(2, 3)).transpose(0, 1)
-    return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
+    return F.conv_transpose2d(x, enlarging_kernel(conv.weight), conv.bias, stride=2, padding=1)
+
+
+def enlarging_kernel(weight: Tensor) -> Tensor:
+    """3×3 kernels [O, I, 3, 3] -> those of the transposed convolution of `_double_then`, [I, O, 4, 4]."""
+    return _blurred(weight.flip(2, 3)).transpose(0, 1)
 
 
 def _then_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:

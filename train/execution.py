@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from model.precision import has_bf16
+
 Precision = Literal["float32", "bf16"]
 Compute = Callable[[Sequence[Tensor]], dict[str, Tensor]]
 WARM_UP = 3  # steps before a graph is recorded: compilation, tuning and the optimisers' first allocations
@@ -32,15 +34,8 @@ class Execution:
 def precision(wanted: str, device: torch.device) -> Precision:
     """What a recipe's "auto" is on a device: bf16 where it has the instructions."""
     if wanted == "auto":
-        return "bf16" if _has_bf16(device) else "float32"
+        return "bf16" if has_bf16(device) else "float32"
     return "bf16" if wanted == "bf16" else "float32"
-
-
-def _has_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # only the instruction set tells; every other CPU emulates bf16, slower than float32
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 class Replayed:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngImageFile, PngInfo
+from PIL.PngImagePlugin import PngImageFile
 
 from worker.jobs import JobSpec
 
 KEYWORD: Final = "sagan"  # of the tEXt chunk
 VERSION: Final = 1  # of the recipe's format
+_UP: Final = 2  # the filter type of a line: its difference from the one above
 
 FIELDS: Final[dict[str, type]] = {
     "model": str,
@@ -40,12 +43,32 @@ def recipe_json(spec: JobSpec, index: int) -> str:
 
 
 def png(pixels: NDArray[np.uint8], recipe: str) -> bytes:
-    """pixels [H, W, 3] as PNG, with `recipe` in its tEXt chunk "sagan". Same input, same bytes."""
-    chunk = PngInfo()
-    chunk.add_text(KEYWORD, recipe)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=chunk, compress_level=6)
-    return buffer.getvalue()
+    """pixels [H, W, 3] as PNG, with `recipe` in its tEXt chunk "sagan". Same input, same bytes.
+
+    Rows as differences from the row above, and Huffman codes alone: what a generator makes repeats nothing
+    that a search for repeats would find. Against Pillow's best compression that is a quarter of the time for
+    5 % more bytes (benchmarks/encoders.py).
+    """
+    height, width, _ = pixels.shape
+    rows = pixels.reshape(height, 3 * width)
+    lines = np.full((height, 1 + 3 * width), _UP, np.uint8)
+    lines[0, 1:] = rows[0]
+    np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
+    packer = zlib.compressobj(level=1, strategy=zlib.Z_HUFFMAN_ONLY)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+            _chunk(b"tEXt", KEYWORD.encode() + b"\0" + recipe.encode("latin-1")),
+            _chunk(b"IDAT", packer.compress(lines.data) + packer.flush()),
+            _chunk(b"IEND", b""),
+        )
+    )
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    """A PNG chunk (ISO/IEC 15948, 5.3)."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def read_recipe(data: bytes) -> dict[str, object]:

@@ -21,10 +21,11 @@ class WorkerSettings(QueueSettings):
         default="auto", description='"cpu", "cuda" or "cuda:1"; "auto": a GPU if there is one'
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description='of the forward; pixels depend on it. "auto": float32'
+        default="auto",
+        description='of the forward; pixels depend on it. "auto": bfloat16 where the device has it',
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads of a forward; None: torch's own choice"
+        default=None, ge=1, description="CPU threads that forwards share; None: torch's own choice"
     )
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(

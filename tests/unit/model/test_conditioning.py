@@ -62,7 +62,7 @@ def test_the_served_generator_makes_the_same_images(changes: dict[str, object]) 
     assert all(shape[0] == 3 for shape in tables)
     with_z = any(name.endswith("z_to_scale") for name, _ in fused.named_buffers())
     assert with_z == bool(changes.get("hierarchical"))
-    short = fused.to(torch.bfloat16)(z.bfloat16(), y)
+    short = FusedGenerator(generator, dtype=torch.bfloat16)(z.bfloat16(), y)
     torch.testing.assert_close(short.float(), generator(z, y), rtol=0, atol=0.05)
 
 
