@@ -3,11 +3,10 @@
 import functools
 import re
 from collections.abc import Callable
-from typing import Annotated, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, Protocol, TypeVar, cast
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from celery import Celery
 from fastapi import Depends, Path, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -37,64 +36,75 @@ class Artist:
         )
 
 
-def _settings(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
+class State(Protocol):
+    """What the app carries while it runs; routes ask for it by the types below."""
+
+    settings: Settings
+    store: JobStore
+    artist: Artist
+    metrics: Metrics
 
 
-def _store(request: Request) -> JobStore:
-    store: JobStore = request.app.state.store
-    return store
+def state(request: Request) -> State:
+    return cast(State, request.app.state)
 
 
-def _queue(request: Request) -> Celery:
-    return request.app.state.queue
+# Each is asynchronous, since FastAPI takes others through a thread, and asks for the request alone, since
+# FastAPI solves what a dependency depends on once more for each that does.
 
 
-def _artist(request: Request) -> Artist:
-    artist: Artist = request.app.state.artist
-    return artist
+async def _settings(request: Request) -> Settings:
+    return state(request).settings
 
 
-def _metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
+async def _store(request: Request) -> JobStore:
+    return state(request).store
+
+
+async def _artist(request: Request) -> Artist:
+    return state(request).artist
+
+
+async def _metrics(request: Request) -> Metrics:
+    return state(request).metrics
 
 
 UseSettings = Annotated[Settings, Depends(_settings)]
 Store = Annotated[JobStore, Depends(_store)]
-Queue = Annotated[Celery, Depends(_queue)]
 UseArtist = Annotated[Artist, Depends(_artist)]
 UseMetrics = Annotated[Metrics, Depends(_metrics)]
 
 
-def _caller(request: Request, settings: UseSettings) -> str:
-    return security.owner_of(request, settings.api_keys)
+async def caller_of(request: Request) -> str:
+    """The owner of the jobs that this request may see. Raises Unauthorised."""
+    return security.owner_of(request, state(request).settings.api_keys)
 
 
-Caller = Annotated[str, Depends(_caller)]  # the owner of the jobs that this request may see
+Caller = Annotated[str, Depends(caller_of)]
 
 
-async def _paced(request: Request, settings: UseSettings, store: Store, caller: Caller) -> None:
-    if settings.rate_limit is not None:
+async def paced(request: Request) -> str:
+    """The caller, this request of theirs counted. Raises Unauthorised, TooManyRequests."""
+    caller, limit = await caller_of(request), state(request).settings.rate_limit
+    if limit is not None:
         # without keys all callers are one owner: there the address tells them apart
         host = request.client.host if request.client else ""
         who = caller if caller != security.EVERYBODY else host
-        await security.within_rate(store, who, settings.rate_limit)
+        await security.within_rate(state(request).store, who, limit)
+    return caller
 
 
-Paced = Depends(_paced)
+Paced = Depends(paced)
 
 
 async def _found(
-    job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")],
-    store: Store,
-    caller: Caller,
+    job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
 ) -> Job:
+    caller = await caller_of(request)
     # what is no id is known to nobody, and never becomes part of a key in Redis
     if not _JOB_ID.fullmatch(job_id):
         raise UnknownJob(job_id[:64])
-    return await store.get(job_id, caller)
+    return await state(request).store.get(job_id, caller)
 
 
 Found = Annotated[

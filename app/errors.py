@@ -19,6 +19,7 @@
     │   └── KeyReused            an Idempotency-Key with another request
     ├── TooManyRequests     429  with Retry-After
     │   └── QueueIsFull
+    ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
         └── NoBroker
@@ -35,7 +36,6 @@ from typing import ClassVar
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
@@ -155,6 +155,10 @@ class QueueIsFull(TooManyRequests):
     slug, title = "queue-full", "The queue is full"
 
 
+class ClientLeft(Problem):
+    status, slug, title = 499, "client-left", "The client went away"
+
+
 class Unavailable(Problem):
     status, slug, title = 503, "unavailable", "Not available just now"
 
@@ -253,7 +257,6 @@ def handle_errors(app: FastAPI) -> None:
         return respond(problem, request.url.path, headers)
 
     @app.exception_handler(RedisError)
-    @app.exception_handler(OperationalError)
     async def _(request: Request, error: Exception) -> JSONResponse:
         log.warning("broker: %s", error)
         problem = NoBroker("The broker does not answer. Try again shortly.", retry_after=RETRY_AFTER)

@@ -20,7 +20,6 @@ from app.routes import attention, generate, health, jobs, models
 from app.security import BodyLimit, OriginCheck, ResponseHeaders
 from app.settings import Settings
 from worker.jobs import JobStore
-from worker.queue import make_celery
 
 _WEB = Path(__file__).parent / "web"
 
@@ -48,13 +47,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.store = JobStore.open(settings)
-        app.state.queue = make_celery(settings)
         app.state.artist = Artist(at_once=os.cpu_count() or 1)
         try:
             yield
         finally:
             await app.state.store.close()
-            app.state.queue.close()
 
     app = FastAPI(
         title="Sagan",
@@ -68,7 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = metrics
     handle_errors(app)
     for resource in (generate, jobs, attention, models, health):
-        app.include_router(resource.router)
+        # not include_router: FastAPI looks through an included router twice at every request
+        app.router.routes.extend(resource.router.routes)
     describe(app, with_keys=bool(settings.api_keys))
     _show_page(app)
 

@@ -1,4 +1,4 @@
-"""Many waiting jobs, one forward: a single thread owns the device and takes what is there.
+"""Many waiting jobs, few forwards: the threads that own the device take what is there, as it comes.
 
 No waiting window: while a forward runs, the next batch gathers by itself. Jobs of one priority take turns,
 image by image, so that a long one does not hold up the short ones behind it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,9 +28,10 @@ Pixels = NDArray[np.uint8]
 
 
 class Sampler(Protocol):
-    """What the batcher asks of an engine."""
+    """What the batcher asks of an engine. Several threads may ask at once."""
 
     rows: int  # images in one forward at most
+    lanes: int  # forwards at once
 
     def sample(self, recipes: Sequence[Recipe]) -> Pixels:
         """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are."""
@@ -42,22 +43,41 @@ class Dropped(Exception):
 
 @dataclass(eq=False)
 class Ticket:
-    """The images of one job that are still to be made; each is a future."""
+    """The images of one job that are still to be made."""
 
     job_id: str
     model: str
     priority: int  # 0 to 9, 9 is most urgent
     recipes: Sequence[Recipe]
+    about: Any = None  # what whoever takes delivery needs to know
     alone: bool = False  # its last forward killed the worker: let it take nobody along again
-    futures: list[Future[Pixels]] = field(default_factory=list)
+    # ends when whoever took delivery of the last image says so, or with Dropped, Stopping, or an error
+    done: Future[None] = field(default_factory=Future)
     entered: int = 0  # recipes that are in a forward or through it
+    forwards: int = 0  # that it is in right now
 
-    def __post_init__(self) -> None:
-        self.futures = [Future() for _ in self.recipes]
+    def end(self, error: Exception | None = None) -> None:
+        """Nothing more will come of it; what ended already stays as it is."""
+        with suppress(InvalidStateError):
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One image, fresh from a forward."""
+
+    ticket: Ticket
+    recipe: Recipe
+    pixels: Pixels  # [R, R, 3]
 
 
 S = TypeVar("S", bound=Sampler)
 T = TypeVar("T")
+_Call = tuple[str, Callable[[S], Any], "Future[Any]"]
+_Batch = list[tuple[Ticket, Recipe]]
 
 
 @dataclass
@@ -69,49 +89,56 @@ class _Tally:
 
 
 class Batcher(Generic[S]):
-    """Runs forwards on its own thread, in which it also loads the models.
-
-    A network loaded in one thread and run from others was measured to be much slower.
-    """
+    """Runs forwards on threads of its own, in the first of which it also loads the models."""
 
     def __init__(
         self,
         load: Callable[[], Mapping[str, S]],
-        begin: Callable[[Sequence[str], Sequence[str]], set[str]],
+        begin: Callable[[Sequence[str], int, Sequence[str]], set[str]],
+        deliver: Callable[[Sequence[Made]], None],
     ) -> None:
-        """load: the models, by name; it runs in the device's thread.
+        """load: the models, by name; it runs in a thread that runs forwards.
 
-        begin(entering, survived): tells that jobs enter a forward and that others came out of the one before;
-        answers with those that may run.
+        begin(entering, fresh, survived): tells that jobs enter a forward, of which the first `fresh` are in
+        no other, and that others came out of their last one; answers with those that may run.
+        deliver(images): takes the images of a forward; must not take long.
         """
         self._load = load
         self._begin = begin
+        self._deliver = deliver
         self._changed = Condition()
         self._rings: dict[int, deque[Ticket]] = {}
-        self._calls: deque[tuple[str, Callable[[S], Any], Future[Any]]] = deque()
+        self._calls: deque[_Call[S]] = deque()
         self._stopping = False
+        self._running = 0  # lanes that are at work
+        self._exclusive = False  # one of them with a suspect
         self._survived: list[str] = []
         self._tallies: dict[str, _Tally] = {}
         self._pace = 0.0  # seconds an image, of the last forwards
+        self._models: Mapping[str, S] = {}
         self._loaded: Future[Mapping[str, S]] = Future()
-        self._thread = Thread(target=self._run, name="device", daemon=True)
+        self._lanes = [Thread(target=self._first_lane, name="device", daemon=True)]
 
     def start(self) -> Mapping[str, S]:
-        """Start the thread and return the models when they are loaded; raises what loading them raised."""
-        self._thread.start()
-        return self._loaded.result()
+        """Start and return the models when they are loaded; raises what loading them raised."""
+        self._lanes[0].start()
+        models = self._loaded.result()
+        for index in range(1, max(model.lanes for model in models.values())):
+            self._lanes.append(Thread(target=self._lane, name=f"device-{index}", daemon=True))
+            self._lanes[-1].start()
+        return models
 
     def submit(self, ticket: Ticket) -> None:
-        """Queue a job's images; its futures resolve in order, or end with Dropped, Stopping, or an error."""
+        """Queue a job's images; they are delivered as they are made."""
         with self._changed:
             if not self._stopping:
                 self._rings.setdefault(ticket.priority, deque()).append(ticket)
                 self._changed.notify()
                 return
-        _end([ticket], Stopping("the worker is being stopped"))
+        ticket.end(Stopping("the worker is being stopped"))
 
     def call(self, model: str, function: Callable[[S], T]) -> Future[T]:
-        """Run function with one model on the device's thread, before the next forward: somebody waits."""
+        """Run function with one model before the next forward: somebody waits."""
         future: Future[T] = Future()
         with self._changed:
             if not self._stopping:
@@ -121,19 +148,19 @@ class Batcher(Generic[S]):
         future.set_exception(Stopping("the worker is being stopped"))
         return future
 
-    def drop(self, ticket: Ticket) -> None:
-        """Forget what of a ticket is not yet in a forward."""
+    def drop(self, ticket: Ticket, error: Exception | None = None) -> None:
+        """Forget what of a ticket is not yet in a forward. It ends with error; None: with Dropped."""
         with self._changed:
             ring = self._rings.get(ticket.priority, deque())
             if ticket in ring:
                 ring.remove(ticket)
-        _end([ticket], Dropped())
+        ticket.end(error or Dropped())
 
     def backlog(self) -> float:
         """Seconds of work that wait here, at the pace of the last forwards."""
         with self._changed:
             images = sum(len(t.recipes) - t.entered for ring in self._rings.values() for t in ring)
-            return images * self._pace
+            return images * self._pace / len(self._lanes)
 
     def stats(self) -> dict[str, ModelStats]:
         """What was done so far, by model."""
@@ -150,58 +177,90 @@ class Batcher(Generic[S]):
             }
 
     def stop(self) -> None:
-        """Let the forward that runs end; everything else ends with Stopping."""
+        """Let the forwards that run end; whatever is in none of them ends with Stopping."""
         with self._changed:
             self._stopping = True
             tickets = [ticket for ring in self._rings.values() for ticket in ring]
             calls = list(self._calls)
             self._rings.clear()
             self._calls.clear()
-            self._changed.notify()
-        _end(tickets, Stopping("the worker is being stopped"))
+            self._changed.notify_all()
+        for ticket in tickets:
+            if (
+                not ticket.forwards
+            ):  # else some of its images are on their way, and whoever stores them ends it
+                ticket.end(Stopping("the worker is being stopped"))
         for _, _, future in calls:
             future.set_exception(Stopping("the worker is being stopped"))
 
     def join(self, seconds: float) -> None:
-        """Wait for the device's thread to end, after stop()."""
-        if self._thread.is_alive():
-            self._thread.join(seconds)
+        """Wait for the lanes to end, after stop()."""
+        deadline = monotonic() + seconds
+        for lane in self._lanes:
+            if lane.is_alive():
+                lane.join(max(0.0, deadline - monotonic()))
 
-    def _run(self) -> None:
+    def _first_lane(self) -> None:
         try:
-            models = self._load()
+            self._models = self._load()
         except BaseException as error:  # handed on to whoever called start()  # noqa: BLE001
             self._loaded.set_exception(error)
             return
-        self._tallies = {name: _Tally() for name in models}
-        self._loaded.set_result(models)
+        self._tallies = {name: _Tally() for name in self._models}
+        self._loaded.set_result(self._models)
+        self._lane()
+
+    def _lane(self) -> None:
         while True:
             with self._changed:
-                while not self._stopping and not self._calls and not any(self._rings.values()):
+                while not (self._stopping or self._ready()):
                     self._changed.wait()
                 if self._stopping:
                     break
-                calls, batch = list(self._calls), []
-                self._calls.clear()
-                if not calls:
-                    batch = self._gather(models)
-            for model, function, future in calls:
-                self._serve(models[model], model, function, future)
-            if batch:
-                self._make(models[batch[0][0].model], batch)
+                self._running += 1
+                call, batch = None, _Batch()
+                if self._calls:
+                    call = self._calls.popleft()
+                else:
+                    batch = self._gather()
+                    self._exclusive = batch[0][0].alone
+                if self._ready():
+                    self._changed.notify()  # there is enough for another lane
+            try:
+                if call is not None:
+                    self._serve(*call)
+                else:
+                    self._make(batch)
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    self._exclusive = False
+                    self._changed.notify_all()
+        with self._changed:
+            survived, self._survived = self._survived, []
         try:
-            self._begin([], self._survived)
+            self._begin([], 0, survived)
         except Stopping:
             log.warning("Redis is away: jobs in hand keep one attempt on their account.")
 
-    def _gather(self, models: Mapping[str, S]) -> list[tuple[Ticket, int]]:
+    def _ready(self) -> bool:
+        """Whether a lane that is free has something to do now."""
+        if self._exclusive:
+            return False
+        if self._calls:
+            return True
+        first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
+        # a suspect waits until nobody else can be its victim
+        return first is not None and not (first.alone and self._running)
+
+    def _gather(self) -> _Batch:
         """The next forward, of one model: in order of priority, and within one each job in turn."""
         rings = [
             self._rings[priority] for priority in sorted(self._rings, reverse=True) if self._rings[priority]
         ]
         first = rings[0][0]
-        room = models[first.model].rows
-        batch: list[tuple[Ticket, int]] = []
+        room = self._room(first.model)
+        batch = _Batch()
         for ring in rings:
             left_out = []
             while ring and len(batch) < room:
@@ -210,73 +269,87 @@ class Batcher(Generic[S]):
                 if apart or ticket.model != first.model:
                     left_out.append(ticket)
                     continue
-                batch.append((ticket, ticket.entered))
+                batch.append((ticket, ticket.recipes[ticket.entered]))
                 ticket.entered += 1
                 if ticket.entered < len(ticket.recipes):
                     ring.append(ticket)
             ring.extendleft(reversed(left_out))  # at the head: their turn is next
         return batch
 
-    def _make(self, model: S, batch: list[tuple[Ticket, int]]) -> None:
-        tickets = {ticket.job_id: ticket for ticket, _ in batch}
+    def _room(self, model: str) -> int:
+        """Images for one forward: as many as fit, but an equal share where other lanes are free as well."""
+        waiting = sum(
+            len(ticket.recipes) - ticket.entered
+            for ring in self._rings.values()
+            for ticket in ring
+            if ticket.model == model
+        )
+        free = len(self._lanes) - self._running + 1
+        return min(self._models[model].rows, -(-waiting // free))
+
+    def _make(self, batch: _Batch) -> None:
+        tickets = list(dict.fromkeys(ticket for ticket, _ in batch))
+        with self._changed:
+            tickets.sort(key=lambda ticket: ticket.forwards > 0)
+            fresh = sum(ticket.forwards == 0 for ticket in tickets)
+            for ticket in tickets:
+                ticket.forwards += 1
+            survived, self._survived = self._survived, []
+        allowed: set[str] = set()
         try:
-            allowed = self._begin(list(tickets), self._survived)
+            allowed = self._begin([ticket.job_id for ticket in tickets], fresh, survived)
+            for ticket in tickets:
+                if ticket.job_id not in allowed:
+                    self.drop(ticket)
+            self._forward([(ticket, recipe) for ticket, recipe in batch if ticket.job_id in allowed])
         except Stopping as stopping:
-            _end(tickets.values(), stopping)
-            return
+            for ticket in tickets:
+                self.drop(ticket, stopping)
         except Exception as error:  # the thread must go on for the others
             log.exception("jobs could not begin")
-            _end(tickets.values(), error)
-            return
-        self._survived = []
-        for job_id in tickets.keys() - allowed:
-            self.drop(tickets[job_id])
-        batch = [(ticket, position) for ticket, position in batch if ticket.job_id in allowed]
+            for ticket in tickets:
+                self.drop(ticket, error)
+        finally:
+            with self._changed:
+                for ticket in tickets:
+                    ticket.forwards -= 1
+                    if ticket.job_id in allowed and not ticket.forwards:
+                        self._survived.append(ticket.job_id)
+
+    def _forward(self, batch: _Batch) -> None:
         if not batch:
             return
-        self._survived = sorted(allowed)
-        try:
-            self._forward(model, batch)
-        except Exception as error:  # any error of the network is the job's, not the worker's  # noqa: BLE001
-            self._one_by_one(model, batch, error)
-
-    def _forward(self, model: S, batch: list[tuple[Ticket, int]]) -> None:
+        name = batch[0][0].model
         began = monotonic()
-        pixels = model.sample([ticket.recipes[position] for ticket, position in batch])
+        try:
+            pixels = self._models[name].sample([recipe for _, recipe in batch])
+        except Exception as error:  # any error of the network is the job's, not the worker's  # noqa: BLE001
+            self._one_by_one(batch, error)
+            return
         took = monotonic() - began
         with self._changed:
-            tally = self._tallies[batch[0][0].model]
+            tally = self._tallies[name]
             tally.images += len(batch)
             tally.busy_seconds += took
             tally.batch_sizes[len(batch)] += 1
             pace = took / len(batch)
             self._pace = pace if self._pace == 0.0 else 0.8 * self._pace + 0.2 * pace
-        for (ticket, position), image in zip(batch, pixels, strict=True):
-            with suppress(InvalidStateError):  # dropped in the meantime
-                ticket.futures[position].set_result(image)
+        self._deliver([Made(*entry, image) for entry, image in zip(batch, pixels, strict=True)])
 
-    def _one_by_one(self, model: S, batch: list[tuple[Ticket, int]], error: Exception) -> None:
+    def _one_by_one(self, batch: _Batch, error: Exception) -> None:
         """A forward failed: whose fault was it?"""
         jobs = list(dict.fromkeys(ticket for ticket, _ in batch))
         if len(jobs) == 1:
             log.error("job %s: %s", jobs[0].job_id, error)
-            with self._changed:
-                ring = self._rings.get(jobs[0].priority, deque())
-                if jobs[0] in ring:
-                    ring.remove(jobs[0])
-            _end(jobs, error)
+            self.drop(jobs[0], error)
             return
         for job in jobs:
-            part = [(ticket, position) for ticket, position in batch if ticket is job]
-            try:
-                self._forward(model, part)
-            except Exception as own:  # noqa: BLE001
-                self._one_by_one(model, part, own)
+            self._forward([(ticket, recipe) for ticket, recipe in batch if ticket is job])
 
-    def _serve(self, model: S, name: str, function: Callable[[S], T], future: Future[T]) -> None:
+    def _serve(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
         began = monotonic()
         try:
-            result = function(model)
+            result = function(self._models[name])
         except Exception as error:  # it belongs to whoever waits for it  # noqa: BLE001
             future.set_exception(error)
         else:
@@ -284,10 +357,3 @@ class Batcher(Generic[S]):
         with self._changed:
             self._tallies[name].busy_seconds += monotonic() - began
             self._tallies[name].calls += 1
-
-
-def _end(tickets: Iterable[Ticket], error: Exception) -> None:
-    for ticket in tickets:
-        for future in ticket.futures:
-            with suppress(InvalidStateError):  # made already
-                future.set_exception(error)

@@ -10,17 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
 import uvicorn
+import uvloop
 
 from worker.jobs import JobError, JobStore
 from worker.news import cancel
 from worker.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
-from worker.queue import QueueSettings
+from worker.settings import QueueSettings
 
 WORKER_GRACE: Final = 30.0  # seconds: the forward that runs may end, jobs in hand are handed back
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
@@ -36,11 +37,13 @@ def run(
     host: str = "127.0.0.1",
     redis_url: str | None = None,
     state_dir: Path | None = None,
+    worker_command: Sequence[str] | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the exit code.
 
     redis_url: None takes SAGAN_REDIS_URL, or else starts a private Redis. state_dir: where that keeps its
-    data; None takes SAGAN_STATE_DIR, or else ".sagan". port 0 takes a free one.
+    data; None takes SAGAN_STATE_DIR, or else ".sagan". port 0 takes a free one. worker_command: what runs as
+    the worker; None: ours.
     """
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
     state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR", ".sagan"))
@@ -48,7 +51,9 @@ def run(
         with _listen(host, port) as listener, contextlib.ExitStack() as stack:
             if redis_url is None:
                 stack.enter_context(_only_one(state_dir))
-            return asyncio.run(_Service(listener, redis_url, state_dir).run())
+            command = worker_command or [sys.executable, "-m", "worker.main"]
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                return runner.run(_Service(listener, redis_url, state_dir, command).run())
     except (EmbeddedError, RedisMissing) as error:
         print(f"sagan: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -57,8 +62,11 @@ def run(
 class _Service:
     """The three parts, and who is told when one of them goes."""
 
-    def __init__(self, listener: socket.socket, redis_url: str | None, state_dir: Path) -> None:
+    def __init__(
+        self, listener: socket.socket, redis_url: str | None, state_dir: Path, worker_command: Sequence[str]
+    ) -> None:
         self._listener = listener
+        self._worker_command = worker_command
         self._redis_url = redis_url
         self._state_dir = state_dir
         self._stop = asyncio.Event()
@@ -121,7 +129,7 @@ class _Service:
 
     def _start_worker(self) -> None:
         self._worker = subprocess.Popen(
-            [sys.executable, "-m", "worker.main"],
+            self._worker_command,
             # torch's threads spin while they wait for each other; with the API and Redis on the same cores
             # that was measured to cost them most of their speed
             env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import secrets
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import wraps
+from math import inf
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +25,9 @@ from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from worker import scripts
+from worker.message import ATTENTION_QUEUE, attention_message, generate_list, generate_message, message_list
 from worker.news import News, Watch
-
-if TYPE_CHECKING:
-    from worker.queue import QueueSettings
+from worker.settings import QueueSettings
 
 # JobError
 # ├── UnknownJob            404: never known to this caller, or forgotten
@@ -264,9 +264,12 @@ class JobStore:
         self._redis: Any = redis
         self._settings = settings
         self._keys = scripts.Keys(settings.namespace)
-        self._news = News(redis, self._keys.news)
+        self._node = secrets.token_urlsafe(9)  # this process, among those that hear news
+        self._news = News(redis, self._keys.news(self._node))
+        self._beats: tuple[float, list[WorkerInfo]] = (-inf, [])  # when they were read
         self._create = redis.register_script(scripts.CREATE)
         self._end = redis.register_script(scripts.END)
+        self._claim = redis.register_script(scripts.CLAIM)
 
     @classmethod
     def open(cls, settings: QueueSettings) -> Self:
@@ -290,23 +293,60 @@ class JobStore:
         """Return if Redis answers."""
         await self._redis.ping()
 
-    @_asks_redis
     async def create(
         self, spec: JobSpec, owner: str, idempotency_key: str | None = None, request: str | None = None
     ) -> tuple[Job, bool]:
-        """Record a job; publish it afterwards if the second value says that it is new.
+        """Record a job and queue it, in one round trip; the second value says that it is new.
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
         the same request. None: the spec itself. Raises QueueFull, IdempotencyConflict.
         """
-        job_id = secrets.token_urlsafe(16)  # 128 bits: an id is also what lets its holder in
+        return await self._submit(new_job_id(), spec, owner, idempotency_key, request, waiter="")
+
+    async def create_and_wait(
+        self,
+        job_id: str,
+        spec: JobSpec,
+        owner: str,
+        seconds: float,
+        idempotency_key: str | None = None,
+        request: str | None = None,
+    ) -> tuple[Job, bytes | None]:
+        """`create` under a name from new_job_id, and the job when it has ended, or as it is by then.
+
+        The second value is the PNG of a job of one image, where it came with the news of the end. One round
+        trip there, one message back.
+        """
+        deadline = monotonic() + seconds
+        with self._news.watch(job_id) as watch:
+            job, _ = await self._submit(job_id, spec, owner, idempotency_key, request, self._node)
+            if job.id == job_id:
+                try:
+                    return await self._answered(job, watch, deadline)
+                except BrokerUnavailable:
+                    return job, None  # it is recorded: no reason to have it ordered twice
+        return await self.finished(job.id, owner, deadline - monotonic()), None
+
+    @_asks_redis
+    async def _submit(
+        self,
+        job_id: str,
+        spec: JobSpec,
+        owner: str,
+        idempotency_key: str | None,
+        request: str | None,
+        waiter: str,
+    ) -> tuple[Job, bool]:
+        settings = self._settings
         body = SPEC.dump_json(spec).decode()
         key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
-        lifetime = self._settings.result_ttl + self._settings.record_ttl
-        outcome, detail = await self._create(
+        lifetime = settings.result_ttl + settings.record_ttl
+        outcome, detail, *record = await self._create(
             args=[
                 *(self._keys.prefix, job_id, owner, body, spec.priority, spec.count),
-                *(self._settings.max_queued, lifetime, key, body if request is None else request),
+                *(settings.max_queued, lifetime, key, body if request is None else request),
+                *(waiter, generate_list(settings.namespace, spec.priority)),
+                generate_message(job_id, body, spec.priority),
             ]
         )
         match outcome:
@@ -315,7 +355,19 @@ class JobStore:
             case b"conflict":
                 raise IdempotencyConflict(str(idempotency_key))
             case _:
-                return await self.get(detail.decode(), owner), outcome == b"new"
+                job = read_job(detail.decode(), dict(zip(record[::2], record[1::2], strict=True)))
+                return job, outcome == b"new"
+
+    async def _answered(self, job: Job, watch: Watch, deadline: float) -> tuple[Job, bytes | None]:
+        while not job.ended and (left := deadline - monotonic()) > 0:
+            if not await watch.wait(left):
+                continue
+            if watch.answer is not None:
+                record, png = watch.answer.split(b"\n", 1)
+                fields = {name.encode(): text.encode() for name, text in json.loads(record).items()}
+                return read_job(job.id, fields), png or None
+            job = await self.get(job.id, job.owner)
+        return job, None
 
     @_asks_redis
     async def get(self, job_id: str, owner: str) -> Job:
@@ -402,7 +454,7 @@ class JobStore:
         self, job: Job, last_id: str = "0"
     ) -> AsyncIterator[tuple[str, dict[str, object]] | None]:
         """Events after last_id as they come, up to the job's end; None every few seconds without any."""
-        with self.watch([job.id]) as watch:
+        async with self._watched(job.id) as watch:
             while True:
                 events = await self.events(job.id, last_id)
                 for event in events:
@@ -417,23 +469,40 @@ class JobStore:
                     yield None
                 await watch.wait(15.0)
 
-    def watch(self, keys: Iterable[str]) -> AbstractContextManager[Watch]:
-        """News about jobs, by id: open it, look at the job, then wait, look again."""
-        return self._news.watch(keys)
+    @asynccontextmanager
+    async def _watched(self, key: str) -> AsyncIterator[Watch]:
+        """News about a job or a map: open it, look at the state, then wait, look again."""
+        with self._news.watch(key) as watch:
+            await self._ask_for_news(key)
+            yield watch
+
+    @_asks_redis
+    async def _ask_for_news(self, key: str) -> None:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.sadd(self._keys.watchers(key), self._node)
+            pipe.expire(self._keys.watchers(key), WATCHED)
+            await pipe.execute()
 
     async def finished(self, job_id: str, owner: str, seconds: float) -> Job:
         """The job when it has ended, or as it is after so many seconds."""
         deadline = monotonic() + seconds
-        with self.watch([job_id]) as watch:
+        async with self._watched(job_id) as watch:
             job = await self.get(job_id, owner)
             while not job.ended and (left := deadline - monotonic()) > 0:
                 await watch.wait(left)
                 job = await self.get(job_id, owner)
             return job
 
-    @_asks_redis
     async def workers(self) -> list[WorkerInfo]:
-        """The workers that are alive, oldest first."""
+        """The workers that are alive, oldest first; as they were up to half a heartbeat ago."""
+        read, found = self._beats
+        if monotonic() - read > self._settings.heartbeat_period / 2:
+            found = await self._read_beats()
+            self._beats = (monotonic(), found)
+        return found
+
+    @_asks_redis
+    async def _read_beats(self) -> list[WorkerInfo]:
         ids = await self._redis.zrange(self._keys.workers, 0, -1)
         if not ids:
             return []
@@ -483,15 +552,16 @@ class JobStore:
         return AttentionMap.from_bytes(data)
 
     @_asks_redis
-    async def claim_attention(self, job: Job, image: int, layer: str) -> bool:
-        """True for one caller in half a minute: that one publishes the task."""
+    async def ask_for_attention(self, job: Job, image: int, layer: str) -> None:
+        """Have a map made, unless it was asked for in the last half minute."""
+        queue = message_list(self._settings.namespace, ATTENTION_QUEUE, 0)
         key = self._keys.attention_claim(job.id, image, layer)
-        return bool(await self._redis.set(key, b"1", nx=True, ex=30))
+        await self._claim(keys=[key, queue], args=[attention_message(job.id, image, layer)])
 
     async def attention_made(self, job: Job, image: int, layer: str, seconds: float) -> AttentionMap | None:
         """The map when it is made; None if it is not by then. Raises AttentionFailed."""
         deadline = monotonic() + seconds
-        with self.watch([attention_news(job.id, image, layer)]) as watch:
+        async with self._watched(attention_news(job.id, image, layer)) as watch:
             found = await self.attention(job, image, layer)
             while found is None and (left := deadline - monotonic()) > 0:
                 await watch.wait(left)
@@ -503,12 +573,19 @@ class JobStore:
             raise ExpiredJob(job.id)
 
 
+WATCHED: Final = 3600  # seconds; a wait is shorter, and looks by itself now and then
+
 FAILED: Final = b"failed:"  # what stands in place of an attention map that could not be made
 
 
 def attention_news(job_id: str, image: int, layer: str) -> str:
     """What is told on the news channel when an attention map is there."""
     return f"{job_id}/{image}/{layer}"
+
+
+def new_job_id() -> str:
+    """A name that nobody else will draw or guess."""
+    return secrets.token_urlsafe(16)  # 128 bits: an id is also what lets its holder in
 
 
 def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:

@@ -21,9 +21,10 @@ from kombu.utils.scheduling import sorted_cycle
 from worker.batcher import Batcher
 from worker.engine import Engine, EngineError, load_engines
 from worker.jobs import WorkerInfo
-from worker.queue import ATTENTION_QUEUE, make_celery, publish_generate
+from worker.message import ATTENTION_QUEUE
+from worker.queue import make_celery
 from worker.settings import WorkerSettings
-from worker.tasks import Desk, register
+from worker.tasks import Clerk, Desk, register
 from worker.upkeep import Sweeper, every
 from worker.worker_store import Stopping, WorkerStore
 
@@ -38,7 +39,8 @@ def run_worker(
     stopping = Event()
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     store = WorkerStore(settings, worker_id, stopping.is_set)
-    batcher = Batcher(lambda: load(settings), store.begin)
+    clerk = Clerk(store)
+    batcher = Batcher(lambda: load(settings), store.begin, clerk.take)
     log.info("loading models from %s", settings.checkpoints)
     try:
         engines = batcher.start()
@@ -63,21 +65,25 @@ def run_worker(
 
     queue = make_celery(settings)
     register(queue, desk)
-    sweeper = Sweeper(settings, store, lambda job: publish_generate(queue, job))
+    sweeper = Sweeper(settings, store)
     helpers = [
         every(settings.heartbeat_period, beat, stopping, "heartbeat"),
         every(settings.heartbeat_period, sweeper.sweep, stopping, "sweeper"),
     ]
 
-    def stop_batcher() -> None:
+    def stop_working() -> None:
         stopping.wait()
         batcher.stop()
+        batcher.join(seconds=30)
+        clerk.close(seconds=10)
+        desk.stop()
 
-    Thread(target=stop_batcher, name="stop", daemon=True).start()
+    stopper = Thread(target=stop_working, name="stop", daemon=True)
+    stopper.start()
     log.info("serving %s", ", ".join(sorted(engines)))
     code = _consume(queue, settings, batcher, stopping)
     stopping.set()
-    batcher.join(seconds=30)
+    stopper.join(45)
     for helper in helpers:
         helper.join(2)
     with suppress(Stopping):  # Redis is away; it forgets this worker by itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -32,6 +32,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
+        self.answer: bytes | None = None  # the last news in full, where more than the key was told
 
     async def wait(self, seconds: float) -> bool:
         """Wait for so many seconds at most; True if there may be news: then look again."""
@@ -41,12 +42,13 @@ class Watch:
         self._event.clear()
         return told
 
-    def tell(self) -> None:
+    def tell(self, answer: bytes | None = None) -> None:
+        self.answer = answer or self.answer
         self._event.set()
 
 
 class News:
-    """Tells watches of what is published on one channel. Open it inside a running event loop."""
+    """Tells watches of what is published on this process's channel. Open it inside a running event loop."""
 
     def __init__(self, redis: Redis, channel: str) -> None:
         self._redis = redis
@@ -55,21 +57,18 @@ class News:
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
-    def watch(self, keys: Iterable[str]) -> Iterator[Watch]:
-        """A watch over these keys."""
+    def watch(self, key: str) -> Iterator[Watch]:
+        """A watch over a key. Somebody must have told Redis that this process wants to hear of it."""
         if self._task is None:
             self._task = asyncio.create_task(self._listen(), name="job news")
         watch = Watch()
-        wanted = set(keys)
-        for key in wanted:
-            self._watches.setdefault(key, set()).add(watch)
+        self._watches.setdefault(key, set()).add(watch)
         try:
             yield watch
         finally:
-            for key in wanted:
-                self._watches[key].discard(watch)
-                if not self._watches[key]:
-                    del self._watches[key]
+            self._watches[key].discard(watch)
+            if not self._watches[key]:
+                del self._watches[key]
 
     async def close(self) -> None:
         if self._task is not None:
@@ -87,8 +86,9 @@ class News:
                         if message is None:
                             await subscription.ping()  # notices a connection that is half open
                         elif message["type"] == "message":
-                            for watch in self._watches.get(message["data"].decode(), ()):
-                                watch.tell()
+                            key, _, answer = message["data"].partition(b"\n")
+                            for watch in self._watches.get(key.decode(), ()):
+                                watch.tell(answer or None)
             except (RedisError, OSError):
                 self._tell_all()
                 await asyncio.sleep(0.5)

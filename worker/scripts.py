@@ -27,14 +27,22 @@ class Keys:
         return f"{self.namespace}:open"
 
     @property
+    def held(self) -> str:
+        """Hash of the open jobs that a worker has in hand -> that worker."""
+        return f"{self.namespace}:held"
+
+    @property
     def workers(self) -> str:
         """Sorted set of workers by the time of their last heartbeat."""
         return f"{self.namespace}:workers"
 
-    @property
-    def news(self) -> str:
-        """Channel on which the id of a job is told whenever it changed."""
-        return f"{self.namespace}:news"
+    def news(self, node: str) -> str:
+        """Channel of one API process."""
+        return f"{self.namespace}:news:{node}"
+
+    def watchers(self, key: str) -> str:
+        """Set of the API processes that want to hear of each change of a job or map."""
+        return f"{self.namespace}:watchers:{key}"
 
     @property
     def sweeper(self) -> str:
@@ -80,7 +88,7 @@ class Keys:
 # so that the times of a job agree whatever machines the API and the workers run on.
 _PRELUDE: Final = """
 local prefix = ARGV[1]
-local queued, open, news = prefix .. 'queued', prefix .. 'open', prefix .. 'news'
+local queued, open, held = prefix .. 'queued', prefix .. 'open', prefix .. 'held'
 
 local function now()
   local t = redis.call('TIME')
@@ -90,11 +98,19 @@ end
 local function job(id) return prefix .. 'job:' .. id end
 local function images(id) return prefix .. 'images:' .. id end
 local function events(id) return prefix .. 'events:' .. id end
+local function watchers(id) return prefix .. 'watchers:' .. id end
 local function is_open(state) return state == 'queued' or state == 'running' end
 
 local function tell(id, state, done)
   redis.call('XADD', events(id), '*', 'state', state, 'done', done)
-  redis.call('PUBLISH', news, id)
+  for _, node in ipairs(redis.call('SMEMBERS', watchers(id))) do
+    redis.call('PUBLISH', prefix .. 'news:' .. node, id)
+  end
+end
+
+local function hold(id, worker)
+  redis.call('HSET', job(id), 'worker', worker)
+  redis.call('HSET', held, id, worker)
 end
 
 local function run(id)
@@ -111,37 +127,59 @@ local function finish(id, state, reason, result_ttl, record_ttl)
              'finished_at', string.format('%.6f', time), 'expires_at', string.format('%.6f', expires))
   redis.call('ZREM', queued, id)
   redis.call('SREM', open, id)
+  redis.call('HDEL', held, id)
   redis.call('HINCRBY', prefix .. 'ended', state, 1)
-  tell(id, state, redis.call('HGET', job(id), 'done'))
+  local record = redis.call('HGETALL', job(id))
+  local fields = {}
+  for i = 1, #record, 2 do fields[record[i]] = record[i + 1] end
+  tell(id, state, fields.done)
+  redis.call('DEL', watchers(id))
+  if (fields.waiter or '') ~= '' then
+    -- whoever waits is answered by this alone: the record and, if it is one image, the image
+    local image = fields.count == '1' and redis.call('HGET', images(id), '0') or ''
+    local answer = id .. '\\n' .. cjson.encode(fields) .. '\\n' .. image
+    redis.call('PUBLISH', prefix .. 'news:' .. fields.waiter, answer)
+  end
   redis.call('EXPIRE', images(id), result_ttl)
   redis.call('EXPIRE', events(id), result_ttl)
   redis.call('EXPIRE', job(id), result_ttl + record_ttl)
 end
 """
 
-# id, owner, spec, priority, count, max_queued, ttl, idempotency key or '', request -> {outcome, id or depth}
-# What has not ended has no TTL, or a long queue would lose it; max_queued bounds it.
+# id, owner, spec, priority, count, max_queued, ttl, idempotency key or '', request, waiter or '', list,
+# message -> {outcome, id or depth, field, value, ... of the record}
+# What has not ended has no TTL, or a long queue would lose it; max_queued bounds it. Celery's message goes
+# onto its list in the same step: a job is never recorded and not queued.
 CREATE: Final = (
     _PRELUDE
     + """
 local id, owner, spec, priority = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local count, max_queued, ttl, key, request = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
-if redis.call('EXISTS', job(id)) == 1 then return {'new', id} end  -- our own call, sent again
+local waiter, list, message = ARGV[11], ARGV[12], ARGV[13]
+local function answer(outcome, found)
+  return {outcome, found, unpack(redis.call('HGETALL', job(found)))}
+end
+if redis.call('EXISTS', job(id)) == 1 then return answer('new', id) end  -- our own call, sent again
 if key ~= '' then
   local known = redis.call('HMGET', key, 'job', 'request')
   if known[1] and redis.call('EXISTS', job(known[1])) == 1 then
     if known[2] ~= request then return {'conflict', known[1]} end
-    return {'known', known[1]}
+    if waiter ~= '' then
+      redis.call('SADD', watchers(known[1]), waiter)
+      redis.call('EXPIRE', watchers(known[1]), 3600)
+    end
+    return answer('known', known[1])
   end
 end
 local depth = redis.call('ZCARD', queued)
 if depth >= max_queued then return {'full', tostring(depth)} end
 local sequence = redis.call('INCR', prefix .. 'sequence')
-local score = (9 - priority) * 1e13 + sequence  -- exact in a double: below 2^53
-redis.call('HSET', job(id), 'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', 0,
-           'attempts', 0, 'worker', '', 'error', '', 'score', string.format('%.0f', score),
-           'created_at', string.format('%.6f', now()))
-redis.call('ZADD', queued, string.format('%.0f', score), id)
+local score = string.format('%.0f', (9 - priority) * 1e13 + sequence)  -- exact in a double: below 2^53
+local record = {'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', '0', 'attempts', '0',
+                'worker', '', 'error', '', 'score', score, 'waiter', waiter,
+                'created_at', string.format('%.6f', now())}
+redis.call('HSET', job(id), unpack(record))
+redis.call('ZADD', queued, score, id)
 redis.call('SADD', open, id)
 local recent = prefix .. 'recent:' .. owner
 redis.call('ZADD', recent, sequence, id)
@@ -152,7 +190,8 @@ if key ~= '' then
   redis.call('EXPIRE', key, ttl)
 end
 tell(id, 'queued', 0)
-return {'new', id}
+redis.call('LPUSH', list, message)
+return {'new', id, unpack(record)}
 """
 )
 
@@ -178,28 +217,29 @@ local holder = record[2]
 if holder ~= '' and holder ~= worker and redis.call('EXISTS', prefix .. 'worker:' .. holder) == 1 then
   return false  -- a living worker has it: this message is a second one
 end
-redis.call('HSET', job(id), 'worker', worker)
+hold(id, worker)
 local answer = {record[3], record[4]}
 for _, index in ipairs(redis.call('HKEYS', images(id))) do table.insert(answer, index) end
 return answer
 """
 )
 
-# worker, how many enter, ids that enter a forward..., ids that came out of one... -> ids that may run
+# worker, how many enter, how many of these (the first ones) are in no forward of this worker yet,
+# ids that enter a forward..., ids that came out of their last one... -> ids that may run
 BEGIN: Final = (
     _PRELUDE
     + """
-local worker, entering = ARGV[2], tonumber(ARGV[3])
-for i = 4 + entering, #ARGV do
+local worker, entering, fresh = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+for i = 5 + entering, #ARGV do
   if redis.call('EXISTS', job(ARGV[i])) == 1 then redis.call('HSET', job(ARGV[i]), 'attempts', 0) end
 end
 local allowed = {}
-for i = 4, 3 + entering do
+for i = 5, 4 + entering do
   local id = ARGV[i]
   local record = redis.call('HMGET', job(id), 'state', 'worker', 'done')
   if is_open(record[1]) and (record[2] == worker or record[2] == '') then
-    redis.call('HSET', job(id), 'worker', worker)
-    redis.call('HINCRBY', job(id), 'attempts', 1)
+    if record[2] == '' then hold(id, worker) end
+    if i < 5 + fresh then redis.call('HINCRBY', job(id), 'attempts', 1) end
     if record[1] == 'queued' then
       run(id)
       tell(id, 'running', record[3])
@@ -211,27 +251,44 @@ return allowed
 """
 )
 
-# id, index, png, result_ttl, record_ttl -> the state after it
+# result_ttl, record_ttl, then id, index, png of each image; those of one job side by side
+# -> for each image 1 if its job goes on, 0 if it has ended (by this image, or before) or is not known
 SAVE: Final = (
     _PRELUDE
     + """
-local id = ARGV[2]
-local record = redis.call('HMGET', job(id), 'state', 'count')
-if not is_open(record[1]) then return record[1] or 'unknown' end
-if record[1] == 'queued' then run(id) end  -- Redis came back with an older state
-if redis.call('HSETNX', images(id), ARGV[3], ARGV[4]) == 0 then return 'running' end
-local done = redis.call('HLEN', images(id))
-redis.call('HSET', job(id), 'done', done, 'attempts', 0)
-if done == tonumber(record[2]) then
-  finish(id, 'succeeded', '', tonumber(ARGV[5]), tonumber(ARGV[6]))
-  return 'succeeded'
+local result_ttl, record_ttl = tonumber(ARGV[2]), tonumber(ARGV[3])
+local goes_on = {}
+for i = 4, #ARGV, 3 do
+  local id = ARGV[i]
+  local record = redis.call('HMGET', job(id), 'state', 'count')
+  local open_still = is_open(record[1])
+  if open_still then
+    if record[1] == 'queued' then run(id) end  -- Redis came back with an older state
+    if redis.call('HSETNX', images(id), ARGV[i + 1], ARGV[i + 2]) == 1 then
+      local done = redis.call('HLEN', images(id))
+      redis.call('HSET', job(id), 'done', done, 'attempts', 0)
+      if done == tonumber(record[2]) then
+        finish(id, 'succeeded', '', result_ttl, record_ttl)
+        open_still = false
+      elseif ARGV[i + 3] ~= id then
+        tell(id, 'running', done)  -- once for all its images of this call
+      end
+    end
+  end
+  table.insert(goes_on, open_still and 1 or 0)
 end
-tell(id, 'running', done)
-return 'running'
+return goes_on
 """
 )
 
-# id, worker that held it -> 1 if it waits again, 0 if it ended or is another worker's
+# (claim, list), message -> 1 if the message was put on the list, 0 if somebody has asked a moment ago
+CLAIM: Final = """
+if not redis.call('SET', KEYS[1], '1', 'NX', 'EX', 30) then return 0 end
+redis.call('LPUSH', KEYS[2], ARGV[1])
+return 1
+"""
+
+# id, worker that held it, list, message or '' -> 1 if it waits again, 0 if it ended or is another worker's
 RELEASE: Final = (
     _PRELUDE
     + """
@@ -239,10 +296,12 @@ local id = ARGV[2]
 local record = redis.call('HMGET', job(id), 'state', 'worker', 'score', 'done')
 if not is_open(record[1]) or record[2] ~= ARGV[3] then return 0 end
 redis.call('HSET', job(id), 'worker', '', 'state', 'queued')
+redis.call('HDEL', held, id)
 if record[1] == 'running' then
   redis.call('ZADD', queued, record[3], id)
   tell(id, 'queued', record[4])
 end
+if ARGV[5] ~= '' then redis.call('LPUSH', ARGV[4], ARGV[5]) end
 return 1
 """
 )

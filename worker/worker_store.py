@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import time
@@ -28,7 +28,8 @@ from worker.jobs import (
     attention_news,
     read_job,
 )
-from worker.queue import GENERATE_QUEUE, PRIORITY_STEPS, QueueSettings, celery_prefix
+from worker.message import GENERATE_QUEUE, PRIORITY_STEPS, generate_list, generate_message, message_list
+from worker.settings import QueueSettings
 
 
 class Stopping(Exception):
@@ -59,14 +60,6 @@ class Taken:
     spec: JobSpec
     attempts: int  # forwards in a row that its workers did not survive
     made: frozenset[int]  # images that an earlier attempt has already stored
-
-
-@dataclass(frozen=True)
-class Holding:
-    """Who has an open job in hand."""
-
-    job_id: str
-    worker: str  # "": nobody
 
 
 class WorkerStore:
@@ -107,23 +100,28 @@ class WorkerStore:
         spec, attempts, *made = answer
         return Taken(job_id, SPEC.validate_json(spec), int(attempts), frozenset(int(index) for index in made))
 
-    def begin(self, entering: Sequence[str], survived: Sequence[str]) -> set[str]:
-        """Count an attempt for jobs that enter a forward, and clear it for those that came out of the last.
+    def begin(self, entering: Sequence[str], fresh: int, survived: Sequence[str]) -> set[str]:
+        """Count an attempt for jobs that enter a forward, and clear it for those that came out of their last.
 
-        Returns the jobs that may run: not the cancelled, nor those another worker has taken over.
+        entering: each job once; the first `fresh` of them are in no other forward of this worker. Returns the
+        jobs that may run: not the cancelled, nor those another worker has taken over.
         """
         if not entering and not survived:
             return set()
-        allowed = self._begin(args=[self._keys.prefix, self._worker, len(entering), *entering, *survived])
+        allowed = self._begin(
+            args=[self._keys.prefix, self._worker, len(entering), fresh, *entering, *survived]
+        )
         return {job_id.decode() for job_id in allowed}
 
-    def save(self, job_id: str, index: int, png: bytes) -> bool:
-        """Store one image and tell; the last one ends the job. False: the job has ended."""
+    def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[bool]:
+        """Store images (job, index, PNG), those of one job side by side, in one round trip, and tell.
+
+        The last image of a job ends it. For each image: False when its job has ended now.
+        """
         settings = self._settings
-        state = self._save(
-            args=[self._keys.prefix, job_id, index, png, settings.result_ttl, settings.record_ttl]
-        )
-        return bool(state == b"running")
+        parts = [part for image in images for part in image]
+        goes_on = self._save(args=[self._keys.prefix, settings.result_ttl, settings.record_ttl, *parts])
+        return [bool(one) for one in goes_on]
 
     def fail(self, job_id: str, reason: str) -> None:
         """End a job without success. A job that has ended stays as it is."""
@@ -135,7 +133,14 @@ class WorkerStore:
     def release(self, job_id: str, holder: str | None = None) -> bool:
         """Let a job wait again that holder (None: this worker) has in hand. False: it ended or moved on."""
         holder = self._worker if holder is None else holder
-        return bool(self._release(args=[self._keys.prefix, job_id, holder]))
+        return bool(self._release(args=[self._keys.prefix, job_id, holder, "", ""]))
+
+    def bring_back(self, job: Job, holder: str) -> bool:
+        """Queue a job once more that `holder` ("": nobody) had. False: it ended or moved on meanwhile."""
+        priority = job.spec.priority
+        queue = generate_list(self._settings.namespace, priority)
+        message = generate_message(job.id, None, priority)
+        return bool(self._release(args=[self._keys.prefix, job.id, holder, queue, message]))
 
     def job(self, job_id: str) -> Job | None:
         """The record; None if there is none."""
@@ -156,11 +161,15 @@ class WorkerStore:
                 lifetime = max(
                     1, round((job.expires_at - datetime.now(job.expires_at.tzinfo)).total_seconds())
                 )
+        name = attention_news(job_id, image, layer)
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.set(key, data, ex=lifetime)
             pipe.delete(self._keys.attention_claim(job_id, image, layer))
-            pipe.publish(self._keys.news, attention_news(job_id, image, layer))
-            pipe.execute()
+            pipe.smembers(self._keys.watchers(name))
+            pipe.delete(self._keys.watchers(name))
+            *_, nodes, _ = pipe.execute()
+        for node in nodes:
+            self._redis.publish(self._keys.news(node.decode()), name)
 
     def beat(self, info: WorkerInfo) -> None:
         """A sign of life, good for worker_ttl seconds."""
@@ -188,45 +197,41 @@ class WorkerStore:
             return False
         return bool(self._redis.pexpire(self._keys.sweeper, lifetime))
 
-    def holdings(self) -> list[Holding]:
-        """Every open job and who has it in hand."""
-        ids = [job_id.decode() for job_id in self._redis.smembers(self._keys.open)]
-        with self._redis.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(self._keys.job(job_id), "worker")
-            workers = pipe.execute()
-        return [
-            Holding(job_id, worker.decode())
-            for job_id, worker in zip(ids, workers, strict=True)
-            if worker is not None
-        ]
-
-    def in_hand(self, worker_ids: Iterable[str]) -> dict[str, Collection[str]]:
-        """What each worker that is alive says it has in hand."""
-        wanted = list(worker_ids)
-        beats = self._redis.mget([self._keys.worker(worker) for worker in wanted]) if wanted else []
+    def holders(self) -> dict[str, str]:
+        """The open jobs that a worker has in hand, and that worker."""
         return {
-            worker: frozenset(WORKER.validate_json(beat).in_hand)
-            for worker, beat in zip(wanted, beats, strict=True)
-            if beat is not None
+            job_id.decode(): worker.decode()
+            for job_id, worker in self._redis.hgetall(self._keys.held).items()
         }
 
-    def messages(self) -> int:
-        """How many messages wait for a worker."""
-        with self._redis.pipeline(transaction=False) as pipe:
+    def in_hand(self) -> dict[str, frozenset[str]]:
+        """What each worker that is alive says it has in hand."""
+        ids = self._redis.zrange(self._keys.workers, 0, -1)
+        beats = self._redis.mget([self._keys.worker(worker.decode()) for worker in ids]) if ids else []
+        found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
+        return {info.id: frozenset(info.in_hand) for info in found}
+
+    def waiting(self, known: Collection[str]) -> tuple[int, int]:
+        """How many jobs wait that are not among `known`, and how many messages wait for a worker."""
+        with self._redis.pipeline(transaction=True) as pipe:
+            pipe.zcard(self._keys.queued)
+            if known:
+                pipe.zmscore(self._keys.queued, list(known))
             for name in self._lists():
                 pipe.llen(name)
-            return sum(pipe.execute())
+            jobs, *rest = pipe.execute()
+        scores = rest.pop(0) if known else []
+        return int(jobs) - sum(score is not None for score in scores), sum(rest)
 
-    def waiting(self) -> set[str]:
-        """The jobs whose message waits for a worker."""
-        with self._redis.pipeline(transaction=False) as pipe:
-            for name in self._lists():
-                pipe.lrange(name, 0, -1)
-            found = pipe.execute()
-        return {json.loads(message)["headers"]["id"] for messages in found for message in messages}
+    def without_message(self) -> set[str]:
+        """The queued jobs that no message in a list is for. Reads everything: seconds, for a long queue."""
+        jobs = {job_id.decode() for job_id in self._redis.zrange(self._keys.queued, 0, -1)}
+        for name in self._lists():
+            first = 0
+            while messages := self._redis.lrange(name, first, first + 999):
+                jobs -= {json.loads(message)["headers"]["id"] for message in messages}
+                first += 1000
+        return jobs
 
     def _lists(self) -> list[str]:
-        # kombu's naming: one list a priority, the first without a suffix
-        name = celery_prefix(self._settings) + GENERATE_QUEUE
-        return [name if step == 0 else f"{name}\x06\x16{step}" for step in PRIORITY_STEPS]
+        return [message_list(self._settings.namespace, GENERATE_QUEUE, step) for step in PRIORITY_STEPS]

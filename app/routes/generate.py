@@ -5,20 +5,18 @@ import json
 import secrets
 from typing import Annotated
 
-import anyio.to_thread
 from fastapi import APIRouter, Depends, Path, Request, Response
-from fastapi.responses import JSONResponse
 
 from app import negotiation
-from app.deps import Caller, Paced, Queue, Store, UseArtist, UseSettings, json_body, served_model
+from app.deps import json_body, paced, served_model, state
 from app.docs import body_example, problems
-from app.errors import UnknownClass
+from app.errors import ClientLeft, UnknownClass
+from app.presence import while_there
 from app.routes.jobs import picture_of, present
 from app.schemas import GenerateAnyIn, GenerateIn, JobOut
-from worker.jobs import BrokerUnavailable, Job, JobSpec, ModelInfo
-from worker.queue import publish_generate
+from worker.jobs import BrokerUnavailable, Job, JobSpec, ModelInfo, UnknownJob, new_job_id
 
-router = APIRouter(tags=["generate"], dependencies=[Paced])
+router = APIRouter(tags=["generate"])
 
 _RESPONSES = {
     202: {
@@ -50,78 +48,56 @@ _HEADERS = [
 ]
 
 
-class _Desk:
-    """What both routes need to take an order."""
-
-    def __init__(
-        self,
-        request: Request,
-        settings: UseSettings,
-        store: Store,
-        queue: Queue,
-        artist: UseArtist,
-        caller: Caller,
-    ) -> None:
-        self.request, self.settings, self.store = request, settings, store
-        self.queue, self.artist, self.caller = queue, artist, caller
-
-    async def take(self, asked_class: int | str, body: GenerateIn) -> Response:
-        model = await served_model(self.store, body.model or self.settings.default_model)
-        class_id = resolve_class(asked_class, model)
-        job = await self._order(model, class_id, body)
-        wait = negotiation.preferred_wait(self.request.headers.getlist("prefer"), self.settings.max_wait)
-        if wait and not job.ended:
-            try:
-                job = await self.store.finished(job.id, self.caller, wait)
-            except BrokerUnavailable:
-                # the job is recorded; that Redis went away meanwhile is no reason to have it ordered twice
-                return await self._answer(job, wait, None)
-        position = await self.store.position(job) if job.state == "queued" else None
-        return await self._answer(job, wait, position)
-
-    async def _order(self, model: ModelInfo, class_id: int, body: GenerateIn) -> Job:
-        spec = JobSpec(
-            model=model.name,
-            model_hash=model.hash,
-            precision=model.precision,
-            class_id=class_id,
-            class_name=model.classes[class_id],
-            count=body.count,
-            # below 2^53, so that a browser's numbers hold it
-            seed=secrets.randbelow(2**53) if body.seed is None else body.seed,
-            truncation=body.truncation,
-            priority=body.priority,
-        )
-        asked = body.model_dump(exclude={"class_id"}) | {"class_id": class_id}
-        job, is_new = await self.store.create(
-            spec,
-            self.caller,
-            negotiation.idempotency_key(self.request),
-            json.dumps(asked, sort_keys=True),
-        )
-        if is_new:
-            # without a message the record is queued and in no queue: a worker's sweeper publishes it
-            with contextlib.suppress(BrokerUnavailable):
-                await anyio.to_thread.run_sync(publish_generate, self.queue, job)
-        return job
-
-    async def _answer(self, job: Job, wait: int | None, position: int | None) -> Response:
-        headers = {"Vary": "Accept, Prefer"}
-        if wait is not None:
-            headers["Preference-Applied"] = f"wait={wait}"
-        if job.ended and negotiation.wants(self.request, "image/png", rather_than="application/json"):
-            picture = await picture_of(job, self.store, self.artist)
-            return Response(picture, media_type="image/png", headers=headers | _location(self.request, job))
-        out = present(self.request, job, position)
-        return JSONResponse(
-            out.model_dump(mode="json"),
-            status_code=200 if job.ended else 202,
-            headers=headers | _location(self.request, job),
-        )
+async def _take(request: Request, asked_class: int | str, body: GenerateIn, caller: str) -> Response:
+    here = state(request)
+    model = await served_model(here.store, body.model or here.settings.default_model)
+    class_id = resolve_class(asked_class, model)
+    spec = JobSpec(
+        model=model.name,
+        model_hash=model.hash,
+        precision=model.precision,
+        class_id=class_id,
+        class_name=model.classes[class_id],
+        count=body.count,
+        # below 2^53, so that a browser's numbers hold it
+        seed=secrets.randbelow(2**53) if body.seed is None else body.seed,
+        truncation=body.truncation,
+        priority=body.priority,
+    )
+    key = negotiation.idempotency_key(request)
+    # what was asked, before defaults and a seed were drawn
+    asked = key and json.dumps(body.model_dump(exclude={"class_id"}) | {"class_id": class_id}, sort_keys=True)
+    prefers = request.headers.getlist("prefer")
+    wait = negotiation.preferred_wait(prefers, here.settings.max_wait)
+    cancels = negotiation.cancels_on_disconnect(prefers)
+    job_id, png = new_job_id(), None
+    if wait:
+        ordered = here.store.create_and_wait(job_id, spec, caller, wait, key, asked)
+        try:
+            job, png = await while_there(request, ordered)
+        except ClientLeft:
+            if cancels:
+                with contextlib.suppress(UnknownJob):
+                    await here.store.cancel(job_id, caller)
+            raise
+    else:
+        job, _ = await here.store.create(spec, caller, key, asked)
+    headers = {"Location": f"{request.scope.get('root_path', '')}/jobs/{job.id}", "Vary": "Accept, Prefer"}
+    if wait is not None:
+        headers["Preference-Applied"] = f"wait={wait}" + (", on-disconnect=cancel" if cancels else "")
+    if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
+        picture = png or await picture_of(job, here.store, here.artist)
+        return Response(picture, media_type="image/png", headers=headers)
+    with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice
+        position = await here.store.position(job) if job.state == "queued" else None
+        return _told(request, job, position, headers)
+    return _told(request, job, None, headers)
 
 
-def _location(request: Request, job: Job) -> dict[str, str]:
-    return {"Location": f"{request.scope.get('root_path', '')}/jobs/{job.id}"}
+def _told(request: Request, job: Job, position: int | None, headers: dict[str, str]) -> Response:
+    content = present(request, job, position).model_dump_json()
+    status = 200 if job.ended else 202
+    return Response(content, status, headers, media_type="application/json")
 
 
 def resolve_class(asked: int | str, model: ModelInfo) -> int:
@@ -145,10 +121,11 @@ def resolve_class(asked: int | str, model: ModelInfo) -> int:
 async def generate_class(
     class_id: Annotated[str, Path(description="Number or name of a class.", examples=["3", "cat"])],
     body: Annotated[GenerateIn, Depends(json_body(GenerateIn))],
-    desk: Annotated[_Desk, Depends()],
+    request: Request,
+    caller: Annotated[str, Depends(paced)],
 ) -> Response:
     """Queue a job that makes images of one class."""
-    return await desk.take(class_id, body)
+    return await _take(request, class_id, body, caller)
 
 
 @router.post(
@@ -159,7 +136,8 @@ async def generate_class(
 )
 async def generate(
     body: Annotated[GenerateAnyIn, Depends(json_body(GenerateAnyIn))],
-    desk: Annotated[_Desk, Depends()],
+    request: Request,
+    caller: Annotated[str, Depends(paced)],
 ) -> Response:
     """Queue a job; the class is named in the body."""
-    return await desk.take(body.class_id, body)
+    return await _take(request, body.class_id, body, caller)

@@ -13,11 +13,13 @@ from time import monotonic
 
 import anyio
 import pytest
+from redis import Redis
 
 from support import random_checkpoint
 from worker.jobs import Job, JobSpec, JobStore, ModelInfo
+from worker.message import generate_list, generate_message
 from worker.private_redis import PrivateRedis
-from worker.queue import QueueSettings, make_celery, publish_generate
+from worker.settings import QueueSettings
 
 OWNER = "somebody"
 CLASSES = ("cat", "dog", "ship")
@@ -86,7 +88,6 @@ class Service:
         self.settings = settings
         self.checkpoints = checkpoints
         self.store = JobStore.open(settings)
-        self.celery = make_celery(settings)
         self.workers: list[WorkerProcess] = []
 
     def start_worker(self, *script: str, **env: str) -> WorkerProcess:
@@ -123,13 +124,25 @@ class Service:
     def model_hash(self) -> str:
         return hashlib.sha256((self.checkpoints / "tiny.safetensors").read_bytes()).hexdigest()
 
-    async def generate(self, publish: bool = True, **changes: object) -> Job:
-        """Record a job and put it on the queue, as the API does."""
+    async def generate(self, **changes: object) -> Job:
+        """Record a job and queue it, as the API does."""
         job, new = await self.store.create(await self.spec(**changes), OWNER)
         assert new
-        if publish:
-            await anyio.to_thread.run_sync(publish_generate, self.celery, job)
         return job
+
+    def lose_message(self, job: Job) -> None:
+        """Take what was queued last off its list: the record stays."""
+        with Redis.from_url(self.settings.redis_url) as redis:
+            message = redis.lpop(generate_list(self.settings.namespace, job.spec.priority))
+        assert job.id.encode() in message
+
+    def queue_again(self, job: Job) -> None:
+        """A second message for a job."""
+        priority = job.spec.priority
+        with Redis.from_url(self.settings.redis_url) as redis:
+            redis.lpush(
+                generate_list(self.settings.namespace, priority), generate_message(job.id, None, priority)
+            )
 
     async def finished(self, jobs: list[Job], seconds: float = 60.0) -> list[Job]:
         """The jobs when all have ended."""
@@ -161,7 +174,6 @@ class Service:
     async def close(self) -> None:
         for worker in self.workers:
             worker.close()
-        self.celery.close()
         await self.store.close()
 
 

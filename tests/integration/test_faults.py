@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import anyio
 from redis import Redis
 
-from worker.queue import publish_generate
-
 if TYPE_CHECKING:
     from tests.integration.conftest import Service, WorkerProcess
     from worker.jobs import Job
@@ -96,17 +94,20 @@ async def test_a_poison_job_fails_alone(service: Service) -> None:
     await all_are_done_once(service, neighbours, seconds=30)
 
 
-async def test_a_job_that_was_recorded_but_never_published_is_made(service: Service) -> None:
-    service.start_worker()
-    await service.ready()
-    [job] = await service.finished([await service.generate(publish=False)], seconds=10)
+async def test_a_job_whose_message_was_lost_is_made(service: Service) -> None:
+    lost = await service.generate()
+    service.lose_message(lost)
+    crowd = [await service.generate(count=8, seed=seed) for seed in range(20)]  # it is missed all the same
+    slow_worker(service)
+    [job] = await service.finished([lost], seconds=20)
     assert job.state == "succeeded"
+    await service.finished(crowd)
 
 
 async def test_a_second_message_for_a_job_does_no_harm(service: Service) -> None:
     job = await service.generate(count=8)
     for _ in range(5):
-        await anyio.to_thread.run_sync(publish_generate, service.celery, job)
+        service.queue_again(job)
     service.start_worker()
     await all_are_done_once(service, [job], seconds=30)
     await anyio.sleep(1)

@@ -22,7 +22,7 @@ from worker.jobs import (
     QueueFull,
     UnknownJob,
 )
-from worker.queue import QueueSettings, publish_attention, publish_generate
+from worker.settings import QueueSettings
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Service
@@ -75,8 +75,8 @@ async def test_events_tell_the_whole_story_once_and_replay_it(running: Service) 
     done = [event["done"] for _, event in told]
     assert done == sorted(done)  # type: ignore[type-var]
     assert done[-1] == 20
-    again = [event async for event in running.store.follow(job, told[4][0]) if event is not None]
-    assert again == told[5:]
+    again = [event async for event in running.store.follow(job, told[1][0]) if event is not None]
+    assert again == told[2:]
     assert [event async for event in running.store.follow(job, told[-1][0]) if event is not None] == []
 
 
@@ -87,10 +87,9 @@ async def test_the_same_recipe_gives_the_same_bytes_alone_in_company_and_after_a
     await service.ready()
     alone = [(await images(service, await service.generate(seed=seed)))[0] for seed in range(6)]
     # everything at once: these share forwards with 60 others, at positions that chance decides
-    others = [await service.generate(seed=seed, class_id=seed % 3, publish=False) for seed in range(100, 160)]
-    same = [await service.generate(seed=seed, publish=False) for seed in range(6)]
-    for one in others[:31] + same + others[31:]:
-        await anyio.to_thread.run_sync(publish_generate, service.celery, one)
+    others = [await service.generate(seed=seed, class_id=seed % 3) for seed in range(100, 131)]
+    same = [await service.generate(seed=seed) for seed in range(6)]
+    others += [await service.generate(seed=seed, class_id=seed % 3) for seed in range(131, 160)]
     assert [(await images(service, job))[0] for job in same] == alone
     long = await service.generate(seed=3, count=64)
     assert (await images(service, long))[0] == alone[3]
@@ -235,7 +234,7 @@ async def test_a_full_queue_takes_no_more(service: Service) -> None:
 
 
 async def test_recent_jobs_are_paged_newest_first(service: Service) -> None:
-    jobs = [await service.generate(seed=seed, publish=False) for seed in range(5)]
+    jobs = [await service.generate(seed=seed) for seed in range(5)]
     page, cursor = await service.store.recent(service.owner, limit=2)
     assert [job.id for job in page] == [jobs[4].id, jobs[3].id]
     page, cursor = await service.store.recent(service.owner, limit=2, cursor=cursor)
@@ -245,13 +244,18 @@ async def test_recent_jobs_are_paged_newest_first(service: Service) -> None:
     assert cursor is None
 
 
+async def maps_made(service: Service) -> int:
+    [worker] = await service.store.workers()
+    return worker.stats["tiny"].attention_maps
+
+
 async def test_an_attention_map_is_made_once_and_kept(running: Service) -> None:
     store = running.store
     [job] = await running.finished([await running.generate(count=2)])
     assert await store.attention(job, 1, "16x16") is None
-    assert await store.claim_attention(job, 1, "16x16")
-    assert not await store.claim_attention(job, 1, "16x16")
-    await anyio.to_thread.run_sync(publish_attention, running.celery, job.id, 1, "16x16")
+    before = await maps_made(running)
+    for _ in range(3):
+        await store.ask_for_attention(job, 1, "16x16")
     found = await store.attention_made(job, 1, "16x16", 10)
     assert found is not None
     assert (found.layer, found.query_grid, found.key_grid) == ("16x16", (16, 16), (8, 8))
@@ -262,11 +266,13 @@ async def test_an_attention_map_is_made_once_and_kept(running: Service) -> None:
     again = await store.attention(job, 1, "16x16")
     assert again is not None
     np.testing.assert_array_equal(again.map, found.map)
+    await anyio.sleep(1)
+    assert await maps_made(running) == before + 1
 
 
 async def test_a_layer_that_is_not_there_is_told(running: Service) -> None:
     [job] = await running.finished([await running.generate()])
-    await anyio.to_thread.run_sync(publish_attention, running.celery, job.id, 0, "64x64")
+    await running.store.ask_for_attention(job, 0, "64x64")
     with pytest.raises(AttentionFailed, match="it has: 16x16"):
         await running.store.attention_made(job, 0, "64x64", 10)
 
@@ -276,7 +282,7 @@ async def test_attention_does_not_wait_for_long_jobs(running: Service) -> None:
     crowd = [await running.generate(count=64, seed=seed) for seed in range(100)]  # 20 s of work
     await anyio.sleep(0.5)
     began = monotonic()
-    await anyio.to_thread.run_sync(publish_attention, running.celery, job.id, 0, "16x16")
+    await running.store.ask_for_attention(job, 0, "16x16")
     assert await running.store.attention_made(job, 0, "16x16", 20) is not None
     took = monotonic() - began
     urgent = await running.generate(priority=9)

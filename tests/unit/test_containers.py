@@ -14,8 +14,7 @@ import yaml
 
 from app.settings import Settings
 from worker.private_redis import CONFIG, PrivateRedis
-from worker.queue import QueueSettings
-from worker.settings import WorkerSettings
+from worker.settings import QueueSettings, WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())

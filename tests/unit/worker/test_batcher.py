@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from worker.batcher import Batcher, Dropped, Ticket
+from worker.batcher import Batcher, Dropped, Made, Ticket
 from worker.jobs import Recipe
 from worker.worker_store import Stopping
 
@@ -19,7 +20,8 @@ class Recorder:
 
     rows = 4
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: int = 1) -> None:
+        self.lanes = lanes
         self.forwards: list[list[int]] = []  # seeds
         self.threads: set[int] = set()
         self.gate = threading.Event()
@@ -39,18 +41,26 @@ class Recorder:
 class Desk:
     """A batcher with two models, whose first forward waits until everything is in place."""
 
-    def __init__(self) -> None:
-        self.model = Recorder()
+    def __init__(self, lanes: int = 1) -> None:
+        self.model = Recorder(lanes)
         self.other = Recorder()
         self.refused: set[str] = set()
-        self.begun: list[tuple[list[str], list[str]]] = []
-        self.batcher = Batcher(lambda: {"m": self.model, "other": self.other}, self.begin)
+        self.begun: list[tuple[list[str], int, list[str]]] = []
+        self.made: dict[str, list[tuple[int, int]]] = {}  # job -> (seed, index) as delivered
+        self.batcher = Batcher(lambda: {"m": self.model, "other": self.other}, self.begin, self.deliver)
         self.batcher.start()
         self.other.gate.set()
 
-    def begin(self, entering: Sequence[str], survived: Sequence[str]) -> set[str]:
-        self.begun.append((list(entering), list(survived)))
+    def begin(self, entering: Sequence[str], fresh: int, survived: Sequence[str]) -> set[str]:
+        self.begun.append((list(entering), fresh, list(survived)))
         return set(entering) - self.refused
+
+    def deliver(self, images: Sequence[Made]) -> None:
+        for image in images:
+            done = self.made.setdefault(image.ticket.job_id, [])
+            done.append((int(image.pixels[0, 0, 0]), int(image.pixels[0, 0, 1])))
+            if len(done) == len(image.ticket.recipes):
+                image.ticket.end()
 
     def ask(self, seed: int, count: int = 1, **changes: object) -> Ticket:
         values: dict[str, object] = {"job_id": f"job-{seed}", "model": "m", "priority": 5, **changes}
@@ -67,8 +77,7 @@ class Desk:
         """Let everything through; the seeds of each forward after the first."""
         self.model.gate.set()
         for ticket in tickets:
-            for future in ticket.futures:
-                future.result(10)
+            ticket.done.result(10)
         return self.model.forwards[1:]
 
 
@@ -85,7 +94,7 @@ def test_waiting_jobs_share_a_forward_and_each_gets_its_own_image(desk: Desk) ->
     desk.hold()
     tickets = [desk.ask(seed) for seed in (1, 2, 3, 4, 5)]
     assert desk.run(*tickets) == [[1, 2, 3, 4], [5]]
-    assert [ticket.futures[0].result()[0, 0, 0] for ticket in tickets] == [1, 2, 3, 4, 5]
+    assert [desk.made[ticket.job_id] for ticket in tickets] == [[(seed, 0)] for seed in (1, 2, 3, 4, 5)]
     assert len(desk.model.threads) == 1
     assert desk.model.threads != {threading.get_ident()}
 
@@ -95,7 +104,7 @@ def test_jobs_take_turns_so_that_a_long_one_holds_nobody_up(desk: Desk) -> None:
     long = desk.ask(9, count=10)
     short = [desk.ask(seed) for seed in (1, 2, 3, 4)]
     assert desk.run(long, *short) == [[9, 1, 2, 3], [4, 9, 9, 9], [9, 9, 9, 9], [9, 9]]
-    assert [future.result()[0, 0, 1] for future in long.futures] == list(range(10))
+    assert desk.made[long.job_id] == [(9, index) for index in range(10)]
 
 
 def test_the_urgent_go_first_and_the_rest_fills_up(desk: Desk) -> None:
@@ -123,9 +132,9 @@ def test_attempts_are_counted_forward_by_forward(desk: Desk) -> None:
     desk.hold()
     desk.run(desk.ask(1, count=5), desk.ask(2))
     assert desk.begun == [
-        (["job-0"], []),
-        (["job-1", "job-2"], ["job-0"]),
-        (["job-1"], ["job-1", "job-2"]),
+        (["job-0"], 1, []),
+        (["job-1", "job-2"], 2, ["job-0"]),
+        (["job-1"], 1, ["job-1", "job-2"]),
     ]
 
 
@@ -134,8 +143,7 @@ def test_a_job_that_may_not_run_is_dropped(desk: Desk) -> None:
     desk.refused = {"job-1"}
     cancelled, other = desk.ask(1, count=9), desk.ask(2)
     assert desk.run(other) == [[2]]
-    for future in cancelled.futures:
-        assert isinstance(future.exception(10), Dropped)
+    assert isinstance(cancelled.done.exception(10), Dropped)
 
 
 def test_what_is_dropped_while_it_waits_never_runs(desk: Desk) -> None:
@@ -150,9 +158,9 @@ def test_an_error_in_a_forward_is_the_fault_of_one_job(desk: Desk) -> None:
     desk.model.bad_seed = 2
     bad, good = desk.ask(2, count=3), [desk.ask(1), desk.ask(3)]
     desk.run(*good)
-    for future in bad.futures:
-        assert "out of memory" in str(future.exception(10))
-    assert desk.ask(4).futures[0].result(10)[0, 0, 0] == 4
+    assert "out of memory" in str(bad.done.exception(10))
+    desk.ask(4).done.result(10)
+    assert desk.made["job-4"] == [(4, 0)]
 
 
 def test_a_call_comes_before_the_next_forward(desk: Desk) -> None:
@@ -175,10 +183,37 @@ def test_stopping_lets_the_forward_end_and_gives_the_rest_back(desk: Desk) -> No
     desk.batcher.stop()
     desk.model.gate.set()
     desk.batcher.join(10)
-    assert running.futures[0].result(10)[0, 0, 0] == 0
-    for future in (*waiting.futures, call, desk.ask(2).futures[0], desk.batcher.call("m", id)):
+    running.done.result(10)
+    for future in (waiting.done, call, desk.ask(2).done, desk.batcher.call("m", id)):
         assert isinstance(future.exception(10), Stopping)
-    assert desk.begun[-1] == ([], ["job-0"])
+    assert desk.begun[-1] == ([], 0, ["job-0"])
+
+
+def test_lanes_share_what_waits_and_count_a_job_once() -> None:
+    desk = Desk(lanes=2)
+    long = desk.ask(1, count=6)  # 3 images for each of two free lanes
+    for _ in range(1000):
+        if len(desk.begun) == 2:
+            break
+        time.sleep(0.01)
+    desk.run(long)
+    assert sorted(len(forward) for forward in desk.model.forwards) == [3, 3]
+    assert len(desk.model.threads) == 2
+    assert [fresh for _, fresh, _ in desk.begun[:2]] == [1, 0]
+    assert sorted(desk.made["job-1"]) == [(1, index) for index in range(6)]
+    desk.batcher.stop()
+    desk.batcher.join(10)
+
+
+def test_a_suspect_runs_while_no_other_lane_does() -> None:
+    desk = Desk(lanes=2)
+    desk.hold()
+    suspect, other = desk.ask(6, alone=True), desk.ask(2)
+    time.sleep(0.1)  # time to make the mistake
+    assert [entering for entering, _, _ in desk.begun] == [["job-0"]]
+    assert desk.run(suspect, other) == [[6], [2]]
+    desk.batcher.stop()
+    desk.batcher.join(10)
 
 
 def test_it_counts_what_it_does(desk: Desk) -> None:
@@ -197,6 +232,6 @@ def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
     def load() -> dict[str, Recorder]:
         raise FileNotFoundError("no model")
 
-    accept_all: Callable[[Sequence[str], Sequence[str]], set[str]] = lambda entering, _: set(entering)  # noqa: E731
+    accept_all: Callable[..., set[str]] = lambda entering, *_: set(entering)  # noqa: E731
     with pytest.raises(FileNotFoundError, match="no model"):
-        Batcher(load, accept_all).start()
+        Batcher(load, accept_all, list).start()

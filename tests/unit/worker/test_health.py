@@ -16,7 +16,7 @@ import pytest
 from worker.health import silence
 from worker.jobs import WorkerInfo
 from worker.private_redis import PrivateRedis
-from worker.queue import QueueSettings
+from worker.settings import QueueSettings
 from worker.worker_store import WorkerStore
 
 HOST = "some-host"
