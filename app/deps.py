@@ -94,9 +94,6 @@ async def paced(request: Request) -> str:
     return caller
 
 
-Paced = Depends(paced)
-
-
 async def _found(
     job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
 ) -> Job:

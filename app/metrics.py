@@ -1,17 +1,17 @@
 """What is counted: requests by this process, jobs and workers as Redis knows them, for Prometheus."""
 
 import logging
+import random
 import re
-import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from worker.jobs import BrokerUnavailable, JobStore, State, WorkerInfo
@@ -42,6 +42,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+
+        # a series is looked up by its labels once, not at every request
+        self.of = cache(self._series)
+
+    def _series(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+        return self.requests.labels(method, route, str(status)), self.seconds.labels(method, route)
 
     async def render(self, store: JobStore) -> bytes:
         """Everything, as Prometheus reads it. Without a broker: this process, and sagan_broker_up 0."""
@@ -111,13 +117,12 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        request_id = _id_of(scope)
         started = time.perf_counter()
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
                 self._note(scope, request_id, message["status"], time.perf_counter() - started)
             await send(message)
 
@@ -127,10 +132,19 @@ class Observe:
         # the route's pattern, never the path: ids would make a new series each
         route = getattr(scope.get("route"), "path", "unrouted")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self.metrics.requests.labels(method, route, str(status)).inc()
-        self.metrics.seconds.labels(method, route).observe(seconds)
-        path = quote(scope["path"])  # a line break in a path must not make a second line
-        log.info("%s %s %s %d %.0f ms", request_id, method, path, status, seconds * 1000)
+        requests, took = self.metrics.of(method, route, status)
+        requests.inc()
+        took.observe(seconds)
+        if log.isEnabledFor(logging.INFO):
+            path = quote(scope["path"])  # a line break in a path must not make a second line
+            log.info("%s %s %s %d %.0f ms", request_id, method, path, status, seconds * 1000)
+
+
+def _id_of(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and (given := _REQUEST_ID.fullmatch(value.decode("latin-1"))):
+            return str(given[0])
+    return f"{random.getrandbits(64):016x}"  # finds a line in a log, and keeps no secret
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

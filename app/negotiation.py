@@ -9,6 +9,7 @@ from app.errors import Invalid
 
 # token [= token or "quoted"] up to the next comma or parameter
 _WAIT = re.compile(r'\s*wait\s*=\s*"?(\d+)"?\s*(?:;.*)?', re.IGNORECASE)
+_CANCEL = re.compile(r'\s*on-disconnect\s*=\s*"?cancel"?\s*(?:;.*)?', re.IGNORECASE)
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
@@ -22,6 +23,11 @@ def preferred_wait(prefers: Iterable[str], at_most: int) -> int | None:
             digits = found[1].lstrip("0") or "0"
             return at_most if len(digits) > 6 else min(int(digits), at_most)
     return None
+
+
+def cancels_on_disconnect(prefers: Iterable[str]) -> bool:
+    """Whether the Prefer headers have `on-disconnect=cancel`: without a client its job need not run."""
+    return any(_CANCEL.fullmatch(preference) for preference in ",".join(prefers).split(","))
 
 
 def quality(accept: str, media_type: str) -> float:
@@ -47,6 +53,11 @@ def wants(request: Request, media_type: str, rather_than: str) -> bool:
     return quality(accept, media_type) > quality(accept, rather_than)
 
 
+def takes_gzip(request: Request) -> bool:
+    """Whether the client can read a gzipped answer; one that does not say gets it plain."""
+    return quality(request.headers.get("accept-encoding") or "identity", "gzip") > 0
+
+
 def idempotency_key(request: Request) -> str | None:
     """The Idempotency-Key, or None without one; Invalid unless it is 1 to 255 visible ASCII characters."""
     key = request.headers.get("idempotency-key")
@@ -57,7 +68,10 @@ def idempotency_key(request: Request) -> str | None:
 
 def knows(request: Request, etag: str) -> bool:
     """If-None-Match names `etag`: the client has it already."""
-    names = [name.strip().removeprefix("W/") for name in request.headers.get("if-none-match", "").split(",")]
+    given = request.headers.get("if-none-match")
+    if given is None:
+        return False
+    names = [name.strip().removeprefix("W/") for name in given.split(",")]
     return etag in names or "*" in names
 
 

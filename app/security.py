@@ -3,12 +3,12 @@
 import hashlib
 import hmac
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 from fastapi import Request
 from pydantic import SecretStr
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, ForeignOrigin, TooManyRequests, Unauthorised, respond
@@ -68,21 +68,28 @@ class ResponseHeaders:
 
     def __init__(self, app: ASGIApp, *, shared: bool) -> None:
         self.app = app
-        self.shared = shared  # other origins are let in: their pages may embed what they fetch
+        # shared: other origins are let in, and their pages may embed what they fetch
+        added = _HEADERS | ({"Cross-Origin-Resource-Policy": "cross-origin"} if shared else {})
+        self._added = _raw(added | {"Content-Security-Policy": _PAGE_POLICY})
+        self._docs = _raw(added | {"Content-Security-Policy": _DOCS_POLICY})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        added = self._docs if scope.get("path", "").endswith("/docs") else self._added
+
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
-                if self.shared:
-                    headers["Cross-Origin-Resource-Policy"] = "cross-origin"
-                docs = scope.get("path", "").endswith("/docs")
-                headers.setdefault("Content-Security-Policy", _DOCS_POLICY if docs else _PAGE_POLICY)
+                given = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *(header for header in added if header[0] not in given),
+                ]
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 class OriginCheck:

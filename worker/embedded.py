@@ -101,6 +101,7 @@ class _Service:
                 "app.main:create_app",
                 factory=True,
                 log_level="warning",
+                access_log=False,  # a line a request that nobody would see
                 server_header=False,
                 timeout_graceful_shutdown=API_GRACE,
             )

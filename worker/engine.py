@@ -31,9 +31,10 @@ log = logging.getLogger(__name__)
 
 # Sizes that a forward may have, by type of device; between two sizes the last rows repeat the first. One
 # recipe must give one image in any company, and kernels are chosen by size: so a size is used only if a trial
-# at the start gives the same pixels in it as in the largest. Weights laid out by model.fused passed at every
-# size on the CPUs tried.
-SIZES: Final = {"cpu": tuple(range(1, 9)), "cuda": (1, 4, 16, 64)}
+# at the start gives the same images in it as in the largest. Powers of two, of images and of threads: weights
+# laid out by model.fused passed at all of these on the CPUs tried, while 3, 5 and 7 images on two threads did
+# not (a transposed convolution then splits its sums).
+SIZES: Final = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16, 64)}
 
 # Forwards at once, at most. On a CPU each takes its share of the cores: two forwards of one thread each are
 # faster than one of two threads (benchmarks/engine.py), and no thread waits for another that a neighbour's
@@ -75,9 +76,11 @@ def to_pixels(images: Tensor) -> Tensor:
 class Crew:
     """The CPU threads of a worker, shared by the forwards that run at one time."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        """threads: None: as many as torch would take."""
+    def __init__(self, threads: int | None = None, lanes: int = LANES["cpu"]) -> None:
+        """threads: None: as many as torch would take. lanes: forwards at one time, at most."""
         self.threads = torch.get_num_threads() if threads is None else threads
+        self.lanes = min(lanes, self.threads)
+        self.shares = sorted({_power_of_two(self.threads // n) for n in range(1, self.lanes + 1)})
         self._lock = Lock()
         self._running = 0
 
@@ -86,14 +89,24 @@ class Crew:
         """Run with this thread's share: all of them, where no other forward is under way."""
         with self._lock:
             self._running += 1
-            share = max(1, self.threads // self._running)
+            wanted = self.threads // self._running
         try:
+            share = max((share for share in self.shares if share <= wanted), default=self.shares[0])
             if torch.get_num_threads() != share:
                 torch.set_num_threads(share)  # of this thread's forwards alone
             yield
         finally:
             with self._lock:
                 self._running -= 1
+
+    def agree_on(self, shares: Sequence[int]) -> None:
+        """Only these from now on."""
+        self.shares = [share for share in self.shares if share in shares]
+
+
+def _power_of_two(number: int) -> int:
+    """The largest that is not above it; 1 for 0."""
+    return 1 << max(0, number.bit_length() - 1)
 
 
 class Engine:
@@ -113,9 +126,9 @@ class Engine:
         self._runs = (
             _Graphs(self._network, device, self._latent, self._dtype) if device.type == "cuda" else None
         )
-        self._sizes = SIZES.get(device.type, SIZES["cuda"])
+        self._sizes: tuple[int, ...] = SIZES.get(device.type, SIZES["cuda"])
         self.rows = self._sizes[-1]
-        self.lanes = min(LANES.get(device.type, 1), crew.threads) if device.type == "cpu" else LANES["cuda"]
+        self.lanes = crew.lanes if device.type == "cpu" else LANES["cuda"]
         self.info = ModelInfo(
             name=name,
             hash=checkpoint.sha256,
@@ -202,22 +215,32 @@ class Engine:
         return tuple(AttentionSite(t.name, t.query_grid[0], float(t.gamma)) for t in traces)
 
     def _sizes_that_agree(self) -> tuple[int, ...]:
-        """The sizes in which the images of a trial come out as in the largest, to the last level."""
+        """The sizes in which the images of a trial come out as in the largest, to the last bit.
+
+        And as with any share of the threads; else the crew keeps to the shares that agree with the smallest.
+        Before they are rounded to levels: sums in another order then show in every image, not in one of many.
+        """
         trial = self._trial()
-        expected = self._pixels(trial, self.rows)
-        agree = [
-            size
-            for size in self._sizes[:-1]
+
+        def make(size: int) -> Tensor:
             # the last of the trial: each comes by at another place than in the largest
-            if np.array_equal(self._pixels(trial[-size:], size), expected[-size:])
-        ]
-        if len(agree) < len(self._sizes) - 1:
-            log.warning(
-                "%s: forwards of %s give other pixels here than larger ones; not used",
-                self.info.name,
-                sorted(set(self._sizes[:-1]) - set(agree)),
-            )
-        return (*agree, self.rows)
+            images: Tensor = self._network(*self._inputs(trial[-size:], size))
+            return images
+
+        before = torch.get_num_threads()
+        agree, shares = set(self._sizes), list[int]()
+        with torch.inference_mode():
+            for share in self._crew.shares:
+                torch.set_num_threads(share)
+                if not shares:
+                    expected = make(self.rows)
+                if torch.equal(make(self.rows), expected):
+                    shares.append(share)
+                    agree &= {size for size in agree if torch.equal(make(size), expected[-size:])}
+        torch.set_num_threads(before)
+        self._crew.agree_on(shares)
+        log.info("%s: forwards of %s images on %s threads", self.info.name, sorted(agree), self._crew.shares)
+        return tuple(sorted(agree))
 
 
 class _Graphs:

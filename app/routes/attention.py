@@ -1,25 +1,27 @@
 """GET /attention: where the network looked while it made an image, drawn or as figures."""
 
+import gzip
 import io
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
-import anyio.to_thread
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, overlay, pictures
-from app.deps import Found, Queue, Store, UseArtist, UseSettings
+from app.deps import Found, UseArtist, state
 from app.docs import PNG, problems
 from app.errors import RETRY_AFTER, Invalid, ModelChanged, NoAttention, NotFinished, NoWorker, Unavailable
 from app.overlay import Colormap, Look, Point, View
+from app.presence import while_there
 from app.routes.jobs import image_of
 from app.schemas import MapOut
 from worker.jobs import AttentionMap, Job
-from worker.queue import publish_attention
 
 router = APIRouter(prefix="/attention", tags=["attention"])
 
@@ -35,6 +37,16 @@ class Place(BaseModel):
     image: int = Field(0, description="Which image of the job.")
     layer: str | None = Field(
         None, max_length=100, description="One of the model's sites; absent: the first."
+    )
+
+
+class Reading(Place):
+    """Which map, and how exactly."""
+
+    rounded: bool = Field(
+        False,
+        description="Rows as records of `peak` (float32), `at` (uint32: its key) and `levels` (uint8 a key) "
+        "instead of float16: peak * level / 255 is off by 1/510 of the peak at most. Half the bytes.",
     )
 
 
@@ -54,22 +66,27 @@ class Drawing(Place):
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """An image and its attention map."""
+class _Sight:
+    """An image whose attention is asked for, and the layer."""
 
     job: Job
     index: int
     png: bytes
-    attention: AttentionMap
+    layer: str
+
+    def etag(self, *looked: object) -> str:
+        """Of the map, seen in some way: the same recipe has the same map."""
+        return pictures.etag(self.png, self.job.id, self.index, self.layer, repr(looked))
 
 
 class _Viewer:
     """Finds the map of an image, and has it made by a worker if it is not there."""
 
-    def __init__(self, job: Found, store: Store, queue: Queue, settings: UseSettings) -> None:
-        self.job, self.store, self.queue, self.settings = job, store, queue, settings
+    def __init__(self, request: Request, job: Job) -> None:
+        self.request, self.job, here = request, job, state(request)
+        self.store, self.settings = here.store, here.settings
 
-    async def see(self, place: Place) -> _Seen:
+    async def find(self, place: Place) -> _Sight:
         """Raises NotFound, NotFinished, Unsuccessful, NoAttention, ModelChanged, NoWorker, Invalid."""
         if not self.job.ended:
             raise NotFinished(
@@ -78,11 +95,12 @@ class _Viewer:
                 retry_after=1,
             )
         png = await image_of(self.job, place.image, self.store)
-        layer = await self._layer(place.layer)
-        found = await self.store.attention(self.job, place.image, layer)
-        if found is None:
-            found = await self._made(place.image, layer)
-        return _Seen(self.job, place.image, png, found)
+        return _Sight(self.job, place.image, png, await self._layer(place.layer))
+
+    async def see(self, sight: _Sight) -> AttentionMap:
+        """Raises Unavailable when no worker makes the map in time."""
+        found = await self.store.attention(self.job, sight.index, sight.layer)
+        return await self._made(sight.index, sight.layer) if found is None else found
 
     async def _layer(self, asked: str | None) -> str:
         spec = self.job.spec
@@ -108,10 +126,9 @@ class _Viewer:
         return asked
 
     async def _made(self, index: int, layer: str) -> AttentionMap:
-        if await self.store.claim_attention(self.job, index, layer):
-            await anyio.to_thread.run_sync(publish_attention, self.queue, self.job.id, index, layer)
+        await self.store.ask_for_attention(self.job, index, layer)
         timeout = self.settings.attention_timeout
-        found = await self.store.attention_made(self.job, index, layer, timeout)
+        found = await while_there(self.request, self.store.attention_made(self.job, index, layer, timeout))
         if found is None:
             raise Unavailable(
                 f"No worker made the map within {timeout:g} s. Ask again: it may be there by then.",
@@ -120,7 +137,11 @@ class _Viewer:
         return found
 
 
-Viewer = Annotated[_Viewer, Depends()]
+async def _viewer(request: Request, job: Found) -> _Viewer:
+    return _Viewer(request, job)
+
+
+Viewer = Annotated[_Viewer, Depends(_viewer)]
 
 
 @router.get("/{job_id}", response_class=Response, responses=PNG | problems(401, 404, 409, 410, 422, 503))
@@ -128,24 +149,18 @@ async def draw_attention(
     asked: Annotated[Drawing, Query()], request: Request, viewer: Viewer, artist: UseArtist
 ) -> Response:
     """The attention figure of an image; or the map of one point over the image, or alone."""
-    given = None if asked.points is None else parse_points(asked.points)
-    seen = await viewer.see(asked)
-    resolution = pictures.read(seen.png).shape[0]
-    points = overlay.default_points(seen.attention, resolution) if given is None else given
-    _check_inside(points, resolution)
-    if asked.view != "figure" and given is not None and len(given) > 1:
-        raise Invalid(
-            f"view={asked.view} shows one point; {len(given)} were given. view=figure shows several."
-        )
+    points = None if asked.points is None else parse_points(asked.points)
+    sight = await viewer.find(asked)
+    _check_points(asked.view, points, pictures.resolution(sight.png))
     look = Look(asked.size, asked.colormap, asked.alpha)
-    drawn = repr((asked.view, points, look, overlay.VERSION))
-    tag = pictures.etag(seen.png, seen.attention.to_bytes(), drawn)
-    spec = seen.job.spec
-    headers = negotiation.png_headers(tag, f"{spec.class_name}-{spec.seed}-{seen.index}-{asked.view}")
-    headers |= _facts(seen.attention) | {"X-Attention-Points": ";".join(f"{x},{y}" for x, y in points)}
+    tag = sight.etag(asked.view, points, look, overlay.VERSION)
+    spec = sight.job.spec
+    headers = negotiation.png_headers(tag, f"{spec.class_name}-{spec.seed}-{sight.index}-{asked.view}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    png = await artist.draw(_draw, seen, asked.view, points, look)
+    seen = await viewer.see(sight)
+    png, shown = await artist.draw(_draw, sight, seen, asked.view, points, look)
+    headers |= _facts(seen) | {"X-Attention-Points": ";".join(f"{x},{y}" for x, y in shown)}
     return Response(png, media_type="image/png", headers=headers)
 
 
@@ -155,28 +170,33 @@ async def draw_attention(
     responses={
         200: {
             "model": MapOut,
-            "description": ".npy of float16 [queries, keys]; JSON on `Accept: application/json`. "
-            "Grids, gamma and share are in X-Attention-* headers as well.",
+            "description": ".npy of float16 [queries, keys]; JSON on `Accept: application/json`. Gzipped "
+            "where `Accept-Encoding` has it. Grids, gamma and share are in X-Attention-* headers as well.",
             "content": {_NUMPY: {}},
         },
         **problems(401, 404, 409, 410, 422, 503),
     },
 )
 async def read_map(
-    place: Annotated[Place, Query()], request: Request, viewer: Viewer, artist: UseArtist
+    asked: Annotated[Reading, Query()], request: Request, viewer: Viewer, artist: UseArtist
 ) -> Response:
     """The map itself: rows are queries, row by row (y * width + x), each sums to 1."""
-    seen = await viewer.see(place)
     as_json = negotiation.wants(request, "application/json", rather_than=_NUMPY)
-    tag = pictures.etag(seen.attention.to_bytes(), seen.job.id, seen.index, "json" if as_json else "npy")
-    headers = _facts(seen.attention) | {
-        "ETag": tag,
+    if as_json and asked.rounded:
+        raise Invalid("rounded=true is for .npy; leave it out to read JSON.")
+    gzipped = negotiation.takes_gzip(request)
+    sight = await viewer.find(asked)
+    headers = {
+        "ETag": sight.etag("map", as_json, asked.rounded, gzipped),
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Vary": "Accept",
+        "Vary": "Accept, Accept-Encoding",
     }
-    if negotiation.knows(request, tag):
+    if negotiation.knows(request, headers["ETag"]):
         return negotiation.not_modified(headers)
-    content = await artist.draw(_as_json if as_json else _as_npy, seen)
+    seen = await viewer.see(sight)
+    headers |= _facts(seen) | ({"Content-Encoding": "gzip"} if gzipped else {})
+    write = partial(_as_json, sight) if as_json else _as_records if asked.rounded else _as_npy
+    content = await artist.draw(_written, write, seen, gzipped)
     return Response(content, media_type="application/json" if as_json else _NUMPY, headers=headers)
 
 
@@ -193,10 +213,12 @@ def parse_points(text: str) -> list[Point]:
     return points
 
 
-def _check_inside(points: list[Point], resolution: int) -> None:
-    for x, y in points:
+def _check_points(view: View, points: list[Point] | None, resolution: int) -> None:
+    for x, y in points or ():
         if not (0 <= x < resolution and 0 <= y < resolution):
             raise Invalid(f"The point {x},{y} lies outside the image: x and y go from 0 to {resolution - 1}.")
+    if view != "figure" and points is not None and len(points) > 1:
+        raise Invalid(f"view={view} shows one point; {len(points)} were given. view=figure shows several.")
 
 
 def _facts(attention: AttentionMap) -> dict[str, str]:
@@ -209,36 +231,59 @@ def _facts(attention: AttentionMap) -> dict[str, str]:
     }
 
 
-def _draw(seen: _Seen, view: View, points: list[Point], look: Look) -> bytes:
-    image = pictures.read(seen.png)
-    match view:
+def _draw(
+    sight: _Sight, seen: AttentionMap, kind: View, points: list[Point] | None, look: Look
+) -> tuple[bytes, list[Point]]:
+    """The picture, and the points that it shows."""
+    image = pictures.read(sight.png)
+    points = points or overlay.default_points(seen, len(image))
+    match kind:
         case "figure":
-            spec = seen.job.spec
-            title = f"{spec.class_name}  ·  seed {spec.seed}, image {seen.index}  ·  {spec.model}"
-            return pictures.write(overlay.figure(image, seen.attention, points, look, title))
+            spec = sight.job.spec
+            title = f"{spec.class_name}  ·  seed {spec.seed}, image {sight.index}  ·  {spec.model}"
+            drawn = overlay.figure(image, seen, points, look, title)
         case "overlay":
-            return pictures.write(overlay.overlay(image, seen.attention, points[0], look))
+            drawn = overlay.overlay(image, seen, points[0], look)
         case "heatmap":
-            return pictures.write(overlay.heatmap(image, seen.attention, points[0], look))
+            drawn = overlay.heatmap(image, seen, points[0], look)
+    return pictures.write(drawn), points
 
 
-def _as_npy(seen: _Seen) -> bytes:
+def _written(write: Callable[[AttentionMap], bytes], seen: AttentionMap, gzipped: bool) -> bytes:
+    content = write(seen)
+    # the lowest level: the highest saves 4 % at most and takes more than twice as long
+    return gzip.compress(content, compresslevel=1, mtime=0) if gzipped else content
+
+
+def _as_npy(seen: AttentionMap) -> bytes:
+    return _npy(seen.map.astype(np.float16, copy=False))
+
+
+def _as_records(seen: AttentionMap) -> bytes:
+    values = seen.map.astype(np.float32)
+    queries, keys = values.shape
+    rows = np.empty(queries, [("peak", "<f4"), ("at", "<u4"), ("levels", "u1", (keys,))])
+    rows["peak"], rows["at"] = values.max(axis=1), values.argmax(axis=1)
+    rows["levels"] = np.rint(values * (255 / rows["peak"][:, None]))  # a row sums to 1: its peak is not 0
+    return _npy(rows)
+
+
+def _npy(array: np.ndarray) -> bytes:
     out = io.BytesIO()
-    np.save(out, seen.attention.map.astype(np.float16, copy=False), allow_pickle=False)
+    np.save(out, array, allow_pickle=False)
     return out.getvalue()
 
 
-def _as_json(seen: _Seen) -> bytes:
-    found = seen.attention
+def _as_json(sight: _Sight, seen: AttentionMap) -> bytes:
     out = MapOut(
-        job=seen.job.id,
-        image=seen.index,
-        layer=found.layer,
-        query_grid=found.query_grid,
-        key_grid=found.key_grid,
-        gamma=found.gamma,
-        share=found.share,
+        job=sight.job.id,
+        image=sight.index,
+        layer=seen.layer,
+        query_grid=seen.query_grid,
+        key_grid=seen.key_grid,
+        gamma=seen.gamma,
+        share=seen.share,
         # 7 decimals hold what float16 does, in half the bytes
-        map=np.round(found.map.astype(np.float64), 7).tolist(),
+        map=np.round(seen.map.astype(np.float64), 7).tolist(),
     )
     return out.model_dump_json().encode()

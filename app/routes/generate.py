@@ -37,7 +37,8 @@ _HEADERS = [
         "in": "header",
         "schema": {"type": "string"},
         "example": "wait=30",
-        "description": "RFC 7240: hold the answer for up to n seconds (60 at most).",
+        "description": "RFC 7240: hold the answer for up to n seconds (60 at most). With "
+        "`on-disconnect=cancel` the job is cancelled if the client closes its connection meanwhile.",
     },
     {
         "name": "Idempotency-Key",
@@ -120,9 +121,9 @@ def resolve_class(asked: int | str, model: ModelInfo) -> int:
 )
 async def generate_class(
     class_id: Annotated[str, Path(description="Number or name of a class.", examples=["3", "cat"])],
-    body: Annotated[GenerateIn, Depends(json_body(GenerateIn))],
     request: Request,
-    caller: Annotated[str, Depends(paced)],
+    caller: Annotated[str, Depends(paced)],  # before the body: 401 comes before 422
+    body: Annotated[GenerateIn, Depends(json_body(GenerateIn))],
 ) -> Response:
     """Queue a job that makes images of one class."""
     return await _take(request, class_id, body, caller)
@@ -135,9 +136,9 @@ async def generate_class(
     openapi_extra={"requestBody": body_example(GenerateAnyIn), "parameters": _HEADERS},
 )
 async def generate(
-    body: Annotated[GenerateAnyIn, Depends(json_body(GenerateAnyIn))],
     request: Request,
     caller: Annotated[str, Depends(paced)],
+    body: Annotated[GenerateAnyIn, Depends(json_body(GenerateAnyIn))],
 ) -> Response:
     """Queue a job; the class is named in the body."""
     return await _take(request, body.class_id, body, caller)

@@ -11,7 +11,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, pictures
-from app.deps import Artist, Caller, Found, Store, UseArtist, UseSettings
+from app.deps import Artist, Caller, Found, Store, state
 from app.docs import PNG, problems
 from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
 from app.pictures import Resample
@@ -63,10 +63,12 @@ async def list_jobs(
     return JobsOut(jobs=shown, next=following)
 
 
-@router.get("/{job_id}", responses=problems(401, 404, 410, 503))
-async def read_job(request: Request, job: Found, store: Store) -> JobOut:
+@router.get("/{job_id}", response_model=JobOut, responses=problems(401, 404, 410, 503))
+async def read_job(request: Request, job: Found) -> Response:
     """The job as it is now; 410 once its images have expired."""
-    return present(request, job, await store.position(job) if job.state == "queued" else None)
+    position = await state(request).store.position(job) if job.state == "queued" else None
+    # written here: FastAPI would check once more what we have made ourselves
+    return Response(present(request, job, position).model_dump_json(), media_type="application/json")
 
 
 @router.delete("/{job_id}", responses=problems(401, 403, 404, 410, 503))
@@ -76,48 +78,35 @@ async def cancel_job(request: Request, job: Found, store: Store, caller: Caller)
 
 
 @router.get("/{job_id}/images/{index}", response_class=Response, responses=_PICTURE)
-async def read_image(
-    index: int,
-    look: Enlarged,
-    request: Request,
-    job: Found,
-    store: Store,
-    settings: UseSettings,
-    artist: UseArtist,
-) -> Response:
+async def read_image(index: int, look: Enlarged, request: Request, job: Found) -> Response:
     """One image. As soon as it is made, even while others of its job are not."""
-    _check_size(look, settings.max_side)
-    png = await image_of(job, index, store)
+    here = state(request)
+    _check_size(look, here.settings.max_side)
+    png = await image_of(job, index, here.store)
     asked = () if look.size is None else (look.size, look.resample)
     tag = pictures.etag(png, *asked)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
     if look.size is not None:
-        png = await artist.draw(pictures.enlarged, png, look.size, look.resample)
+        png = await here.artist.draw(pictures.enlarged, png, look.size, look.resample)
     return Response(png, media_type="image/png", headers=headers)
 
 
 @router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
-async def read_grid(
-    look: Enlarged,
-    request: Request,
-    job: Found,
-    store: Store,
-    settings: UseSettings,
-    artist: UseArtist,
-) -> Response:
+async def read_grid(look: Enlarged, request: Request, job: Found) -> Response:
     """All images of a finished job side by side; `size` is the side of each."""
-    _check_size(look, settings.max_side)
+    here = state(request)
+    _check_size(look, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if look.size is not None and look.size * columns > MAX_SHEET:
         raise Invalid(f"size must be at most {MAX_SHEET // columns} for a grid of {job.spec.count} images.")
-    pngs = await _images_of(job, store)
+    pngs = await _images_of(job, here.store)
     tag = pictures.etag(*pngs, look.size, look.resample)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    sheet = await artist.draw(pictures.grid, pngs, look.size, look.resample)
+    sheet = await here.artist.draw(pictures.grid, pngs, look.size, look.resample)
     return Response(sheet, media_type="image/png", headers=headers)
 
 

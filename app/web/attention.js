@@ -7,23 +7,25 @@ const STOPS = [
   [0, 0, 4], [31, 12, 72], [85, 15, 109], [136, 34, 106], [186, 54, 85],
   [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
 ];
-const COLOURS = Array.from({ length: 256 }, (_, level) => {
-  const place = (level / 255) * (STOPS.length - 1);
-  const low = Math.min(Math.floor(place), STOPS.length - 2);
-  return STOPS[low].map((value, i) => Math.round(value + (STOPS[low + 1][i] - value) * (place - low)));
-});
 
 const FINE = 96; // a heat map is drawn on FINE × FINE points, then scaled by the browser
 
-/** One layer's attention for one image: rows are queries and sum to 1, both grids row by row. */
+/**
+ * One layer's attention for one image: rows are queries and sum to 1, both grids row by row. A row is kept as
+ * its peak and a byte a key, 255 at the peak: all that 256 colours can show.
+ */
 export class AttentionMap {
-  /** `values`: float32 [queries · keys]; grids are [height, width]. */
-  constructor({ layer, query_grid, key_grid, gamma, share, values }) {
-    Object.assign(this, { layer, query_grid, key_grid, gamma, share, values });
+  /** Grids are [height, width]; per query its `peaks`, `tops` (the peak's key) and [keys] of `levels`. */
+  constructor({ layer, query_grid, key_grid, gamma, share, peaks, tops, levels }) {
+    Object.assign(this, { layer, query_grid, key_grid, gamma, share, peaks, tops });
     this.keys = key_grid[0] * key_grid[1];
-    if (values.length !== this.keys * query_grid[0] * query_grid[1]) {
+    const queries = query_grid[0] * query_grid[1];
+    if (peaks.length !== queries || levels.length !== this.keys * queries) {
       throw new Error("The map does not have the shape its grids say.");
     }
+    this.rows = Array.from({ length: queries }, (_, query) =>
+      levels.subarray(query * this.keys, (query + 1) * this.keys));
+    this.looks = new Map(); // by query
   }
 
   /** The cell of the query grid under a point; x and y from 0 to 1. */
@@ -36,21 +38,39 @@ export class AttentionMap {
   /** What that cell attends to: its row of the map, the peak of it, and how widely it spreads. */
   look({ column, row }) {
     const query = row * this.query_grid[1] + column;
-    const weights = this.values.subarray(query * this.keys, (query + 1) * this.keys);
-    let peak = 0;
-    for (let key = 1; key < weights.length; key++) if (weights[key] > weights[peak]) peak = key;
-    const [height, width] = this.key_grid;
-    const sorted = Float32Array.from(weights).sort().reverse();
-    let half = 0;
-    for (let sum = 0; sum < 0.5 && half < sorted.length; half++) sum += sorted[half];
-    return {
-      weights,
-      most: weights[peak],
-      half, // the fewest cells that hold half of the attention
-      x: ((peak % width) + 0.5) / width,
-      y: (Math.floor(peak / width) + 0.5) / height,
-    };
+    let look = this.looks.get(query);
+    if (look === undefined) {
+      const [height, width] = this.key_grid;
+      const [levels, top] = [this.rows[query], this.tops[query]];
+      look = {
+        levels,
+        most: this.peaks[query],
+        half: cellsOfHalf(levels),
+        x: ((top % width) + 0.5) / width,
+        y: (Math.floor(top / width) + 0.5) / height,
+      };
+      this.looks.set(query, look);
+    }
+    return look;
   }
+}
+
+const counts = new Uint32Array(256);
+/** The fewest cells that hold half of what all hold. */
+function cellsOfHalf(levels) {
+  counts.fill(0);
+  let left = 0;
+  for (const level of levels) {
+    counts[level]++;
+    left += level / 2;
+  }
+  let cells = 0;
+  for (let level = 255; level > 0; level--) {
+    if (counts[level] * level >= left) return cells + Math.ceil(left / level);
+    left -= counts[level] * level;
+    cells += counts[level];
+  }
+  return cells;
 }
 
 /** Fetches the map of one image of a job. Raises Problem. */
@@ -63,69 +83,100 @@ export async function fetchMap(link, signal) {
     key_grid: said("Key-Grid").split("x").map(Number),
     gamma: Number(said("Gamma")),
     share: Number(said("Share")),
-    values: readHalves(await response.arrayBuffer()),
+    ...readRows(await response.arrayBuffer()),
   });
 }
 
-/** The values of a .npy file of little-endian float16 in C order, as float32. */
-function readHalves(buffer) {
+/** The rows of a .npy file of records, as the service writes a map that is asked for rounded. */
+function readRows(buffer) {
   const view = new DataView(buffer);
   const wide = view.getUint8(6) > 1; // version 1 writes the header's length in two bytes, later ones in four
   const start = wide ? 12 + view.getUint32(8, true) : 10 + view.getUint16(8, true);
   const header = new TextDecoder().decode(buffer.slice(0, start));
-  if (!header.includes("'<f2'") || !header.includes("'fortran_order': False")) {
-    throw new Error("The map is not float16 in C order, which is all this page reads.");
+  const found = /\[\('peak', '<f4'\), \('at', '<u4'\), \('levels', '\|u1', \((\d+),\)\)\]/.exec(header);
+  if (found === null) throw new Error("The map is not in the one form that this page reads.");
+  const keys = Number(found[1]);
+  const queries = (buffer.byteLength - start) / (8 + keys);
+  const rows = { peaks: new Float32Array(queries), tops: new Uint32Array(queries) };
+  rows.levels = new Uint8Array(queries * keys);
+  for (let query = 0; query < queries; query++) {
+    const at = start + query * (8 + keys);
+    rows.peaks[query] = view.getFloat32(at, true);
+    rows.tops[query] = view.getUint32(at + 4, true);
+    rows.levels.set(new Uint8Array(buffer, at + 8, keys), query * keys);
   }
-  // a table, since DataView.getFloat16 is younger than many browsers
-  HALVES ??= Float32Array.from({ length: 65536 }, (_, bits) => {
-    const [sign, exponent, fraction] = [bits >> 15 ? -1 : 1, (bits >> 10) & 31, (bits & 1023) / 1024];
-    if (exponent === 0) return sign * fraction * 2 ** -14;
-    if (exponent === 31) return fraction ? NaN : sign * Infinity;
-    return sign * (1 + fraction) * 2 ** (exponent - 15);
-  });
-  return Float32Array.from(new Uint16Array(buffer.slice(start)), (bits) => HALVES[bits]);
+  return rows;
 }
-let HALVES;
 
-let fine = null;
+// Everything a heat map is drawn with, made once: a moving pointer must not make work for the garbage collector.
+let fine;
+let across = new Float32Array(); // each row of keys, stretched to FINE points
 
 /**
  * A canvas with one look drawn from 0 to its own peak, bilinear between key cells; its opacity goes from
  * `quiet` at 0 to 1 at the peak. The canvas is the same one at each call.
  */
-export function heat({ weights, most }, [height, width], quiet) {
-  fine ??= new OffscreenCanvas(FINE, FINE);
-  const context = fine.getContext("2d");
-  const image = context.createImageData(FINE, FINE);
-  const across = steps(width);
-  const down = steps(height);
-  for (let row = 0, at = 0; row < FINE; row++) {
-    const [top, bottom, below] = down[row];
-    for (let column = 0; column < FINE; column++, at += 4) {
-      const [left, right, beside] = across[column];
-      const upper = weights[top * width + left] * (1 - beside) + weights[top * width + right] * beside;
-      const lower = weights[bottom * width + left] * (1 - beside) + weights[bottom * width + right] * beside;
-      const level = (upper * (1 - below) + lower * below) / (most || 1);
-      const [red, green, blue] = COLOURS[Math.round(level * 255)];
-      image.data[at] = red;
-      image.data[at + 1] = green;
-      image.data[at + 2] = blue;
-      image.data[at + 3] = 255 * (quiet + (1 - quiet) * level);
+export function heat({ levels }, [height, width], quiet) {
+  fine ??= makeFine();
+  if (fine.levels === levels && fine.quiet === quiet) return fine.canvas;
+  const { words } = fine;
+  const colours = palette(quiet);
+  const [columns, rows] = [steps(width), steps(height)];
+  if (across.length !== height * FINE) across = new Float32Array(height * FINE);
+  for (let row = 0, at = 0; row < height; row++) {
+    for (let point = 0; point < FINE; point++, at++) {
+      const left = levels[row * width + columns.low[point]];
+      across[at] = left + (levels[row * width + columns.high[point]] - left) * columns.part[point];
     }
   }
-  context.putImageData(image, 0, 0);
-  return fine;
+  for (let point = 0, at = 0; point < FINE; point++) {
+    const [top, bottom, part] = [rows.low[point] * FINE, rows.high[point] * FINE, rows.part[point]];
+    for (let column = 0; column < FINE; column++, at++) {
+      const upper = across[top + column];
+      words[at] = colours[(upper + (across[bottom + column] - upper) * part + 0.5) | 0];
+    }
+  }
+  fine.context.putImageData(fine.image, 0, 0);
+  Object.assign(fine, { levels, quiet });
+  return fine.canvas;
+}
+
+function makeFine() {
+  const canvas = new OffscreenCanvas(FINE, FINE);
+  // it lives in the CPU's memory: it is written there at every move, and read from there
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  const image = context.createImageData(FINE, FINE);
+  return { canvas, context, image, words: new Uint32Array(image.data.buffer) };
+}
+
+const palettes = new Map();
+/** The colours of the 256 levels as pixels of ImageData. */
+function palette(quiet) {
+  if (!palettes.has(quiet)) {
+    const colours = new Uint8ClampedArray(4 * 256);
+    for (let level = 0; level < 256; level++) {
+      const place = (level / 255) * (STOPS.length - 1);
+      const low = Math.min(Math.floor(place), STOPS.length - 2);
+      const mixed = STOPS[low].map((value, i) => value + (STOPS[low + 1][i] - value) * (place - low));
+      colours.set([...mixed, 255 * (quiet + ((1 - quiet) * level) / 255)], 4 * level);
+    }
+    palettes.set(quiet, new Uint32Array(colours.buffer));
+  }
+  return palettes.get(quiet);
 }
 
 const known = new Map();
 /** For each fine point along an axis of `size` cells: the two cells it lies between, and how far along. */
 function steps(size) {
   if (!known.has(size)) {
-    known.set(size, Array.from({ length: FINE }, (_, point) => {
+    const axis = { low: new Uint16Array(FINE), high: new Uint16Array(FINE), part: new Float32Array(FINE) };
+    for (let point = 0; point < FINE; point++) {
       const place = Math.min(Math.max(((point + 0.5) / FINE) * size - 0.5, 0), size - 1);
-      const low = Math.floor(place);
-      return [low, Math.min(low + 1, size - 1), place - low];
-    }));
+      axis.low[point] = Math.floor(place);
+      axis.high[point] = Math.min(axis.low[point] + 1, size - 1);
+      axis.part[point] = place - axis.low[point];
+    }
+    known.set(size, axis);
   }
   return known.get(size);
 }

@@ -134,7 +134,7 @@ export class Inspector {
   async load() {
     this.fetching?.abort();
     const fetching = (this.fetching = new AbortController());
-    const link = this.attentionLink("/map", { image: this.k });
+    const link = this.attentionLink("/map", { image: this.k, rounded: true });
     this.map = null;
     this.with();
     this.draw();
@@ -352,7 +352,7 @@ export class Inspector {
     const look = this.map.look(this.map.cell(point.x, point.y));
     context.globalAlpha = view === "heatmap" ? 1 : Number($("#opacity").value);
     context.imageSmoothingEnabled = true;
-    context.imageSmoothingQuality = "high";
+    context.imageSmoothingQuality = "low"; // bilinear: the fine points are dense enough
     const picture = heat(look, this.map.key_grid, view === "heatmap" ? 1 : QUIET);
     context.drawImage(picture, 0, 0, context.canvas.width, context.canvas.height);
     context.globalAlpha = 1;

@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[2]
 WEB = {"fastapi", "starlette", "uvicorn", "celery", "kombu", "redis", "pydantic", "pydantic_settings"}
 FORBIDDEN = {
     "app": {"torch", "torchvision", "model", "train"},
+    "bench": {"app", "worker", "model", "train", "torch"} | WEB,
     "worker": {"app", "train", "torchvision", "fastapi", "starlette"},
     "model": {"app", "worker", "train"} | WEB,
     "train": {"app", "worker"} | WEB,
 }
 # Of the worker, the API may know only the contract and the queue.
-FOR_THE_API = {"worker.jobs", "worker.queue"}
+FOR_THE_API = {"worker.jobs", "worker.settings"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -58,10 +59,11 @@ def test_the_api_knows_of_the_worker_only_the_contract_and_the_queue() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("app.main", ["torch", "model", "train"]),
+        ("app.main", ["torch", "model", "train", "celery", "kombu"]),
         ("worker.jobs", ["torch", "celery"]),
         ("worker.queue", ["torch"]),
         ("model.checkpoint", ["pydantic", "celery", "redis", "fastapi"]),
+        ("bench.command", ["torch", "celery", "fastapi", "redis"]),
         ("train.run", ["pydantic", "celery", "redis", "fastapi"]),
         ("cli", ["torch", "celery", "fastapi"]),
     ],

@@ -52,6 +52,49 @@ async def test_the_map_is_numpy_or_json_and_both_agree(client: httpx.AsyncClient
     np.testing.assert_allclose(np.array(json["map"]), values, atol=1e-6)
 
 
+async def test_the_map_comes_gzipped_where_the_client_reads_that(
+    client: httpx.AsyncClient, link: str
+) -> None:
+    plain = await client.get(f"{link}/map", headers={"Accept-Encoding": "identity"})
+    zipped = await client.get(f"{link}/map", headers={"Accept-Encoding": "br, gzip;q=0.5"})
+    refused = await client.get(f"{link}/map", headers={"Accept-Encoding": "gzip;q=0"})
+    assert zipped.headers["content-encoding"] == "gzip"
+    assert int(zipped.headers["content-length"]) < int(plain.headers["content-length"])
+    for reply in (plain, refused):
+        assert "content-encoding" not in reply.headers
+        assert reply.content == zipped.content  # httpx has unzipped it
+    assert "Accept-Encoding" in plain.headers["vary"]
+    assert plain.headers["etag"] != zipped.headers["etag"]  # a strong tag is of the bytes that are sent
+
+
+async def test_a_rounded_map_is_off_by_half_a_level_at_most(client: httpx.AsyncClient, link: str) -> None:
+    query = {"layer": "16x16", "image": 1}
+    exact = np.load(io.BytesIO((await client.get(f"{link}/map", params=query)).content)).astype(np.float32)
+    reply = await client.get(f"{link}/map", params=query | {"rounded": "true"})
+    rows = np.load(io.BytesIO(reply.content))
+    np.testing.assert_array_equal(rows["peak"], exact.max(axis=1))
+    np.testing.assert_array_equal(rows["at"], exact.argmax(axis=1))
+    off = np.abs(rows["levels"] / 255 * rows["peak"][:, None] - exact)
+    assert (off <= rows["peak"][:, None] / 510 * 1.0001).all()
+    assert off.max() > 0
+    as_json = await client.get(
+        f"{link}/map", params={"rounded": "true"}, headers={"Accept": "application/json"}
+    )
+    assert as_json.status_code == 422
+    assert "rounded" in as_json.json()["detail"]
+
+
+async def test_a_client_that_has_a_map_or_a_drawing_is_not_sent_it_again(
+    client: httpx.AsyncClient, link: str
+) -> None:
+    for path in (f"{link}/map", f"{link}/map?rounded=true", f"{link}?view=overlay&points=4,20"):
+        first = await client.get(path)
+        again = await client.get(path, headers={"If-None-Match": first.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+        other = await client.get(path, params={"image": 1}, headers={"If-None-Match": first.headers["etag"]})
+        assert other.status_code == 200
+
+
 async def test_overlay_and_heatmap_have_the_size_asked_for(client: httpx.AsyncClient, link: str) -> None:
     pictures = {}
     for view in ("overlay", "heatmap"):
@@ -79,7 +122,9 @@ async def test_points_may_be_several_and_are_drawn_in_order(client: httpx.AsyncC
     assert Image.open(io.BytesIO(two.content)).width < Image.open(io.BytesIO(eight.content)).width
 
 
-async def test_many_asking_at_once_cost_one_forward(client: httpx.AsyncClient, link: str) -> None:
+async def test_many_asking_at_once_cost_one_forward_and_later_ones_none(
+    client: httpx.AsyncClient, link: str
+) -> None:
     async def maps_made() -> float:
         text = (await client.get("/metrics")).text
         lines = [line.split() for line in text.splitlines()]
@@ -88,7 +133,13 @@ async def test_many_asking_at_once_cost_one_forward(client: httpx.AsyncClient, l
     await asyncio.sleep(1.5)  # until the worker's last beat has what was made before
     before = await maps_made()
     replies = await asyncio.gather(*(client.get(f"{link}/map") for _ in range(12)))
-    assert {reply.status_code for reply in replies} == {200}
+    later = [
+        await client.get(link),
+        await client.get(link, params={"view": "overlay", "points": "4,20"}),
+        await client.get(link, params={"view": "heatmap", "points": "20,4"}),
+        await client.get(f"{link}/map", headers={"Accept": "application/json"}),
+    ]
+    assert {reply.status_code for reply in (*replies, *later)} == {200}
     await asyncio.sleep(2.5)
     assert await maps_made() == before + 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.negotiation import preferred_wait, quality
+from app.negotiation import cancels_on_disconnect, preferred_wait, quality
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,22 @@ from app.negotiation import preferred_wait, quality
 )
 def test_prefer_wait(prefers: list[str], seconds: int | None) -> None:
     assert preferred_wait(prefers, at_most=60) == seconds
+
+
+@pytest.mark.parametrize(
+    ("prefers", "cancels"),
+    [
+        (["wait=10, on-disconnect=cancel"], True),
+        (["wait=10", 'On-Disconnect = "cancel"; why=none'], True),
+        (["wait=10"], False),
+        (["on-disconnect=keep"], False),
+        (["on-disconnect"], False),
+        (["cancel"], False),
+        ([], False),
+    ],
+)
+def test_prefer_on_disconnect(prefers: list[str], cancels: bool) -> None:
+    assert cancels_on_disconnect(prefers) is cancels
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from redis import Redis
 
 from worker.jobs import AttentionMap
-from worker.message import broker_priority
+from worker.message import (
+    ATTENTION,
+    ATTENTION_QUEUE,
+    GENERATE,
+    GENERATE_QUEUE,
+    attention_message,
+    broker_priority,
+    generate_list,
+    generate_message,
+    message_list,
+)
+from worker.private_redis import PrivateRedis
 from worker.queue import make_celery
 from worker.settings import QueueSettings, WorkerSettings
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    server = PrivateRedis(tmp_path)
+    server.start()
+    yield server.url
+    server.stop()
 
 
 def test_an_attention_map_survives_the_way_through_redis() -> None:
@@ -54,8 +77,48 @@ def test_settings_come_from_the_environment_and_say_what_is_wrong(monkeypatch: p
         WorkerSettings()
 
 
-@pytest.mark.parametrize("module", ["worker.jobs", "worker.health", "worker.embedded", "app.main"])
+@pytest.mark.parametrize("module", ["worker.jobs", "worker.health", "worker.embedded"])
 def test_neither_torch_nor_celery_on_the_api_s_side(module: str) -> None:
     code = f"import {module}, sys; sys.exit(bool({{'torch', 'celery', 'kombu'}} & sys.modules.keys()))"
     root = Path(__file__).parents[3]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
+
+
+def test_our_messages_are_what_celery_would_send(redis_url: str) -> None:
+    settings = QueueSettings(redis_url=redis_url, namespace="here")
+    celery = make_celery(settings)
+    celery.send_task(
+        GENERATE,
+        args=["some-job", None],
+        task_id="some-job",
+        queue=GENERATE_QUEUE,
+        priority=2,
+        ignore_result=True,
+    )
+    celery.send_task(
+        ATTENTION, args=["some-job", 1, "16x16"], queue=ATTENTION_QUEUE, priority=0, ignore_result=True
+    )
+    with Redis.from_url(redis_url) as redis:
+        theirs = [
+            json.loads(redis.lindex(name, 0))
+            for name in (generate_list("here", 7), message_list("here", ATTENTION_QUEUE, 0))
+        ]
+    celery.close()
+    ours = [
+        json.loads(generate_message("some-job", None, 7)),
+        json.loads(attention_message("some-job", 1, "16x16")),
+    ]
+    for our, their in zip(ours, theirs, strict=True):
+        assert base64.b64decode(our.pop("body")) == base64.b64decode(their.pop("body"))
+        assert our["headers"].keys() == their["headers"].keys()
+        assert our["properties"].keys() == their["properties"].keys()
+        for message in (our, their):
+            for part, name in (
+                *(("headers", name) for name in ("origin", "argsrepr", "kwargsrepr")),  # for logs
+                *(("properties", name) for name in ("delivery_tag", "reply_to")),  # one a message; no replies
+            ):
+                del message[part][name]
+            if message["headers"]["task"] == ATTENTION:  # drawn by chance
+                assert message["headers"].pop("id") == message["headers"].pop("root_id")
+                del message["properties"]["correlation_id"]
+        assert our == their
