@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import AttentionTrace, SelfAttention
 from model.generator import Generator
 from model.layers import ConditionalBatchNorm, UpBlock, enlarging_kernel
 
@@ -71,21 +72,22 @@ def packs(weight: Tensor) -> bool:
 
 
 class Convolution(nn.Module):
-    """A convolution of stride 1; on a CPU its weights are laid out for oneDNN once, not at every call.
+    """A convolution; on a CPU its weights are laid out for oneDNN once, not at every call.
 
     Laid out so, an image comes out the same in any company: one kernel serves every batch size, which
     F.conv2d and F.linear do not promise. (torch.ops.mkldnn is what torch.compile itself calls on a CPU.)
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, side: int) -> None:
-        """weight [out, in, k, k], k odd; side: of the maps it will see, pixels."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, side: int, stride: int = 1) -> None:
+        """weight [out, in, k, k]; side: of the maps it will see, pixels. Pads as keeps side / stride."""
         super().__init__()
-        self.padding = (weight.shape[2] // 2,) * 2
+        self.stride = (stride, stride)
+        self.padding = ((weight.shape[2] - 1) // 2,) * 2
         self.packed = packs(weight)
         if self.packed:
             shape = (1, weight.shape[1], side, side)
             weight = torch.ops.mkldnn._reorder_convolution_weight(
-                weight, self.padding, (1, 1), (1, 1), 1, shape
+                weight, self.padding, self.stride, (1, 1), 1, shape
             )
         else:
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -94,11 +96,12 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed:
-            packed = torch.ops.mkldnn._convolution_pointwise
+            packed = torch.ops.mkldnn._convolution_pointwise.default
             return cast(
-                Tensor, packed(x, self.weight, self.bias, self.padding, (1, 1), (1, 1), 1, "none", [], "")
+                Tensor,
+                packed(x, self.weight, self.bias, self.padding, self.stride, (1, 1), 1, "none", [], ""),
             )
-        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class Enlarging(nn.Module):
@@ -118,10 +121,9 @@ class Enlarging(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.packed:
-            packed = torch.ops.mkldnn._convolution_transpose_pointwise
-            return cast(
-                Tensor, packed(x, self.weight, None, (1, 1), (0, 0), (2, 2), (1, 1), 1, "none", [], "")
-            )
+            packed = torch.ops.mkldnn._convolution_transpose_pointwise.default
+            how: Any = ((1, 1), (0, 0), (2, 2), (1, 1), 1, "none", [], "")
+            return cast(Tensor, packed(x, self.weight, None, *how))
         return F.conv_transpose2d(x, self.weight, None, stride=2, padding=1)
 
 
@@ -151,6 +153,74 @@ class FusedUpBlock(nn.Module):
         pixels = h.permute(0, 2, 3, 1).view(batch, rows, 2, columns, 2, width)
         pixels += skipped.permute(0, 2, 3, 1)[:, :, None, :, None]
         return cast(Tensor, h)
+
+
+class FusedAttention(nn.Module):
+    """SAGAN's self-attention: one projection for queries, keys and values, the gate in the one back.
+
+    Queries and keys are as wide as values, the rest zeros, since the kernel that never builds the N×N map
+    wants one width; zeros in weights cost less than zeros put beside every row.
+    """
+
+    def __init__(self, source: SelfAttention, side: int, dtype: torch.dtype) -> None:
+        """source: of the form "embedded_gaussian". side: of the maps it will see, pixels."""
+        super().__init__()
+        f, g = cast(nn.Conv2d, source.f).weight, cast(nn.Conv2d, source.g).weight
+        h, v = source.h.weight, source.v.weight
+        self.width = h.shape[0]
+        self.pool = source.pool
+        self.gamma = float(source.gamma)
+        wide = torch.zeros(2, *h.shape, device=h.device)
+        wide[0, : f.shape[0]], wide[1, : g.shape[0]] = f, g
+        self.project = Convolution(torch.cat([*wide, h]).to(dtype), None, side)
+        self.lead_back = Convolution((source.gamma * v).to(dtype), None, side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self._rows(x)
+        attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return x + self._grid(attended, x)
+
+    def forward_with_map(self, x: Tensor, name: str) -> tuple[Tensor, AttentionTrace]:
+        """As SelfAttention.forward_with_map."""
+        query, key, value = self._rows(x)
+        attention = (query @ key.transpose(1, 2)).float().softmax(dim=-1).to(x.dtype)
+        added = self._grid(attention @ value, x)
+        side, step = int(x.shape[2]), 2 if self.pool else 1
+        share = added.flatten(1).norm(dim=1) / x.flatten(1).norm(dim=1)
+        keys = (side // step, side // step)
+        return x + added, AttentionTrace(name, (side, side), keys, attention, self.gamma, share)
+
+    def _rows(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, H·W, width], [B, keys, width] and [B, keys, width]."""
+        projected = self.project(x)
+        query, rest = projected[:, : self.width], projected[:, self.width :]
+        if self.pool:
+            rest = F.max_pool2d(rest, 2)
+        key, value = rest.flatten(2).transpose(1, 2).split(self.width, dim=2)
+        return query.flatten(2).transpose(1, 2), key, value
+
+    def _grid(self, rows: Tensor, x: Tensor) -> Tensor:
+        grid = rows.transpose(1, 2).reshape(x.shape[0], -1, x.shape[2], x.shape[3])
+        return cast(Tensor, self.lead_back(grid))
+
+
+class ToRgb(nn.Module):
+    """The last 3×3 convolution, two by two pixels at a time: three channels leave most of a vector unit idle.
+
+    One 4×4 kernel of stride 2 makes the 12 values of a block; it costs less than half.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
+        """weight [3, in, 3, 3]; side: of the image, pixels."""
+        super().__init__()
+        blocks = weight.new_zeros(3, 2, 2, weight.shape[1], 4, 4)
+        for row in range(2):
+            for column in range(2):
+                blocks[:, row, column, :, row : row + 3, column : column + 3] = weight
+        self.convolution = Convolution(blocks.flatten(0, 2), bias.repeat_interleave(4), side, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.convolution(x), 2)
 
 
 class _First(nn.Module):
@@ -187,16 +257,13 @@ class FusedGenerator(nn.Module):
             assert isinstance(block, UpBlock)
             network.blocks[index] = FusedUpBlock(block, y, vectors[index], part, side // 2, dtype)
         for name, layer in network.attention.items():
-            side = int(name.split("x")[0])
-            for map_name, projection in layer.named_children():
-                if isinstance(projection, nn.Conv2d):
-                    setattr(layer, map_name, Convolution(projection.weight.to(dtype), None, side))
+            assert isinstance(layer, SelfAttention)
+            if layer.form == "embedded_gaussian":
+                network.attention[name] = FusedAttention(layer, int(name.split("x")[0]), dtype)
         network.linear = cast(nn.Linear, _First(network.linear, dtype))
         rgb = network.to_rgb
         assert rgb.bias is not None
-        network.to_rgb = cast(
-            nn.Conv2d, Convolution(rgb.weight.to(dtype), rgb.bias.to(dtype), config.resolution)
-        )
+        network.to_rgb = cast(nn.Conv2d, ToRgb(rgb.weight.to(dtype), rgb.bias.to(dtype), config.resolution))
         network.shared = None  # it is in the tables now
         self.network = network.to(dtype)
         self.forward = self.network.forward

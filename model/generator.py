@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +63,7 @@ class Generator(nn.Module):
             x = block(x, y, vector)
             name = f"{side}x{side}"
             if name in self.attention:
-                layer = self.attention[name]
-                assert isinstance(layer, SelfAttention)
+                layer = cast(SelfAttention, self.attention[name])
                 if traces is None:
                     x = layer(x)
                 else:

@@ -13,6 +13,7 @@ def make_celery(settings: QueueSettings) -> Celery:
     """The Celery app of a worker. It opens no connection by itself."""
     celery = Celery("sagan", broker=settings.redis_url, set_as_current=False)
     celery.conf.update(
+        broker_transport="worker.transport:Transport",
         task_acks_late=True,  # a message is gone from Redis only when its job is done
         task_reject_on_worker_lost=True,  # a worker that vanishes has not done its job
         worker_prefetch_multiplier=1,  # take no more than there are threads: what is taken is being worked on
