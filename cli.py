@@ -343,6 +343,45 @@ def choose(
         _fail(error)
 
 
+@app.command()
+def bench(
+    url: Annotated[str, typer.Argument(help="Where the service is, such as http://127.0.0.1:8000")],
+    class_name: Annotated[str, typer.Option("--class", help="Number or name of the class")] = "0",
+    model: Annotated[str | None, typer.Option(help="Unless told, the service's default")] = None,
+    count: Annotated[int, typer.Option(help="Images a job", min=1, max=64)] = 1,
+    clients: Annotated[str, typer.Option(help="Closed loop: so many at once; 1,8,32: in turn")] = "8",
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop instead: requests a second, whatever comes of them")
+    ] = None,
+    even: Annotated[bool, typer.Option("--even", help="With --rate: equal gaps, not random ones")] = False,
+    seconds: Annotated[float, typer.Option(help="Measured time of each load", min=0.1)] = 10.0,
+    warm_up: Annotated[float, typer.Option(help="Seconds before that", min=0.0)] = 2.0,
+    seed: Seed = 0,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key of a service that asks for one", envvar="SAGAN_API_KEY")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.svg")] = None,
+) -> None:
+    """Put load on a running service: images a second, latency percentiles, and every error by its kind.
+
+    A latency counts from when the request should have been sent, so that a stall hides nothing.
+    """
+    import shlex
+    import sys
+
+    from bench.client import BenchError
+    from bench.command import Question, loads, run
+
+    # as typed, for the file; the key is nobody else's business
+    command = shlex.join(["sagan", *("…" if api_key and word == api_key else word for word in sys.argv[1:])])
+    try:
+        wanted = loads(clients, rate, even=even, seed=seed)
+        question = Question(class_name, model, count, seed, api_key)
+        run(url, question, wanted, seconds, warm_up, out, console, command)
+    except BenchError as error:
+        _fail(error)
+
+
 @data.command()
 def pack(
     source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, CIFAR-10, Stanford Dogs")],

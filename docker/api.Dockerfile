@@ -6,6 +6,7 @@ RUN python -m venv /opt/sagan
 WORKDIR /src
 COPY constraints.txt pyproject.toml README.md cli.py ./
 COPY app app
+COPY bench bench
 COPY worker worker
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/sagan/bin/pip install --disable-pip-version-check $PIP_ARGS -c constraints.txt '.[api]'

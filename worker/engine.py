@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 # at the start gives the same images in it as in the largest. Powers of two, of images and of threads: weights
 # laid out by model.fused passed at all of these on the CPUs tried, while 3, 5 and 7 images on two threads did
 # not (a transposed convolution then splits its sums).
-SIZES: Final = {"cpu": (1, 2, 4, 8), "cuda": (1, 4, 16, 64)}
+SIZES: Final = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 4, 16, 64)}
 
 # Forwards at once, at most. On a CPU each takes its share of the cores: two forwards of one thread each are
 # faster than one of two threads (benchmarks/engine.py), and no thread waits for another that a neighbour's

@@ -1,0 +1,194 @@
+"""Images a second of the worker's engine beside the plain eager float32 network, side by side in one run.
+
+    python benchmarks/engine.py [--device auto] [--rounds 5] [--checkpoint checkpoints/dogs64.safetensors]
+
+Without a checkpoint: a 64×64 generator of width 32 with random weights. The rows take turns, --rounds times, so
+that a noisy machine is noisy to all of them. Pixels come back to the host in every row; PNGs are not made.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import machine
+from model import layers
+from model.checkpoint import load_generator, save_generator
+from model.config import ModelConfig
+from model.generator import Generator
+from model.layers import spectral_normalise
+from worker.engine import Crew, Engine, choose_device, noise, to_pixels
+from worker.jobs import Recipe
+
+WIDE = 16  # images of the plain network's batch
+Make = Callable[[int], object]  # makes so many images and returns when they are on the host
+
+
+def main(
+    device: Annotated[str, typer.Option(help='"cpu", "cuda", or what there is')] = "auto",
+    rounds: Annotated[int, typer.Option(min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="Of each row in each round", min=0.1)] = 2.0,
+    checkpoint: Annotated[Path | None, typer.Option(help="Random weights without one")] = None,
+) -> None:
+    """Print the table."""
+    where = choose_device(device)
+    print(f"{machine.described(where)}; other processes keep {machine.neighbours():.2f} cores busy")
+    with tempfile.TemporaryDirectory() as folder:
+        path = checkpoint or _random(Path(folder) / "random.safetensors")
+        rows = _rows(path, where)
+        _floor(path, where)
+    times: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(rounds):
+        for name, (make, batch, lanes) in rows.items():
+            times[name].append(_images_a_second(make, batch, lanes, seconds))
+    base = times[next(iter(times))]
+    print(
+        f"\n| {rounds} rounds of {seconds:g} s | images/s, median (range) | × the first row, median (range) |\n|---|---|---|"
+    )
+    for name, rates in times.items():
+        ratios = [rate / first for rate, first in zip(rates, base, strict=True)]
+        print(f"| {name} | {_spread(rates, 0)} | {_spread(ratios, 2)} |")
+
+
+def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
+    """What is compared: a way to make images, its batch, and how many threads call it at once."""
+    live = load_generator(path).generator.to(device)
+    folded = live.folded().to(memory_format=torch.channels_last)
+    spectral_normalise(live.requires_grad_(False).eval())  # as a checkpoint in training has it
+    crew = Crew()
+    engine = Engine.load(path, device, "float32", crew)
+    rows: dict[str, tuple[Make, int, int]] = {
+        f"plain eager float32 in eval mode, {WIDE} images": (_plainly(live, device), WIDE, 1),
+        f"the same, spectral norm folded, channels_last, {WIDE} images": (_plainly(folded, device), WIDE, 1),
+    }
+    for size in (1, engine.rows):
+        rows[f"engine, one forward at a time, {size} images"] = (_by(engine), size, 1)
+        rows[f"engine, {engine.lanes} forwards at once, {size} images each"] = (
+            _by(engine),
+            size,
+            engine.lanes,
+        )
+    if machine_bf16 := Engine.load(path, device, "auto", crew):
+        if machine_bf16.info.precision == "bfloat16":
+            for size in (1, engine.rows):
+                rows[f"engine in bfloat16, {engine.lanes} at once, {size} images each"] = (
+                    _by(machine_bf16),
+                    size,
+                    engine.lanes,
+                )
+    return rows
+
+
+def _plainly(network: Generator, device: torch.device) -> Make:
+    classes, latent = network.config.classes, network.config.latent
+
+    def make(batch: int) -> object:
+        z = torch.from_numpy(np.stack([noise(r, latent) for r in _recipes(batch, classes)])).to(device)
+        y = torch.tensor([r.class_id for r in _recipes(batch, classes)], device=device)
+        merged, layers._double_then = layers._double_then, _enlarge_then
+        try:
+            with torch.inference_mode():
+                return to_pixels(network(z, y)).cpu().numpy()
+        finally:
+            layers._double_then = merged
+
+    return make
+
+
+def _enlarge_then(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
+    """×2 and a 3×3 convolution as everybody writes them."""
+    h: Tensor = conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    return h
+
+
+def _by(engine: Engine) -> Make:
+    return lambda batch: engine.sample(_recipes(batch, len(engine.info.classes)))
+
+
+def _recipes(count: int, classes: int) -> list[Recipe]:
+    return [Recipe(k % classes, k, 0, 1.0) for k in range(count)]
+
+
+def _images_a_second(make: Make, batch: int, lanes: int, seconds: float) -> float:
+    made = [0] * lanes
+    threads = torch.get_num_threads()
+    make(batch)
+
+    def lane(index: int) -> None:
+        while time.perf_counter() < end:
+            make(batch)
+            made[index] += batch
+
+    began = time.perf_counter()
+    end = began + seconds
+    if lanes == 1:
+        torch.set_num_threads(threads)
+        lane(0)
+    else:
+        workers = [threading.Thread(target=lane, args=(index,)) for index in range(lanes)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    return sum(made) / (time.perf_counter() - began)
+
+
+def _floor(path: Path, device: torch.device) -> None:
+    """Print what the products of one image cost at the rate of a large matrix product."""
+    network = load_generator(path).generator.folded()
+    z, y = torch.zeros(1, network.config.latent), torch.zeros(1, dtype=torch.long)
+    counts = []
+    for way in (_enlarge_then, layers._double_then):
+        merged, layers._double_then = layers._double_then, way
+        with FlopCounterMode(display=False) as counter, torch.inference_mode():
+            network(z, y)
+        layers._double_then = merged
+        counts.append(counter.get_total_flops())
+    rate = machine.matrix_rate(device, torch.float32)
+    print(
+        f"floor: {counts[0] / 1e9:.2f} GFLOP an image as everybody writes it, {counts[1] / 1e9:.2f} with ×2 and "
+        f"3×3 merged; a large float32 product runs at {rate / 1e9:.0f} GFLOP/s here: "
+        f"{rate / counts[0]:.0f} and {rate / counts[1]:.0f} images/s"
+    )
+
+
+def _random(path: Path) -> Path:
+    torch.manual_seed(0)
+    widths = (512, 256, 128, 64, 32)
+    config = ModelConfig(
+        resolution=64,
+        classes=10,
+        generator_widths=widths,
+        discriminator_widths=widths[::-1],
+        generator_attention=(32,),
+        discriminator_attention=(32,),
+    )
+    generator = Generator(config).train()
+    with torch.no_grad():
+        for _ in range(20):  # sane statistics for the batch norms
+            generator(torch.randn(16, config.latent), torch.randint(10, (16,)))
+    save_generator(path, generator, tuple(map(str, range(10))))
+    return path
+
+
+def _spread(values: list[float], digits: int) -> str:
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,35 @@
+"""A worker whose engine runs the plain network instead of its own: for ours_way."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from benchmarks.peers.network import plain
+from model.checkpoint import Checkpoint
+from worker.engine import Crew, Engine
+from worker.main import run_worker
+from worker.settings import WorkerSettings
+
+
+class PlainEngine(Engine):
+    """Eager float32, as in every peer."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, crew: Crew
+    ) -> None:
+        super().__init__(checkpoint, name, device, precision, crew)
+        self._network = plain(checkpoint.generator)  # type: ignore[assignment]  # it is called the same way
+        self.rows = 8
+        self._sizes = tuple(range(1, self.rows + 1))
+
+
+def load(settings: WorkerSettings) -> dict[str, Engine]:
+    crew = Crew(settings.threads)
+    paths = settings.checkpoints.glob("*.safetensors")
+    return {p.stem: PlainEngine.load(p, torch.device("cpu"), "float32", crew) for p in paths}
+
+
+if __name__ == "__main__":
+    sys.exit(run_worker(WorkerSettings(), load))

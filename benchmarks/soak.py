@@ -1,0 +1,185 @@
+"""Memory of the embedded service over many jobs of one image: it grows for one TTL window, and then no more.
+
+    python benchmarks/soak.py [--jobs 50000] [--ttl 20] [--clients 16] [--out docs/images/memory.svg]
+
+`sagan serve` as it ships, with a small network of random weights, so that the jobs and not the forwards take
+the time. Images live for --ttl seconds and records as long again: the window. Each second it notes resident
+memory of the API's and the worker's process and Redis' used_memory, in a .csv beside the picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Annotated, Any
+
+import psutil
+import typer
+import uvloop
+from redis.asyncio import Redis
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from bench.client import Address, Client
+from bench.picture import HEIGHT, WIDTH, chart, round_places
+from support import random_checkpoint
+from worker.private_redis import PrivateRedis, end, free_port
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("API", "worker", "Redis")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Memory at one moment, bytes."""
+
+    seconds: float
+    jobs: int  # answered so far
+    api: int
+    worker: int
+    redis: int
+
+
+class Service:
+    """`sagan serve` on a Redis whose memory can be asked for."""
+
+    def __init__(self, folder: Path, ttl: int) -> None:
+        random_checkpoint(folder / "checkpoints" / "tiny.safetensors", ("cat", "dog"), attention=())
+        self.redis = PrivateRedis(folder / "redis")
+        self.redis.start()
+        self.address = Address("127.0.0.1", free_port(), secure=False, path="")
+        ours = {
+            "SAGAN_REDIS_URL": self.redis.url,
+            "SAGAN_CHECKPOINTS": str(folder / "checkpoints"),
+            "SAGAN_RESULT_TTL": str(ttl),
+            "SAGAN_RECORD_TTL": str(ttl),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "cli", "serve", "--port", str(self.address.port)],
+            env={**os.environ, **ours},
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        self._api = psutil.Process(self._process.pid)
+        self._worker: Any = None
+        self._asked = Redis.from_url(self.redis.url)
+
+    async def ready(self, client: Client) -> None:
+        """Return when a worker with its model is there."""
+        asked = client.request("GET", "/health/ready", {})
+        while True:
+            try:
+                if (await client.ask(asked, 5))[0] == 200:
+                    break
+            except OSError:
+                pass
+            assert self._process.poll() is None, "the service has ended"
+            await asyncio.sleep(0.1)
+        self._worker = next(p for p in self._api.children() if "worker.main" in p.cmdline())
+
+    async def sample(self, seconds: float, jobs: int) -> Sample:
+        """Raises psutil.NoSuchProcess if one of them has died."""
+        redis: Any = await self._asked.info("memory")
+        api, worker = self._api.memory_info().rss, self._worker.memory_info().rss
+        return Sample(seconds, jobs, api, worker, int(redis["used_memory"]))
+
+    def stop(self) -> None:
+        end(self._process, 40)
+        self.redis.stop()
+
+
+async def soak(service: Service, jobs: int, clients: int) -> list[Sample]:
+    """So many jobs by so many clients that each wait for their PNG; a sample a second."""
+    client = Client(service.address)
+    await service.ready(client)
+    headers = {"Content-Type": "application/json", "Prefer": "wait=30", "Accept": "image/png"}
+    request = client.request("POST", "/generate/0", headers, b"{}")
+    asked = answered = 0
+    began = monotonic()
+
+    async def one() -> None:
+        nonlocal asked, answered
+        while asked < jobs:
+            asked += 1
+            status, body = await client.ask(request, 60)
+            assert (status, body[:4]) == (200, b"\x89PNG"), (status, body[:200])
+            answered += 1
+
+    work = asyncio.gather(*(one() for _ in range(clients)))
+    samples = []
+    while not work.done():
+        samples.append(await service.sample(monotonic() - began, answered))
+        await asyncio.wait([work], timeout=1)
+    await work
+    samples.append(await service.sample(monotonic() - began, answered))
+    client.close()
+    return samples
+
+
+def summary(samples: list[Sample], window: float) -> str:
+    """How much each part grew once the window was full: medians of the first and last quarter after that."""
+    steady = [sample for sample in samples if sample.seconds >= 1.5 * window]
+    quarter = max(1, len(steady) // 4)
+    if len(steady) < 8:
+        return f"The run was too short: nothing can be said before {1.5 * window:.0f} s and 8 samples."
+    first, last = steady[:quarter], steady[-quarter:]
+    between = statistics.median(s.jobs for s in last) - statistics.median(s.jobs for s in first)
+    lines = [f"{'':8}{'at first':>10}{'at last':>10}{'growth':>10}   MB; {between:.0f} jobs lie between"]
+    for name, place in zip(PARTS, range(2, 5), strict=True):
+        before, after = (statistics.median(astuple(s)[place] for s in some) / 1e6 for some in (first, last))
+        lines.append(f"{name:8}{before:10.1f}{after:10.1f}{after - before:10.1f}")
+    return "\n".join(lines)
+
+
+def draw(samples: list[Sample], ttl: int) -> str:
+    """An SVG: MB against jobs, a line a part."""
+    step = max(1, len(samples) // 300)
+    chosen = samples[::step]
+    lines = [[(s.jobs / 1000, astuple(s)[place] / 1e6) for s in chosen] for place in range(2, 5)]
+    xs = round_places(max(x for line in lines for x, _ in line))
+    ys = round_places(max(y for line in lines for _, y in line))
+    title = f"Memory over {samples[-1].jobs} jobs in {samples[-1].seconds:.0f} s, images kept {ttl} s"
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'height="{HEIGHT}" role="img" font-family="system-ui, sans-serif" font-size="12">',
+        f"<title>{title}</title>",
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
+        *chart(title, "thousand jobs", "MB", xs, ys, PARTS, lines),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def main(
+    jobs: Annotated[int, typer.Option(min=1)] = 50_000,
+    ttl: Annotated[int, typer.Option(help="Seconds an image lives, and its record after that", min=1)] = 20,
+    clients: Annotated[int, typer.Option(help="Connections", min=1)] = 16,
+    out: Annotated[Path, typer.Option(help="The picture; its .csv goes beside it")] = Path("memory.svg"),
+) -> None:
+    """Prints how much API, worker and Redis grew after the first window and a half."""
+    with tempfile.TemporaryDirectory() as folder:
+        service = Service(Path(folder), ttl)
+        try:
+            samples = uvloop.run(soak(service, jobs, clients))
+        finally:
+            service.stop()
+    with out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["seconds", "jobs", "api_rss", "worker_rss", "redis_used_memory"])
+        writer.writerows([round(s.seconds, 2), *astuple(s)[1:]] for s in samples)
+    out.write_text(draw(samples, ttl))
+    typer.echo(f"{samples[-1].jobs} jobs in {samples[-1].seconds:.0f} s")
+    typer.echo(summary(samples, 2 * ttl))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,100 @@
+"""A deep queue costs nobody anything: not who submits, not the sweeper, not an urgent job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from redis import Redis
+
+from worker.private_redis import PrivateRedis
+from worker.settings import QueueSettings
+
+if TYPE_CHECKING:
+    from tests.integration.conftest import Service
+
+SLOW = str(Path(__file__).with_name("odd_worker.py"))
+DEEP = 3000
+
+
+@pytest.fixture
+def settings(redis: PrivateRedis) -> QueueSettings:
+    return QueueSettings(
+        redis_url=redis.url, namespace="deep", heartbeat_period=0.4, worker_ttl=2.0, max_queued=10 * DEEP
+    )
+
+
+@contextmanager
+def asked(service: Service) -> Iterator[Any]:
+    """A connection of our own."""
+    with Redis.from_url(service.settings.redis_url) as redis:
+        yield redis
+
+
+async def fill(service: Service, jobs: int = DEEP) -> None:
+    spec = await service.spec()
+    left = iter(range(jobs))
+
+    async def some() -> None:
+        for _ in left:
+            await service.store.create(spec, service.owner)
+
+    await asyncio.gather(*(some() for _ in range(16)))
+
+
+@asynccontextmanager
+async def commands(service: Service) -> AsyncIterator[Counter[str]]:
+    """What Redis runs meanwhile, scripts' own commands among it; to be looked at afterwards."""
+    found: Counter[str] = Counter()
+    with asked(service) as redis:
+        redis.config_resetstat()
+        yield found
+        stats = redis.info("commandstats")
+        found.update({name.removeprefix("cmdstat_"): stat["calls"] for name, stat in stats.items()})
+
+
+async def test_a_submission_asks_redis_for_no_more_when_many_jobs_wait(service: Service) -> None:
+    await service.generate()  # connections and scripts are there
+    async with commands(service) as shallow:
+        await service.generate()
+    await fill(service)
+    async with commands(service) as deep:
+        await service.generate()
+    assert deep == shallow
+    assert shallow["hset"] > 0
+
+
+async def test_the_sweeper_does_not_read_a_long_queue(service: Service) -> None:
+    await fill(service)
+    service.start_worker(SLOW, TEST_SLOW="0.5")
+    await service.ready()
+    async with commands(service) as during:
+        await asyncio.sleep(10 * service.settings.heartbeat_period)
+    assert during["zmscore"] > 3, "it has not swept"
+    assert during["lrange"] == 0
+
+
+async def test_an_urgent_job_is_made_next_however_many_wait(service: Service) -> None:
+    await fill(service)
+    service.start_worker(SLOW, TEST_SLOW="0.05")
+    await service.ready()
+    with asked(service) as redis:
+
+        def ended() -> int:
+            return int(redis.hget("deep:ended", "succeeded") or 0)
+
+        async def some_ended() -> bool:
+            return ended() > 0
+
+        await service.until(some_ended)
+        before = ended()
+        urgent = await service.generate(priority=9)
+        await service.finished([urgent])
+        # the forward that ran, and what was in hand, of 64 jobs at most
+        assert ended() - before <= 64
+        assert redis.zcard("deep:queued") > DEEP / 2
