@@ -34,7 +34,11 @@ def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
 
 
 @app.command()
-def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def api(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(help="Processes; /metrics counts the requests of one", min=1)] = 1,
+) -> None:
     """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
     import logging
 
@@ -46,6 +50,7 @@ def api(host: Host = "127.0.0.1", port: Port = 8000) -> None:
         factory=True,
         host=host,
         port=port,
+        workers=workers,
         server_header=False,
         access_log=False,  # the app writes a line a request itself
         timeout_graceful_shutdown=5,  # seconds: event streams never end by themselves
@@ -417,11 +422,12 @@ def pack(
 
 
 def _wait_passively() -> None:
-    """Before torch is loaded: let its threads sleep while they wait for each other, not spin.
+    """Before torch is loaded: let its threads sleep while they wait for each other, not spin for long.
 
     Spinning is somewhat faster on idle cores, and several times slower beside one busy process.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some 10 µs: from one layer to the next
 
 
 def _tell(line: str) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/engine.py [--device auto] [--rounds 5] [--checkpoint checkpoints/dogs64.safetensors]
 
-Without a checkpoint: a 64×64 generator of width 32 with random weights. The rows take turns, --rounds times, so
-that a noisy machine is noisy to all of them. Pixels come back to the host in every row; PNGs are not made.
+Without a checkpoint: a 64×64 generator of width 32 with random weights. The rows take turns, --rounds times,
+so that a noisy machine is noisy to all of them. Pixels come back to the host in every row; PNGs are not made.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main(
 ) -> None:
     """Print the table."""
     where = choose_device(device)
-    print(f"{machine.described(where)}; other processes keep {machine.neighbours():.2f} cores busy")
+    typer.echo(f"{machine.described(where)}; other processes keep {machine.neighbours():.2f} cores busy")
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint or _random(Path(folder) / "random.safetensors")
         rows = _rows(path, where)
@@ -57,12 +57,12 @@ def main(
         for name, (make, batch, lanes) in rows.items():
             times[name].append(_images_a_second(make, batch, lanes, seconds))
     base = times[next(iter(times))]
-    print(
-        f"\n| {rounds} rounds of {seconds:g} s | images/s, median (range) | × the first row, median (range) |\n|---|---|---|"
+    typer.echo(
+        f"\n| {rounds} rounds of {seconds:g} s, median (range) | images/s | × the first row |\n|---|---|---|"
     )
     for name, rates in times.items():
         ratios = [rate / first for rate, first in zip(rates, base, strict=True)]
-        print(f"| {name} | {_spread(rates, 0)} | {_spread(ratios, 2)} |")
+        typer.echo(f"| {name} | {_spread(rates, 0)} | {_spread(ratios, 2)} |")
 
 
 def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
@@ -83,14 +83,11 @@ def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
             size,
             engine.lanes,
         )
-    if machine_bf16 := Engine.load(path, device, "auto", crew):
-        if machine_bf16.info.precision == "bfloat16":
-            for size in (1, engine.rows):
-                rows[f"engine in bfloat16, {engine.lanes} at once, {size} images each"] = (
-                    _by(machine_bf16),
-                    size,
-                    engine.lanes,
-                )
+    short = Engine.load(path, device, "auto", crew)
+    if short.info.precision == "bfloat16":
+        for size in (1, engine.rows):
+            name = f"engine in bfloat16, {short.lanes} forwards at once, {size} images each"
+            rows[name] = (_by(short), size, short.lanes)
     return rows
 
 
@@ -160,9 +157,9 @@ def _floor(path: Path, device: torch.device) -> None:
         layers._double_then = merged
         counts.append(counter.get_total_flops())
     rate = machine.matrix_rate(device, torch.float32)
-    print(
-        f"floor: {counts[0] / 1e9:.2f} GFLOP an image as everybody writes it, {counts[1] / 1e9:.2f} with ×2 and "
-        f"3×3 merged; a large float32 product runs at {rate / 1e9:.0f} GFLOP/s here: "
+    typer.echo(
+        f"floor: {counts[0] / 1e9:.2f} GFLOP an image as everybody writes it, {counts[1] / 1e9:.2f} with ×2 "
+        f"and 3×3 merged; a large float32 product runs at {rate / 1e9:.0f} GFLOP/s here, so "
         f"{rate / counts[0]:.0f} and {rate / counts[1]:.0f} images/s"
     )
 

@@ -168,8 +168,9 @@ def workers(
 ) -> None:
     """Images a second of some workers, and the CPU they take; medians of the rounds.
 
-    The jobs are queued before; counted is from 15 to 85 % of them, so that neither the start nor the uneven
-    end is in it. Workers are only ever added, so each round is on a Redis and workers of its own.
+    The jobs are queued before, the workers suspended meanwhile; counted is from 15 to 85 % of them, so that
+    neither the start nor the uneven end is in it. Workers are only ever added, so each round is on a Redis
+    and workers of its own.
     """
     numbers = [int(count) for count in counts.split(",")]
     found: dict[tuple[float, int], list[tuple[float, float, float]]] = {}
@@ -196,8 +197,12 @@ def workers(
 def _drain(bed: Bed, jobs: int, seconds: float) -> tuple[float, float, float]:
     """Images a second, and cores that Redis and a worker kept busy, while the middle of the jobs is made."""
     before = bed.ended()
-    fill(bed.settings, jobs, seconds)
     processes = [psutil.Process(worker.pid) for worker in bed.workers]
+    for process in processes:
+        process.suspend()  # some are faster than whoever fills the queue
+    fill(bed.settings, jobs, seconds)
+    for process in processes:
+        process.resume()
     marks = []
     for share in (0.15, 0.85):
         while (done := bed.ended() - before) < share * jobs:
@@ -319,6 +324,11 @@ def depth(
             api = subprocess.Popen(command, env=bed.env, cwd=ROOT, stdout=log, stderr=log)
         stack.callback(end, api, 10)
         bed.grow(1)
+        fill(
+            bed.settings, ROWS, 1.0
+        )  # the worker learns its pace, by which it takes no more than it can make
+        while bed.ended() < ROWS:
+            sleep(0.1)
         client = Client(Address("127.0.0.1", port, secure=False, path=""))
         typer.echo("    depth  p50 ms  p99 ms  ratio  API MB  Redis MB  B a job  pass ms  all ms   next")
         first: tuple[float, float] | None = None

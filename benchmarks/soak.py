@@ -4,7 +4,8 @@
 
 `sagan serve` as it ships, with a small network of random weights, so that the jobs and not the forwards take
 the time. Images live for --ttl seconds and records as long again: the window. Each second it notes resident
-memory of the API's and the worker's process and Redis' used_memory, in a .csv beside the picture.
+memory of the API's and the worker's process and Redis' used_memory, in a .csv beside the picture. A short run
+(--jobs 5000 --ttl 5) tells what a job costs each of them.
 """
 
 from __future__ import annotations
@@ -92,19 +93,28 @@ class Service:
         api, worker = self._api.memory_info().rss, self._worker.memory_info().rss
         return Sample(seconds, jobs, api, worker, int(redis["used_memory"]))
 
+    def cpu(self) -> list[float]:
+        """Seconds of CPU that API, worker and Redis took since they started."""
+        redis = next(p for p in psutil.Process().children() if p.pid != self._api.pid)
+        times = [process.cpu_times() for process in (self._api, self._worker, redis)]
+        return [one.user + one.system for one in times]
+
     def stop(self) -> None:
         end(self._process, 40)
         self.redis.stop()
 
 
-async def soak(service: Service, jobs: int, clients: int) -> list[Sample]:
-    """So many jobs by so many clients that each wait for their PNG; a sample a second."""
+async def soak(service: Service, jobs: int, clients: int) -> tuple[list[Sample], list[float]]:
+    """So many jobs by so many clients that each wait for their PNG.
+
+    A sample a second; and seconds of CPU that API, worker and Redis took.
+    """
     client = Client(service.address)
     await service.ready(client)
     headers = {"Content-Type": "application/json", "Prefer": "wait=30", "Accept": "image/png"}
     request = client.request("POST", "/generate/0", headers, b"{}")
     asked = answered = 0
-    began = monotonic()
+    began, before = monotonic(), service.cpu()
 
     async def one() -> None:
         nonlocal asked, answered
@@ -122,7 +132,7 @@ async def soak(service: Service, jobs: int, clients: int) -> list[Sample]:
     await work
     samples.append(await service.sample(monotonic() - began, answered))
     client.close()
-    return samples
+    return samples, [after - then for after, then in zip(service.cpu(), before, strict=True)]
 
 
 def summary(samples: list[Sample], window: float) -> str:
@@ -169,7 +179,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder), ttl)
         try:
-            samples = uvloop.run(soak(service, jobs, clients))
+            samples, cpu = uvloop.run(soak(service, jobs, clients))
         finally:
             service.stop()
     with out.with_suffix(".csv").open("w", newline="") as file:
@@ -177,7 +187,8 @@ def main(
         writer.writerow(["seconds", "jobs", "api_rss", "worker_rss", "redis_used_memory"])
         writer.writerows([round(s.seconds, 2), *astuple(s)[1:]] for s in samples)
     out.write_text(draw(samples, ttl))
-    typer.echo(f"{samples[-1].jobs} jobs in {samples[-1].seconds:.0f} s")
+    typer.echo(f"{samples[-1].jobs} jobs in {samples[-1].seconds:.0f} s; ms of CPU a job: ", nl=False)
+    typer.echo(", ".join(f"{name} {1e3 * spent / jobs:.2f}" for name, spent in zip(PARTS, cpu, strict=True)))
     typer.echo(summary(samples, 2 * ttl))
 
 

@@ -250,8 +250,11 @@ class Batcher(Generic[S]):
         if self._calls:
             return True
         first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
-        # a suspect waits until nobody else can be its victim
-        return first is not None and not (first.alone and self._running)
+        if first is None or not self._running:
+            return first is not None
+        # A suspect waits until nobody else can be its victim; others until they are worth a forward of their
+        # own, beside which they would otherwise slow the one that runs.
+        return not first.alone and self._waiting(first.model) >= self._worthwhile(first.model)
 
     def _gather(self) -> _Batch:
         """The next forward, of one model: in order of priority, and within one each job in turn."""
@@ -277,15 +280,23 @@ class Batcher(Generic[S]):
         return batch
 
     def _room(self, model: str) -> int:
-        """Images for one forward: as many as fit, but an equal share where other lanes are free as well."""
-        waiting = sum(
+        """Images for one forward: as many as fit, but an equal share where other lanes could take one too."""
+        waiting = self._waiting(model)
+        free = len(self._lanes) - self._running + 1
+        shares = max(1, min(free, waiting // self._worthwhile(model)))
+        return min(self._models[model].rows, -(-waiting // shares))
+
+    def _waiting(self, model: str) -> int:
+        return sum(
             len(ticket.recipes) - ticket.entered
             for ring in self._rings.values()
             for ticket in ring
             if ticket.model == model
         )
-        free = len(self._lanes) - self._running + 1
-        return min(self._models[model].rows, -(-waiting // free))
+
+    def _worthwhile(self, model: str) -> int:
+        """Images that make a forward beside another one worth while."""
+        return max(1, self._models[model].rows // 4)
 
     def _make(self, batch: _Batch) -> None:
         tickets = list(dict.fromkeys(ticket for ticket, _ in batch))

@@ -13,15 +13,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import uvicorn
 import uvloop
 
-from worker.jobs import JobError, JobStore
-from worker.news import cancel
 from worker.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
-from worker.settings import QueueSettings
+
+if TYPE_CHECKING:
+    from worker.jobs import JobStore
 
 WORKER_GRACE: Final = 30.0  # seconds: the forward that runs may end, jobs in hand are handed back
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
@@ -96,7 +95,15 @@ class _Service:
         return self._code
 
     async def _serve(self) -> None:
-        server = _Server(
+        self._start_worker()
+        # not before: the worker has most to load, and the rest can load beside it
+        import uvicorn
+
+        from worker.jobs import JobStore
+        from worker.news import cancel
+        from worker.settings import QueueSettings
+
+        server = uvicorn.Server(
             uvicorn.Config(
                 "app.main:create_app",
                 factory=True,
@@ -106,7 +113,8 @@ class _Service:
                 timeout_graceful_shutdown=API_GRACE,
             )
         )
-        self._start_worker()
+        # leaves signals to us: it would raise them again before the other parts are stopped
+        setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
         store = JobStore.open(QueueSettings())
         api = asyncio.create_task(server.serve(sockets=[self._listener]))
         watch = asyncio.create_task(self._keep_going(store))
@@ -131,9 +139,10 @@ class _Service:
     def _start_worker(self) -> None:
         self._worker = subprocess.Popen(
             self._worker_command,
-            # torch's threads spin while they wait for each other; with the API and Redis on the same cores
-            # that was measured to cost them most of their speed
-            env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+            # torch's threads spin for milliseconds while they wait for each other; with the API and Redis on
+            # the same cores that cost them most of their speed. Not at all was slow as well: some 10 µs
+            # bridge the gap between two layers.
+            env={"GOMP_SPINCOUNT": "10000", "OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which stops its parts in order
             preexec_fn=die_with_parent(signal.SIGKILL),  # nothing is lost: its jobs are in Redis
@@ -141,13 +150,15 @@ class _Service:
 
     async def _keep_going(self, store: JobStore) -> None:
         """Tell when the models are loaded, and start again what dies."""
+        from worker.jobs import JobError
+
         assert self._worker is not None
         host, port = self._listener.getsockname()[:2]
         began = told = monotonic()
         ready, pause = False, 1.0
         _say("loading the models")
         while True:
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.5 if ready else 0.1)
             if self._redis is not None and not self._redis.alive():
                 _say("Redis died; it starts again on its data")
                 self._start_redis()
@@ -177,14 +188,6 @@ class _Service:
         """A sign of life may still be the one of a worker that was killed a moment ago."""
         assert self._worker is not None
         return any(f":{self._worker.pid}:" in worker.id for worker in await store.workers())
-
-
-class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn would raise them again before the other parts are stopped."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 @contextlib.contextmanager

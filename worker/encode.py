@@ -55,12 +55,17 @@ def png(pixels: NDArray[np.uint8], recipe: str) -> bytes:
     lines[0, 1:] = rows[0]
     np.subtract(rows[1:], rows[:-1], out=lines[1:, 1:])
     packer = zlib.compressobj(level=1, strategy=zlib.Z_HUFFMAN_ONLY)
+    return container(width, height, packer.compress(lines.data) + packer.flush(), recipe)
+
+
+def container(width: int, height: int, packed: bytes, recipe: str) -> bytes:
+    """A PNG of RGB pixels, 8 bits each; packed: its filtered lines, deflated."""
     return b"".join(
         (
             b"\x89PNG\r\n\x1a\n",
-            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),  # 8 bits, RGB
+            _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
             _chunk(b"tEXt", KEYWORD.encode() + b"\0" + recipe.encode("latin-1")),
-            _chunk(b"IDAT", packer.compress(lines.data) + packer.flush()),
+            _chunk(b"IDAT", packed),
             _chunk(b"IEND", b""),
         )
     )

@@ -504,7 +504,8 @@ class JobStore:
         read, found = self._beats
         if monotonic() - read > self._settings.heartbeat_period / 2:
             found = await self._read_beats()
-            self._beats = (monotonic(), found)
+            if found:  # whoever waits for the first worker shall see it at once
+                self._beats = (monotonic(), found)
         return found
 
     @_asks_redis

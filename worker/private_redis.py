@@ -33,6 +33,8 @@ appendfsync {appendfsync}
 # plain commands: data that the wheel's Valkey wrote must load when a redis-server is installed later
 aof-use-rdb-preamble no
 save ""
+# a stream starts with a node of this size, and a job's few events need a tenth of the default
+stream-node-max-bytes 512
 # what waits or is being made must never be evicted; results make room when they expire
 maxmemory-policy noeviction
 maxmemory {maxmemory}

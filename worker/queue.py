@@ -39,7 +39,9 @@ def make_celery(settings: QueueSettings) -> Celery:
             # Well above the longest job: handed out again too early, a job would run twice. The sweeper is
             # what brings jobs of a dead worker back, in seconds; this is the net below it.
             "visibility_timeout": settings.visibility_timeout,
-            "unacked_restore_interval": 1,  # look every second, and each time: the default takes up to 100 s
+            # Look every ten seconds, and each time: the default takes up to 100 s. It is the net below the
+            # sweeper, and each look costs three calls.
+            "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
             "priority_steps": list(PRIORITY_STEPS),
             # At one priority "attention" comes before "generate": a person is waiting for the picture.

@@ -1,4 +1,4 @@
-"""kombu's Redis transport, its list of messages in hand written a few times a second, not twice a job.
+"""kombu's Redis transport, its list of messages in hand written twice a second, not twice a job.
 
 That list is what lets Redis hand a message out again whose worker has vanished. For jobs it is the second
 net: the first is the sweeper (worker.upkeep), which knows from records and heartbeats what was lost, within
@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from worker.message import GENERATE_QUEUE
 
-WRITTEN_EVERY: Final = 0.25  # seconds
+WRITTEN_EVERY: Final = 0.5  # seconds
 
 
 class QoS(redis.QoS):

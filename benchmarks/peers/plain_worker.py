@@ -21,7 +21,7 @@ class PlainEngine(Engine):
     ) -> None:
         super().__init__(checkpoint, name, device, precision, crew)
         self._network = plain(checkpoint.generator)  # type: ignore[assignment]  # it is called the same way
-        self.rows = 8
+        self.rows = 16
         self._sizes = tuple(range(1, self.rows + 1))
 
 

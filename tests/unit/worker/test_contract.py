@@ -62,7 +62,7 @@ def test_the_settings_that_decide_whether_a_job_can_be_lost() -> None:
     assert conf.broker_connection_max_retries is None
     options = conf.broker_transport_options
     assert options["global_keyprefix"] == "here:celery:"
-    assert (options["unacked_restore_interval"], options["unacked_restore_throttle"]) == (1, 1)
+    assert (options["unacked_restore_interval"], options["unacked_restore_throttle"]) == (10, 1)
     assert options["visibility_timeout"] >= 3600
 
 
