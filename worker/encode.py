@@ -46,7 +46,7 @@ def png(pixels: NDArray[np.uint8], recipe: str) -> bytes:
     """pixels [H, W, 3] as PNG, with `recipe` in its tEXt chunk "sagan". Same input, same bytes.
 
     Rows as differences from the row above, and Huffman codes alone: what a generator makes repeats nothing
-    that a search for repeats would find. Against Pillow's best compression that is a quarter of the time for
+    that a search for repeats would find. Against Pillow's best compression that is a third of the time for
     5 % more bytes (benchmarks/encoders.py).
     """
     height, width, _ = pixels.shape
