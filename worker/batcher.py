@@ -55,6 +55,7 @@ class Ticket:
     done: Future[None] = field(default_factory=Future)
     entered: int = 0  # recipes that are in a forward or through it
     forwards: int = 0  # that it is in right now
+    stored: int = 0  # recipes whose images whoever took delivery has stored
 
     def end(self, error: Exception | None = None) -> None:
         """Nothing more will come of it; what ended already stays as it is."""

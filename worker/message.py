@@ -1,8 +1,7 @@
 """Celery's messages as kombu keeps them in Redis, written without either.
 
 A job's record and its message go to Redis in one step and one round trip, so that neither is there without
-the other; Celery's own way costs the API 1 ms of CPU a job, and its import half a second. A test compares
-these with what `send_task` writes.
+the other, and so that the API needs to load neither. A test compares these with what `send_task` writes.
 """
 
 from __future__ import annotations

@@ -179,8 +179,10 @@ class Clerk:
             ]
         )
         for made, still in zip(by_job, goes_on, strict=True):
-            if not still:
-                made.ticket.end()  # that was the last, or the job was cancelled
+            made.ticket.stored += 1
+            # the job has ended, or the rest of it is another worker's
+            if not still or made.ticket.stored == len(made.ticket.recipes):
+                made.ticket.end()
 
 
 def _end(images: Sequence[Made], error: Exception) -> None:

@@ -14,7 +14,7 @@ from app.errors import ClientLeft, UnknownClass
 from app.presence import while_there
 from app.routes.jobs import picture_of, present
 from app.schemas import GenerateAnyIn, GenerateIn, JobOut
-from worker.jobs import BrokerUnavailable, Job, JobSpec, ModelInfo, UnknownJob, new_job_id
+from worker.jobs import BrokerUnavailable, JobSpec, ModelInfo, UnknownJob, new_job_id
 
 router = APIRouter(tags=["generate"])
 
@@ -89,16 +89,11 @@ async def _take(request: Request, asked_class: int | str, body: GenerateIn, call
     if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
         picture = png or await picture_of(job, here.store, here.artist)
         return Response(picture, media_type="image/png", headers=headers)
+    position = None
     with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice
         position = await here.store.position(job) if job.state == "queued" else None
-        return _told(request, job, position, headers)
-    return _told(request, job, None, headers)
-
-
-def _told(request: Request, job: Job, position: int | None, headers: dict[str, str]) -> Response:
     content = present(request, job, position).model_dump_json()
-    status = 200 if job.ended else 202
-    return Response(content, status, headers, media_type="application/json")
+    return Response(content, 200 if job.ended else 202, headers, media_type="application/json")
 
 
 def resolve_class(asked: int | str, model: ModelInfo) -> int:

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
+import numpy as np
 from redis import Redis
+
+from worker.batcher import Made, Ticket
+from worker.tasks import Clerk
+from worker.worker_store import WorkerStore
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Service, WorkerProcess
@@ -112,6 +117,19 @@ async def test_a_second_message_for_a_job_does_no_harm(service: Service) -> None
     await all_are_done_once(service, [job], seconds=30)
     await anyio.sleep(1)
     assert await service.ends(job) == 1
+
+
+async def test_a_worker_lets_go_of_a_job_whose_rest_is_another_s(service: Service) -> None:
+    job = await service.generate(count=2)
+    store = WorkerStore(service.settings, "here", lambda: False)
+    clerk = Clerk(store)
+    mine = Ticket(job.id, "tiny", 5, [job.recipe(0)], about=job.spec)
+    clerk.take([Made(mine, job.recipe(0), np.zeros((32, 32, 3), np.uint8))])
+    await anyio.to_thread.run_sync(mine.done.result, 10)
+    assert await service.made(job) == 1
+    assert not await service.has_ended(job)
+    clerk.close(10)
+    store.close()
 
 
 async def test_a_worker_that_is_told_to_stop_hands_its_jobs_back(service: Service) -> None:
