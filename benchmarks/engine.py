@@ -72,6 +72,7 @@ def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
     spectral_normalise(live.requires_grad_(False).eval())  # as a checkpoint in training has it
     crew = Crew()
     engine = Engine.load(path, device, "float32", crew)
+    engine.widen()
     rows: dict[str, tuple[Make, int, int]] = {
         f"plain eager float32 in eval mode, {WIDE} images": (_plainly(live, device), WIDE, 1),
         f"the same, spectral norm folded, channels_last, {WIDE} images": (_plainly(folded, device), WIDE, 1),
@@ -84,9 +85,10 @@ def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
             engine.lanes,
         )
     short = Engine.load(path, device, "auto", crew)
-    if short.info.precision == "bfloat16":
+    if short.info.precision != "float32":
+        short.widen()
         for size in (1, engine.rows):
-            name = f"engine in bfloat16, {short.lanes} forwards at once, {size} images each"
+            name = f"engine in {short.info.precision}, {short.lanes} forwards at once, {size} images each"
             rows[name] = (_by(short), size, short.lanes)
     return rows
 

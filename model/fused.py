@@ -2,59 +2,68 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import AttentionTrace, SelfAttention
+from model.config import BASE
 from model.generator import Generator
+from model.int8 import Int8Convolution, levels, range_of
 from model.layers import ConditionalBatchNorm, UpBlock, enlarging_kernel
 
+# On a CPU the last blocks see some of a forward's images at a time: what one step of a block leaves is then
+# still in a cache when the next one comes, and is not given back to the system in between.
+CACHED: Final = 8 << 20  # bytes of a map in float32, of all images that go through a block together
 
-class ScaleShift(nn.Module):
-    """x·scale[y] + shift[y]: a conditional batch norm in eval mode, its statistics and tables made one.
 
-    A shared class embedding becomes tables too. What a part of z adds to both stays two small matrices.
-    The bias of the convolution before it is in the shift.
+@dataclass(frozen=True)
+class Norm:
+    """A conditional batch norm in eval mode as x·scale + shift: its statistics and tables made one.
+
+    A shared class embedding becomes tables too; what z adds stays a matrix. The bias of the convolution
+    before it is in the shift.
     """
 
-    scale: Tensor  # [classes, C]
-    shift: Tensor
-    z_to_scale: Tensor  # [C, part of z]; only where the norm sees one
-    z_to_shift: Tensor
+    table: Tensor  # [classes, 2C]: scale, then shift
+    from_z: Tensor  # [2C, part of z]; of no columns where the norm sees no z
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         source: ConditionalBatchNorm,
-        y: Tensor,
+        classes: int,
         vector: Tensor | None,
         part: int,
         bias: Tensor | None = None,
-    ) -> None:
-        """y: every class. vector: what `source` projects for each; its last `part` places are z's, 0."""
-        super().__init__()
+    ) -> Norm:
+        """vector: what `source` projects for each class; its last `part` places are z's, 0."""
         mean, variance = source.norm.running_mean, source.norm.running_var
         assert mean is not None
         assert variance is not None
         if bias is not None:
             mean = mean - bias
         deviation = torch.sqrt(variance + source.norm.eps)
-        gamma, beta = source.scale_and_shift(y, vector)
+        gamma, beta = source.scale_and_shift(torch.arange(classes, device=mean.device), vector)
         scale = gamma / deviation
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", beta - mean * scale)
+        table = torch.cat([scale, beta - mean * scale], dim=1)
+        from_z = table.new_zeros(table.shape[1], part)
         if part and source.to_gamma is not None and source.to_beta is not None:
             z_to_scale = source.to_gamma.weight[:, -part:] / deviation[:, None]
-            self.register_buffer("z_to_scale", z_to_scale)
-            self.register_buffer("z_to_shift", source.to_beta.weight[:, -part:] - mean[:, None] * z_to_scale)
+            z_to_shift = source.to_beta.weight[:, -part:] - mean[:, None] * z_to_scale
+            from_z = torch.cat([z_to_scale, z_to_shift])
+        return cls(table, from_z)
 
-    def forward(self, x: Tensor, y: Tensor, part: Tensor | None) -> Tensor:
-        scale, shift = self.scale[y], self.shift[y]
-        if part is not None:
-            scale, shift = scale + F.linear(part, self.z_to_scale), shift + F.linear(part, self.z_to_shift)
-        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+    def in_steps(self, steps: Tensor) -> Norm:
+        """The same, in steps of 8 bits [C], and half a step more, since `levels` cuts off."""
+        twice = steps.repeat(2)
+        half = torch.zeros_like(twice)
+        half[len(steps) :] = 0.5
+        return Norm(self.table / twice + half, self.from_z / twice[:, None])
 
 
 def packs(weight: Tensor) -> bool:
@@ -128,31 +137,91 @@ class Enlarging(nn.Module):
 
 
 class FusedUpBlock(nn.Module):
-    """An UpBlock whose norms are ScaleShifts and whose biases are all added in one place."""
+    """An UpBlock whose norms come as rows of a table, and whose biases are all added in one place."""
 
     def __init__(
-        self, source: UpBlock, y: Tensor, vector: Tensor | None, part: int, side: int, dtype: torch.dtype
+        self, source: UpBlock, side: int, dtype: torch.dtype, after: tuple[Tensor, Tensor] | None
     ) -> None:
-        """side: of the map that comes in, pixels. The rest as for ScaleShift."""
+        """side: of the map that comes in, pixels. after: scale and shift [out] of what the block puts out."""
         super().__init__()
-        assert source.conv2.bias is not None
-        assert source.skip.bias is not None
-        bias = source.conv2.bias + source.skip.bias
-        self.norm1 = ScaleShift(source.norm1, y, vector, part).to(dtype)
+        second, skip, bias = _with(after, source)
+        self.widths = (source.conv1.in_channels,) * 2 + (source.conv1.out_channels,) * 2
         self.conv1 = Enlarging(source.conv1.weight.to(dtype), side)
-        self.norm2 = ScaleShift(source.norm2, y, vector, part, source.conv1.bias).to(dtype)
-        self.conv2 = Convolution(source.conv2.weight.to(dtype), bias.to(dtype), 2 * side)
-        self.skip = Convolution(source.skip.weight.to(dtype), None, side)
+        self.conv2 = Convolution(second.to(dtype), bias.to(dtype), 2 * side)
+        self.skip = Convolution(skip.to(dtype), None, side)
 
-    def forward(self, x: Tensor, y: Tensor, part: Tensor | None) -> Tensor:
-        h = self.conv1(self.norm1(x, y, part).relu_())
-        h = self.conv2(self.norm2(h, y, part).relu_())
-        skipped = self.skip(x)
-        batch, width, rows, columns = skipped.shape
-        # nearest ×2 as a broadcast: the doubled map is never built
-        pixels = h.permute(0, 2, 3, 1).view(batch, rows, 2, columns, 2, width)
-        pixels += skipped.permute(0, 2, 3, 1)[:, :, None, :, None]
-        return cast(Tensor, h)
+    def forward(self, x: Tensor, rows: Tensor, ends: list[Tensor] | None = None) -> Tensor:
+        """rows [B, both norms' scale and shift]. ends: gets the ranges of what the convolutions see."""
+        scale1, shift1, scale2, shift2 = rows.split_with_sizes(self.widths, dim=1)
+        h = _scaled(x, scale1, shift1).relu_()
+        if ends is not None:
+            ends.append(range_of(h))
+        h = _scaled(self.conv1(h), scale2, shift2).relu_()
+        if ends is not None:
+            ends.append(range_of(h))
+        return _plus_doubled(self.conv2(h), self.skip(x))
+
+
+class Int8UpBlock(nn.Module):
+    """The same in float32 with its two 3×3 convolutions in 8 bits."""
+
+    def __init__(
+        self, source: UpBlock, side: int, after: tuple[Tensor, Tensor] | None, ends: Sequence[Tensor]
+    ) -> None:
+        """ends: of the ranges of what the two convolutions see, [C] each."""
+        super().__init__()
+        second, skip, bias = _with(after, source)
+        self.widths = (source.conv1.in_channels,) * 2 + (source.conv1.out_channels,) * 2
+        self.conv1 = Int8Convolution(_corners(source.conv1.weight), None, side, ends[0])
+        self.conv2 = Int8Convolution(second, bias, 2 * side, ends[1])
+        self.skip = Convolution(skip, None, side)
+
+    def forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        """rows [B, both norms' scale and shift], in the convolutions' steps."""
+        scale1, shift1, scale2, shift2 = rows.split_with_sizes(self.widths, dim=1)
+        corners = self.conv1(levels(_scaled(x, scale1, shift1)))
+        batch, _, height, width = x.shape
+        channels = self.widths[2]
+        # kernel (r, c) makes, of the window that ends at pixel (i, j), pixel (2i - r, 2j - c) of the doubled
+        # map: read where it lies, as [B, H, 2, W, 2, C]
+        image, _, row, column = corners.stride()
+        steps = (image, row, row + 2 * channels, column, column + channels, 1)
+        h = torch.empty(batch, height, 2, width, 2, channels)
+        shift2, scale2 = (t[:, None, None, None, None] for t in (shift2, scale2))
+        torch.addcmul(shift2, corners.as_strided(h.shape, steps), scale2, out=h)
+        h = levels(h).view(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
+        return _plus_doubled(self.conv2(h), self.skip(x))
+
+
+def _with(after: tuple[Tensor, Tensor] | None, block: UpBlock) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights of the second convolution and of the skip, and the bias of both, with `after` in them."""
+    assert block.conv2.bias is not None
+    assert block.skip.bias is not None
+    bias = block.conv2.bias + block.skip.bias
+    if after is None:
+        return block.conv2.weight, block.skip.weight, bias
+    scale, shift = after
+    by = scale[:, None, None, None]
+    return block.conv2.weight * by, block.skip.weight * by, bias * scale + shift
+
+
+def _plus_doubled(h: Tensor, skipped: Tensor) -> Tensor:
+    """h [B, C, 2H, 2W], changed in place, plus nearest ×2 of skipped [B, C, H, W], which is never built."""
+    batch, width, rows, columns = skipped.shape
+    pixels = h.permute(0, 2, 3, 1).view(batch, rows, 2, columns, 2, width)
+    pixels += skipped.permute(0, 2, 3, 1)[:, :, None, :, None]
+    return h
+
+
+def _scaled(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+
+
+def _corners(weight: Tensor) -> Tensor:
+    """×2 and a 3×3 convolution [O, I, 3, 3] as 2×2 ones [4·O, I, 2, 2], for each of two by two pixels."""
+    kernel = enlarging_kernel(weight).transpose(0, 1)
+    taps = ((3, 1), (2, 0))  # of the transposed kernel, those that meet pixel 0 or 1 of two
+    return torch.cat([kernel[:, :, rows][..., columns] for rows in taps for columns in taps])
 
 
 class FusedAttention(nn.Module):
@@ -205,66 +274,205 @@ class FusedAttention(nn.Module):
 
 
 class ToRgb(nn.Module):
-    """The last 3×3 convolution, two by two pixels at a time: three channels leave most of a vector unit idle.
+    """ReLU and the last 3×3 convolution, two by two pixels at a time: three channels fill no vector unit.
 
     One 4×4 kernel of stride 2 makes the 12 values of a block; it costs less than half.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, side: int) -> None:
-        """weight [3, in, 3, 3]; side: of the image, pixels."""
+    def __init__(self, source: nn.Conv2d, side: int, dtype: torch.dtype, ends: Tensor | None = None) -> None:
+        """source: 3×3, to 3 channels. side: of the image, pixels. ends: see Int8Convolution; None: dtype."""
         super().__init__()
+        weight, bias = source.weight, source.bias
+        assert bias is not None
         blocks = weight.new_zeros(3, 2, 2, weight.shape[1], 4, 4)
         for row in range(2):
             for column in range(2):
                 blocks[:, row, column, :, row : row + 3, column : column + 3] = weight
-        self.convolution = Convolution(blocks.flatten(0, 2), bias.repeat_interleave(4), side, stride=2)
+        kernel, biases = blocks.flatten(0, 2), bias.repeat_interleave(4)
+        self.convolution: nn.Module
+        if ends is None:
+            self.convolution = Convolution(kernel.to(dtype), biases.to(dtype), side, stride=2)
+        else:
+            self.convolution = Int8Convolution(kernel, biases, side, ends, stride=2)
+
+    def in_steps(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm before it, counted as it wants its input."""
+        if not isinstance(self.convolution, Int8Convolution):
+            return scale, shift
+        steps = self.convolution.steps
+        return scale / steps, shift / steps + 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.convolution(x), 2)
+        seen = levels(x) if isinstance(self.convolution, Int8Convolution) else F.relu(x)
+        return F.pixel_shuffle(self.convolution(seen), 2)
 
 
-class _First(nn.Module):
-    """The linear layer at the start, as a 1×1 convolution: that one does not mind how many rows it gets."""
+class Rows(nn.Module):
+    """A linear layer, [B, in] -> [B, out], as a 1×1 convolution over a map of B pixels.
 
-    def __init__(self, source: nn.Linear, dtype: torch.dtype) -> None:
+    That one is laid out once too, and does not mind how many rows it gets.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self.convolution = Convolution(source.weight[:, :, None, None].to(dtype), source.bias.to(dtype), 1)
+        self.convolution = Convolution(weight[:, :, None, None], bias, 1)
 
-    def forward(self, z: Tensor) -> Tensor:
-        return cast(Tensor, self.convolution(z[:, :, None, None])).flatten(1)
+    def forward(self, rows: Tensor) -> Tensor:
+        grid = rows[None, None].permute(0, 3, 1, 2)  # [1, in, 1, B], channels_last as it lies
+        return cast(Tensor, self.convolution(grid)).permute(0, 2, 3, 1)[0, 0]
 
 
 class FusedGenerator(nn.Module):
     """A copy of a generator for inference on one device, in one precision; same calls, same images.
 
-    The fold changes the order of a few products, so images agree with the source's to rounding.
+    The fold changes the order of a few products, so images agree with the source's to rounding. With `ends`
+    most convolutions are in 8 bits, and images agree less: whoever asks for that looks how much.
     """
 
     def __init__(
-        self, source: Generator, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+        self,
+        source: Generator,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        ends: Sequence[Tensor] | None = None,
+        spared: int = 0,
     ) -> None:
-        """device: None: where `source` is."""
+        """device: None: where `source` is. ends: as `ends` of a float32 one gives them; needs has_int8.
+
+        spared: so many of the first blocks stay out of int8. What they lose shows in every pixel, and their
+        maps are small.
+        """
         super().__init__()
         self.config = config = source.config
+        self.dtype = dtype
+        self.table: Tensor
         network = source.folded()
         network = network.to(network.to_rgb.weight.device if device is None else device)
-        y = torch.arange(config.classes, device=network.to_rgb.weight.device)
-        _, vectors = network.parts(torch.zeros(config.classes, config.latent, device=y.device), y)
-        part = config.latent_part if config.hierarchical else 0
         # everything is folded in float32, then rounded once
-        for index, side in enumerate(config.generator_sides):
-            block = network.blocks[index]
-            assert isinstance(block, UpBlock)
-            network.blocks[index] = FusedUpBlock(block, y, vectors[index], part, side // 2, dtype)
+        self.attention = nn.ModuleDict()
         for name, layer in network.attention.items():
             assert isinstance(layer, SelfAttention)
-            if layer.form == "embedded_gaussian":
-                network.attention[name] = FusedAttention(layer, int(name.split("x")[0]), dtype)
-        network.linear = cast(nn.Linear, _First(network.linear, dtype))
-        rgb = network.to_rgb
-        assert rgb.bias is not None
-        network.to_rgb = cast(nn.Conv2d, ToRgb(rgb.weight.to(dtype), rgb.bias.to(dtype), config.resolution))
-        network.shared = None  # it is in the tables now
-        self.network = network.to(dtype)
-        self.forward = self.network.forward
-        self.forward_with_attention = self.network.forward_with_attention
+            fuses = layer.form == "embedded_gaussian"
+            side = int(name.split("x")[0])
+            self.attention[name] = FusedAttention(layer, side, dtype) if fuses else layer.to(dtype)
+        self.to_rgb = ToRgb(network.to_rgb, config.resolution, dtype, ends[-1] if ends else None)
+        after = self.to_rgb.in_steps(*_scale_and_shift(network.norm))
+        attends_last = config.resolution in config.generator_attention
+        # the last norm becomes part of the last block, where no attention stands between them
+        self.last = (after[0].to(dtype), after[1].to(dtype)) if attends_last else None
+        self._lay_blocks(network, dtype, ends, spared, None if attends_last else after)
+        linear, width = network.linear, config.generator_widths[0]
+        # rows in the order of channels_last: [pixels, C]
+        weight = linear.weight.view(width, BASE * BASE, -1).transpose(0, 1).flatten(0, 1)
+        bias = linear.bias.view(width, BASE * BASE).t().flatten()
+        self.first = Rows(weight.to(dtype), bias.to(dtype))
+
+    def forward(self, z: Tensor, y: Tensor) -> Tensor:
+        return torch.tanh(self._rest(0, *self._begin(z, y), None).float())
+
+    def forward_with_attention(self, z: Tensor, y: Tensor) -> tuple[Tensor, list[AttentionTrace]]:
+        """As Generator.forward_with_attention."""
+        traces: list[AttentionTrace] = []
+        return torch.tanh(self._rest(0, *self._begin(z, y), traces).float()), traces
+
+    def ends(self, z: Tensor, y: Tensor) -> list[Tensor]:
+        """Where the ranges of all that convolutions see end, over these images: [C] each, in float32."""
+        found: list[Tensor] = []
+        x, rows = self._begin(z, y)
+        for side, block, part in self._steps(0, rows):
+            x = self._attend(block(x, part, found), side, None)
+        found.append(range_of(F.relu(x if self.last is None else _scaled_by(x, *self.last))))
+        return found
+
+    def _lay_blocks(
+        self,
+        network: Generator,
+        dtype: torch.dtype,
+        ends: Sequence[Tensor] | None,
+        spared: int,
+        after: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        """The blocks, and one table with the rows of all their norms. after: of the last block."""
+        config = self.config
+        device = network.to_rgb.weight.device
+        _, vectors = network.parts(
+            torch.zeros(config.classes, config.latent, device=device),
+            torch.arange(config.classes, device=device),
+        )
+        part = config.latent_part if config.hierarchical else 0
+        norms: list[Norm] = []
+        self.blocks = nn.ModuleList()
+        for index, vector in enumerate(vectors):
+            source = network.blocks[index]
+            assert isinstance(source, UpBlock)
+            side = BASE << index
+            own = after if index == len(vectors) - 1 else None
+            pair = [
+                Norm.of(source.norm1, config.classes, vector, part),
+                Norm.of(source.norm2, config.classes, vector, part, source.conv1.bias),
+            ]
+            if ends and index >= spared:
+                block = Int8UpBlock(source, side, own, ends[2 * index : 2 * index + 2])
+                pair = [pair[0].in_steps(block.conv1.steps), pair[1].in_steps(block.conv2.steps)]
+                self.blocks.append(block)
+            else:
+                self.blocks.append(FusedUpBlock(source, side, dtype, own))
+            norms += pair
+        self.register_buffer("table", torch.cat([norm.table for norm in norms], dim=1).to(dtype))
+        # each block's norms see a part of z of their own
+        from_z = [torch.cat([a.from_z, b.from_z]) for a, b in zip(norms[::2], norms[1::2], strict=True)]
+        whole: Tensor = torch.block_diag(*from_z)  # type: ignore[no-untyped-call]
+        self.from_z = Rows(whole.to(dtype), None) if part else None
+        self._widths = [len(matrix) for matrix in from_z]
+
+    def _begin(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The first map, and the rows of all norms."""
+        rows = self.table[y]
+        if self.from_z is not None:
+            rows = rows + self.from_z(z[:, self.config.latent_part :])
+        x = self.first(z[:, : self.config.latent_part])
+        return x.view(len(z), BASE, BASE, -1).permute(0, 3, 1, 2), rows
+
+    def _steps(self, first: int, rows: Tensor) -> Iterator[tuple[int, nn.Module, Tensor]]:
+        """From block `first` on: the side of what it puts out, the block, its rows."""
+        parts = rows.split_with_sizes(self._widths, dim=1)
+        return zip(self.config.generator_sides[first:], self.blocks[first:], parts[first:], strict=True)
+
+    def _rest(self, first: int, x: Tensor, rows: Tensor, traces: list[AttentionTrace] | None) -> Tensor:
+        """From block `first` to RGB before its tanh, [B, 3, R, R]."""
+        for index, (side, block, part) in enumerate(self._steps(first, rows), first):
+            width = self.config.generator_widths[index + 1]
+            fit = max(1, CACHED // (4 * side * side * width))
+            if traces is None and x.device.type == "cpu" and len(x) > fit:
+                groups = zip(torch.split(x, fit), torch.split(rows, fit), strict=True)
+                return torch.cat([self._rest(index, *group, None) for group in groups])
+            x = self._attend(block(x, part), side, traces)
+        if self.last is not None:
+            x = _scaled_by(x, *self.last)
+        rgb: Tensor = self.to_rgb(x)
+        return rgb
+
+    def _attend(self, x: Tensor, side: int, traces: list[AttentionTrace] | None) -> Tensor:
+        name = f"{side}x{side}"
+        if name not in self.attention:
+            return x
+        layer = cast(SelfAttention | FusedAttention, self.attention[name])
+        if traces is None:
+            attended: Tensor = layer(x)
+            return attended
+        x, trace = layer.forward_with_map(x, name)
+        traces.append(trace)
+        return x
+
+
+def _scale_and_shift(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A batch norm in eval mode as x·scale + shift, [C] each."""
+    mean, variance = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert variance is not None
+    scale = norm.weight / torch.sqrt(variance + norm.eps)
+    return scale, norm.bias - mean * scale
+
+
+def _scaled_by(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return _scaled(x, scale[None], shift[None])

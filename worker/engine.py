@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, load_generator
 from model.errors import ModelError
 from model.fused import FusedGenerator
+from model.generator import Generator
+from model.int8 import has_int8
 from model.precision import has_bf16
 from worker.jobs import AttentionMap, AttentionSite, ModelInfo, Recipe
 from worker.settings import WorkerSettings
@@ -26,23 +28,24 @@ log = logging.getLogger(__name__)
 
 # EngineError
 # ├── UnknownLayer    no attention of that name in this model
-# ├── NoDevice        the device that was asked for is not there
+# ├── NoDevice        the device that was asked for is not there, or does not have the precision
 # └── NoModel         no checkpoint could be loaded
 
 # Sizes that a forward may have, by type of device; between two sizes the last rows repeat the first. One
 # recipe must give one image in any company, and kernels are chosen by size: so a size is used only if a trial
-# at the start gives the same images in it as in the largest. Powers of two, of images and of threads: weights
-# laid out by model.fused passed at all of these on the CPUs tried, while 3, 5 and 7 images on two threads did
-# not (a transposed convolution then splits its sums).
-SIZES: Final = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 4, 16, 64)}
+# gives the same images in it as in the one that is always used. On the CPUs tried, weights laid out by
+# model.fused passed at all of these in int8, and at powers of two in float32 (on two threads a transposed
+# convolution of 3, 5 or 7 images splits its sums).
+SIZES: Final = {"cpu": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16), "cuda": (1, 4, 16, 64)}
 
 # Forwards at once, at most. On a CPU each takes its share of the cores: two forwards of one thread each are
 # faster than one of two threads (benchmarks/engine.py), and no thread waits for another that a neighbour's
 # process keeps from its core. On a GPU the copies and launches of one run beside the kernels of the other.
 LANES: Final = {"cpu": 4, "cuda": 2}
-WORST_BF16: Final = 1.5  # levels of 255: mean difference from float32 above which bf16 is not used
-
-DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WORST: Final = 1.5  # levels of 255: mean difference from float32 above which "auto" takes nothing shorter
+SEEN: Final = 64  # images whose activations set the ranges of int8
+COMPARED: Final = 48  # others, which tell how far short is from float32
+AT_ONCE: Final = 16  # of these in one forward
 
 
 class EngineError(Exception):
@@ -85,23 +88,22 @@ class Crew:
         self._running = 0
 
     @contextmanager
-    def share(self) -> Iterator[None]:
-        """Run with this thread's share: all of them, where no other forward is under way."""
+    def share(self, allowed: Collection[int]) -> Iterator[int]:
+        """Run with this thread's share, which it gives: all threads, where no other forward is under way.
+
+        allowed: some of `shares`.
+        """
         with self._lock:
             self._running += 1
             wanted = self.threads // self._running
         try:
-            share = max((share for share in self.shares if share <= wanted), default=self.shares[0])
+            share = max((share for share in allowed if share <= wanted), default=min(allowed))
             if torch.get_num_threads() != share:
                 torch.set_num_threads(share)  # of this thread's forwards alone
-            yield
+            yield share
         finally:
             with self._lock:
                 self._running -= 1
-
-    def agree_on(self, shares: Sequence[int]) -> None:
-        """Only these from now on."""
-        self.shares = [share for share in self.shares if share in shares]
 
 
 def _power_of_two(number: int) -> int:
@@ -115,19 +117,23 @@ class Engine:
     def __init__(
         self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, crew: Crew
     ) -> None:
-        """precision: "float32" or "bfloat16"."""
+        """precision: as WorkerSettings has it. Raises NoDevice where the device does not have it."""
         config = checkpoint.config
         self._device = device
         self.device = str(device)
-        self._dtype = DTYPES[precision]
         self._latent = config.latent
         self._crew = crew
-        self._network = FusedGenerator(checkpoint.generator, device, self._dtype)
+        with crew.share(crew.shares), torch.inference_mode():
+            self._network, precision = _network(checkpoint.generator, device, precision)
+        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
         self._runs = (
             _Graphs(self._network, device, self._latent, self._dtype) if device.type == "cuda" else None
         )
-        self._sizes: tuple[int, ...] = SIZES.get(device.type, SIZES["cuda"])
-        self.rows = self._sizes[-1]
+        self.rows = _sizes(device)[-1]
+        # What every other forward is compared with by `widen`, and used without it. On a GPU that is the
+        # largest: a smaller one that differs from it costs less there than doing without the largest.
+        self._base = 1 if device.type == "cpu" else self.rows
+        self._sizes: Mapping[int, Sequence[int]] = {crew.shares[0]: (self._base,)}
         self.lanes = crew.lanes if device.type == "cpu" else LANES["cuda"]
         self.info = ModelInfo(
             name=name,
@@ -140,44 +146,59 @@ class Engine:
             description=str(checkpoint.metadata.get("description", "")),
         )
         self.info = replace(self.info, attention=self._look())
-        self._sizes = self._sizes_that_agree()
 
     @classmethod
     def load(
         cls, path: Path, device: torch.device, precision: str = "float32", crew: Crew | None = None
     ) -> Engine:
-        """The model in `path`, named by its stem. Raises model.errors.ModelError for any other file.
+        """The model in `path`, named by its stem. Raises model.errors.ModelError for other files, NoDevice.
 
-        precision: "auto" is bfloat16 where the device has it and the images stay near those of float32.
+        On a CPU it makes images one by one on few threads until `widen` was called.
         """
-        checkpoint = load_generator(path)
-        crew = Crew() if crew is None else crew
-        if precision != "auto":
-            return cls(checkpoint, path.stem, device, precision, crew)
-        exact = cls(checkpoint, path.stem, device, "float32", crew)
-        if not has_bf16(device):
-            return exact
-        short = cls(checkpoint, path.stem, device, "bfloat16", crew)
-        apart = short.difference(exact)
-        log.info("%s in bfloat16: images differ from float32 by %.2f of 255 on average", path.stem, apart)
-        return short if apart <= WORST_BF16 else exact
+        return cls(load_generator(path), path.stem, device, precision, Crew() if crew is None else crew)
 
     def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
         """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are; N at most `rows`."""
-        size = next(size for size in self._sizes if size >= len(recipes))
-        return self._pixels(recipes, size)[: len(recipes)]
+        with self._crew.share(self._sizes) as share, torch.inference_mode():
+            fitting = [size for size in self._sizes[share] if size >= len(recipes)]
+            if not fitting:
+                return np.concatenate([self._pixels([recipe], self._base) for recipe in recipes])
+            return self._pixels(recipes, fitting[0])[: len(recipes)]
 
-    def difference(self, other: Engine) -> float:
-        """Mean absolute difference of the pixels of some images, levels of 255."""
-        recipes = self._trial()
-        return float(np.abs(self.sample(recipes).astype(int) - other.sample(recipes)).mean())
+    def widen(self) -> None:
+        """Try forwards of more images and threads; those that give the same images are used from now on.
+
+        To the last bit, and before they are rounded to levels: sums in another order then show in every
+        image, not in one of many.
+        """
+        trial = _some(self.rows, len(self.info.classes))
+
+        def make(recipes: Sequence[Recipe]) -> Tensor:
+            images: Tensor = self._network(*self._inputs(recipes, len(recipes)))
+            return images
+
+        found: dict[int, list[int]] = {}
+        before = torch.get_num_threads()
+        with torch.inference_mode():
+            torch.set_num_threads(self._crew.shares[0])
+            groups = [trial[k : k + self._base] for k in range(0, self.rows, self._base)]
+            expected = torch.cat([make(group) for group in groups])
+            for share in self._crew.shares:
+                torch.set_num_threads(share)
+                # the last of the trial: each comes by at another place than in the largest
+                agree = [s for s in _sizes(self._device) if torch.equal(make(trial[-s:]), expected[-s:])]
+                if self._base in agree:
+                    found[share] = agree
+        torch.set_num_threads(before)
+        self._sizes = found
+        log.info("%s: images a forward by threads: %s", self.info.name, found)
 
     def attention(self, recipe: Recipe, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
         """The image again [R, R, 3], and the map of one layer. Raises UnknownLayer."""
         if layer not in {site.name for site in self.info.attention}:
             names = ", ".join(site.name for site in self.info.attention) or "none"
             raise UnknownLayer(f"Model {self.info.name!r} has no attention layer {layer!r}; it has: {names}.")
-        with self._crew.share(), torch.inference_mode():
+        with self._crew.share(self._sizes), torch.inference_mode():
             images, traces = self._network.forward_with_attention(*self._inputs([recipe], 1))
             trace = next(trace for trace in traces if trace.name == layer)
             return to_pixels(images[:1])[0].cpu().numpy(), AttentionMap(
@@ -191,56 +212,86 @@ class Engine:
 
     def _pixels(self, recipes: Sequence[Recipe], size: int) -> NDArray[np.uint8]:
         """uint8 [size, R, R, 3] of one forward of exactly that size."""
-        with self._crew.share(), torch.inference_mode():
-            inputs = self._inputs(recipes, size)
-            if self._runs is not None:
-                return self._runs(*inputs)
-            return to_pixels(self._network(*inputs)).numpy()
+        inputs = self._inputs(recipes, size)
+        if self._runs is not None:
+            return self._runs(*inputs)
+        return to_pixels(self._network(*inputs)).numpy()
 
     def _inputs(self, recipes: Sequence[Recipe], size: int) -> tuple[Tensor, Tensor]:
         """z [size, latent] and y [size]; the rows after the recipes repeat the first."""
         rows = [*recipes, *[recipes[0]] * (size - len(recipes))]
-        z = torch.from_numpy(np.stack([noise(row, self._latent) for row in rows]))
-        y = torch.tensor([row.class_id for row in rows])
-        return z.to(self._device, self._dtype), y.to(self._device)
-
-    def _trial(self) -> list[Recipe]:
-        classes = len(self.info.classes)
-        return [Recipe(k % classes, k, 0, 1.0) for k in range(self.rows)]
+        return _inputs(rows, self._latent, self._device, self._dtype)
 
     def _look(self) -> tuple[AttentionSite, ...]:
         """Run once, as a warm-up, and see which layers attend."""
-        with self._crew.share(), torch.inference_mode():
-            _, traces = self._network.forward_with_attention(*self._inputs(self._trial()[:1], 1))
+        with self._crew.share(self._sizes), torch.inference_mode():
+            _, traces = self._network.forward_with_attention(*self._inputs(_some(1, 1), 1))
         return tuple(AttentionSite(t.name, t.query_grid[0], float(t.gamma)) for t in traces)
 
-    def _sizes_that_agree(self) -> tuple[int, ...]:
-        """The sizes in which the images of a trial come out as in the largest, to the last bit.
 
-        And as with any share of the threads; else the crew keeps to the shares that agree with the smallest.
-        Before they are rounded to levels: sums in another order then show in every image, not in one of many.
-        """
-        trial = self._trial()
+def _sizes(device: torch.device) -> Sequence[int]:
+    return SIZES.get(device.type, SIZES["cuda"])
 
-        def make(size: int) -> Tensor:
-            # the last of the trial: each comes by at another place than in the largest
-            images: Tensor = self._network(*self._inputs(trial[-size:], size))
-            return images
 
-        before = torch.get_num_threads()
-        agree, shares = set(self._sizes), list[int]()
-        with torch.inference_mode():
-            for share in self._crew.shares:
-                torch.set_num_threads(share)
-                if not shares:
-                    expected = make(self.rows)
-                if torch.equal(make(self.rows), expected):
-                    shares.append(share)
-                    agree &= {size for size in agree if torch.equal(make(size), expected[-size:])}
-        torch.set_num_threads(before)
-        self._crew.agree_on(shares)
-        log.info("%s: forwards of %s images on %s threads", self.info.name, sorted(agree), self._crew.shares)
-        return tuple(sorted(agree))
+def _some(count: int, classes: int, seed: int = 0) -> list[Recipe]:
+    """Recipes of different noise, of one class after the other."""
+    return [Recipe((seed + k) % classes, seed + k, 0, 1.0) for k in range(count)]
+
+
+def _inputs(
+    recipes: Sequence[Recipe], latent: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """z [N, latent] and y [N]."""
+    z = torch.from_numpy(np.stack([noise(recipe, latent) for recipe in recipes]))
+    y = torch.tensor([recipe.class_id for recipe in recipes])
+    return z.to(device, dtype), y.to(device)
+
+
+def _network(generator: Generator, device: torch.device, precision: str) -> tuple[FusedGenerator, str]:
+    """The network as it serves, and the precision that "auto" came to."""
+    if precision == "int8" and not has_int8(device):
+        raise NoDevice(f'{device} has no fast 8-bit products. Use the precision "auto" or "float32".')
+    exact = FusedGenerator(generator, device)
+    there = [name for name, has in (("bfloat16", has_bf16), ("int8", has_int8)) if has(device)]
+    for short in {"float32": [], "auto": there}.get(precision, [precision]):
+        if short == "bfloat16":
+            ways = iter([FusedGenerator(generator, device, torch.bfloat16)])
+        else:
+            ends = _ends(exact, device)
+            ways = (FusedGenerator(generator, device, ends=ends, spared=k) for k in range(len(exact.blocks)))
+        for network in ways:
+            apart = _difference(network, exact, device)
+            log.info("%s: images differ from float32 by %.2f of 255 on average", short, apart)
+            if apart <= WORST:
+                return network, short
+        if short == precision:
+            return network, short
+    return exact, "float32"
+
+
+def _ends(exact: FusedGenerator, device: torch.device) -> list[Tensor]:
+    """Where the ranges of int8 end: those of some images, seen a few at a time."""
+    config = exact.config
+    some = _some(SEEN, config.classes)
+    seen = [
+        exact.ends(*_inputs(some[k : k + AT_ONCE], config.latent, device, torch.float32))
+        for k in range(0, SEEN, AT_ONCE)
+    ]
+    return [torch.stack(ends).amax(dim=0) for ends in zip(*seen, strict=True)]
+
+
+def _difference(network: FusedGenerator, exact: FusedGenerator, device: torch.device) -> float:
+    """Mean absolute difference of the pixels of some images, levels of 255."""
+    config = exact.config
+    apart = 0.0
+    for first in range(0, COMPARED, AT_ONCE):
+        some = _some(AT_ONCE, config.classes, seed=SEEN + first)
+        one, other = (
+            to_pixels(made(*_inputs(some, config.latent, device, made.dtype))).int()
+            for made in (network, exact)
+        )
+        apart += float((one - other).abs().float().mean()) * AT_ONCE / COMPARED
+    return apart
 
 
 class _Graphs:

@@ -99,7 +99,7 @@ class JobSpec:
 
     model: str
     model_hash: str  # sha256 hex of the checkpoint file
-    precision: str  # "float32" or "bfloat16": pixels depend on it
+    precision: str  # "float32", "bfloat16" or "int8": pixels depend on it
     class_id: int
     class_name: str
     count: int  # images, 1 to 64

@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from threading import Event, Thread
@@ -80,6 +80,8 @@ def run_worker(
 
     stopper = Thread(target=stop_working, name="stop", daemon=True)
     stopper.start()
+    # Beside the first jobs, since it takes as long as loading: the first image need not wait for it.
+    Thread(target=_widen, args=(engines.values(),), name="widen", daemon=True).start()
     log.info("serving %s", ", ".join(sorted(engines)))
     code = _consume(queue, settings, batcher, stopping)
     stopping.set()
@@ -91,6 +93,11 @@ def run_worker(
     store.close()
     log.info("stopped")
     return code
+
+
+def _widen(engines: Iterable[Engine]) -> None:
+    for engine in engines:
+        engine.widen()
 
 
 def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], stopping: Event) -> int:

@@ -60,9 +60,10 @@ class WorkerSettings(QueueSettings):
     device: str = Field(
         default="auto", description='"cpu", "cuda" or "cuda:1"; "auto": a GPU if there is one'
     )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
         default="auto",
-        description='of the forward; pixels depend on it. "auto": bfloat16 where the device has it',
+        description='of the forward; pixels depend on it. "auto": bfloat16 or int8 where the device has it '
+        "and images stay near those of float32",
     )
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads that forwards share; None: torch's own choice"

@@ -22,7 +22,10 @@ class PlainEngine(Engine):
         super().__init__(checkpoint, name, device, precision, crew)
         self._network = plain(checkpoint.generator)  # type: ignore[assignment]  # it is called the same way
         self.rows = 16
-        self._sizes = tuple(range(1, self.rows + 1))
+        self._sizes = {share: range(1, self.rows + 1) for share in crew.shares}
+
+    def widen(self) -> None:
+        """Every size is used already: a plain network promises nothing about pixels."""
 
 
 def load(settings: WorkerSettings) -> dict[str, Engine]:
