@@ -237,6 +237,10 @@ def evaluate(
     seed: Seed = 0,
     truncation: Truncation = 1.0,
     device: Device = "auto",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="As a worker runs it: auto, float32, bfloat16, int8; unless told as trained"),
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
     """Measure a generator beside real images: in our own classifier's features (not FID), in Inception's, or
@@ -260,6 +264,7 @@ def evaluate(
             seed=seed,
             truncation=truncation,
             device=device,
+            precision=precision,
         )
         console.print_json(data=figures)
         if keep:

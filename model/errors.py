@@ -2,7 +2,8 @@
 
 ModelError
 ├── ConfigError        a network that cannot be built
-└── CheckpointError    a file that is not one of our checkpoints, or does not fit its own config
+├── CheckpointError    a file that is not one of our checkpoints, or does not fit its own config
+└── PrecisionError     a number format that is not known, or that the device does not have
 """
 
 
@@ -16,3 +17,7 @@ class ConfigError(ModelError):
 
 class CheckpointError(ModelError):
     """This file cannot be loaded as a generator."""
+
+
+class PrecisionError(ModelError):
+    """This device does not compute in that."""

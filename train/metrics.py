@@ -19,6 +19,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from model.fused import FusedGenerator
 from model.generator import Generator
 from train.data import Pack
 from train.distances import (
@@ -68,7 +69,7 @@ class Sampler(Protocol):
 class GeneratorSampler:
     """Images of a generator, each a function of (seed, number, class) alone."""
 
-    generator: Generator
+    generator: Generator | FusedGenerator
     class_names: Sequence[str]
     truncation: float = 1.0
     device: str = "cpu"

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 from model.checkpoint import load_generator, save_generator
+from model.fused import FusedGenerator
+from model.generator import Generator
+from model.precision import in_precision
 from train.cas import classification_accuracy
 from train.choose import CHOSEN, choose
 from train.data import image_progress, open_data
@@ -111,10 +114,12 @@ def run_evaluation(
     seed: int = 0,
     truncation: float = 1.0,
     device: str = "auto",
+    precision: str | None = None,
 ) -> dict[str, object]:
     """What was asked for of a checkpoint: "own_features", "inception", "cas", each with its protocol.
 
     features: file of the own classifier. inception_weights: its file; None: the library's download.
+    precision: measure it as a worker runs it in that; None: as it was trained.
     samples, reference: None: what each measurement has as its own. Raises TrainError or ModelError.
     """
     inception = inception or inception_weights is not None
@@ -125,7 +130,10 @@ def run_evaluation(
     where = _one_device(device)
     eye = open_inception(inception_weights) if inception else None  # fails before the long work
     loaded = load_generator(checkpoint)
-    sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
+    generator: Generator | FusedGenerator = loaded.generator.to(where)
+    if precision is not None:
+        generator, precision = in_precision(loaded.generator, torch.device(where), precision)
+    sampler = GeneratorSampler(generator, loaded.class_names, truncation, where)
     pack = open_data(data)
     reports: dict[str, dict[str, object]] = {}
     with image_progress() as progress:
@@ -141,7 +149,9 @@ def run_evaluation(
             reports["cas"] = classification_accuracy(
                 sampler, pack, samples or MEASURED, seed, where, progress
             )
-    about = {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256}
+    about: dict[str, object] = {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256}
+    if precision is not None:
+        about["precision"] = precision
     return {name: about | report for name, report in reports.items()}
 
 

@@ -18,9 +18,7 @@ from torch import Tensor
 from model.checkpoint import Checkpoint, load_generator
 from model.errors import ModelError
 from model.fused import FusedGenerator
-from model.generator import Generator
-from model.int8 import has_int8
-from model.precision import has_bf16
+from model.precision import in_precision
 from worker.jobs import AttentionMap, AttentionSite, ModelInfo, Recipe
 from worker.settings import WorkerSettings
 
@@ -28,7 +26,7 @@ log = logging.getLogger(__name__)
 
 # EngineError
 # ├── UnknownLayer    no attention of that name in this model
-# ├── NoDevice        the device that was asked for is not there, or does not have the precision
+# ├── NoDevice        the device that was asked for is not there
 # └── NoModel         no checkpoint could be loaded
 
 # Sizes that a forward may have, by type of device; between two sizes the last rows repeat the first. One
@@ -42,10 +40,6 @@ SIZES: Final = {"cpu": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16), "cuda": (1, 4, 16, 
 # faster than one of two threads (benchmarks/engine.py), and no thread waits for another that a neighbour's
 # process keeps from its core. On a GPU the copies and launches of one run beside the kernels of the other.
 LANES: Final = {"cpu": 4, "cuda": 2}
-WORST: Final = 1.5  # levels of 255: mean difference from float32 above which "auto" takes nothing shorter
-SEEN: Final = 64  # images whose activations set the ranges of int8
-COMPARED: Final = 48  # others, which tell how far short is from float32
-AT_ONCE: Final = 16  # of these in one forward
 
 
 class EngineError(Exception):
@@ -117,15 +111,15 @@ class Engine:
     def __init__(
         self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, crew: Crew
     ) -> None:
-        """precision: as WorkerSettings has it. Raises NoDevice where the device does not have it."""
+        """precision: as WorkerSettings has it."""
         config = checkpoint.config
         self._device = device
         self.device = str(device)
         self._latent = config.latent
         self._crew = crew
         with crew.share(crew.shares), torch.inference_mode():
-            self._network, precision = _network(checkpoint.generator, device, precision)
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+            self._network, precision = in_precision(checkpoint.generator, device, precision)
+        self._dtype = self._network.dtype
         self._runs = (
             _Graphs(self._network, device, self._latent, self._dtype) if device.type == "cuda" else None
         )
@@ -151,7 +145,8 @@ class Engine:
     def load(
         cls, path: Path, device: torch.device, precision: str = "float32", crew: Crew | None = None
     ) -> Engine:
-        """The model in `path`, named by its stem. Raises model.errors.ModelError for other files, NoDevice.
+        """The model in `path`, named by its stem. Raises model.errors.ModelError for any other file, and for
+        a precision that the device does not have.
 
         On a CPU it makes images one by one on few threads until `widen` was called.
         """
@@ -220,7 +215,9 @@ class Engine:
     def _inputs(self, recipes: Sequence[Recipe], size: int) -> tuple[Tensor, Tensor]:
         """z [size, latent] and y [size]; the rows after the recipes repeat the first."""
         rows = [*recipes, *[recipes[0]] * (size - len(recipes))]
-        return _inputs(rows, self._latent, self._device, self._dtype)
+        z = torch.from_numpy(np.stack([noise(row, self._latent) for row in rows]))
+        y = torch.tensor([row.class_id for row in rows])
+        return z.to(self._device, self._dtype), y.to(self._device)
 
     def _look(self) -> tuple[AttentionSite, ...]:
         """Run once, as a warm-up, and see which layers attend."""
@@ -233,65 +230,9 @@ def _sizes(device: torch.device) -> Sequence[int]:
     return SIZES.get(device.type, SIZES["cuda"])
 
 
-def _some(count: int, classes: int, seed: int = 0) -> list[Recipe]:
+def _some(count: int, classes: int) -> list[Recipe]:
     """Recipes of different noise, of one class after the other."""
-    return [Recipe((seed + k) % classes, seed + k, 0, 1.0) for k in range(count)]
-
-
-def _inputs(
-    recipes: Sequence[Recipe], latent: int, device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """z [N, latent] and y [N]."""
-    z = torch.from_numpy(np.stack([noise(recipe, latent) for recipe in recipes]))
-    y = torch.tensor([recipe.class_id for recipe in recipes])
-    return z.to(device, dtype), y.to(device)
-
-
-def _network(generator: Generator, device: torch.device, precision: str) -> tuple[FusedGenerator, str]:
-    """The network as it serves, and the precision that "auto" came to."""
-    if precision == "int8" and not has_int8(device):
-        raise NoDevice(f'{device} has no fast 8-bit products. Use the precision "auto" or "float32".')
-    exact = FusedGenerator(generator, device)
-    there = [name for name, has in (("bfloat16", has_bf16), ("int8", has_int8)) if has(device)]
-    for short in {"float32": [], "auto": there}.get(precision, [precision]):
-        if short == "bfloat16":
-            ways = iter([FusedGenerator(generator, device, torch.bfloat16)])
-        else:
-            ends = _ends(exact, device)
-            ways = (FusedGenerator(generator, device, ends=ends, spared=k) for k in range(len(exact.blocks)))
-        for network in ways:
-            apart = _difference(network, exact, device)
-            log.info("%s: images differ from float32 by %.2f of 255 on average", short, apart)
-            if apart <= WORST:
-                return network, short
-        if short == precision:
-            return network, short
-    return exact, "float32"
-
-
-def _ends(exact: FusedGenerator, device: torch.device) -> list[Tensor]:
-    """Where the ranges of int8 end: those of some images, seen a few at a time."""
-    config = exact.config
-    some = _some(SEEN, config.classes)
-    seen = [
-        exact.ends(*_inputs(some[k : k + AT_ONCE], config.latent, device, torch.float32))
-        for k in range(0, SEEN, AT_ONCE)
-    ]
-    return [torch.stack(ends).amax(dim=0) for ends in zip(*seen, strict=True)]
-
-
-def _difference(network: FusedGenerator, exact: FusedGenerator, device: torch.device) -> float:
-    """Mean absolute difference of the pixels of some images, levels of 255."""
-    config = exact.config
-    apart = 0.0
-    for first in range(0, COMPARED, AT_ONCE):
-        some = _some(AT_ONCE, config.classes, seed=SEEN + first)
-        one, other = (
-            to_pixels(made(*_inputs(some, config.latent, device, made.dtype))).int()
-            for made in (network, exact)
-        )
-        apart += float((one - other).abs().float().mean()) * AT_ONCE / COMPARED
-    return apart
+    return [Recipe(k % classes, k, 0, 1.0) for k in range(count)]
 
 
 class _Graphs:

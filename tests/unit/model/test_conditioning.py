@@ -12,7 +12,7 @@ from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.errors import ConfigError
-from model.fused import FusedGenerator, ScaleShift
+from model.fused import FusedGenerator
 from model.generator import Generator
 from model.layers import ConditionalBatchNorm, SharedEmbedding, effective_state, spectral_normalise
 from tests.unit.model.test_networks import small
@@ -57,11 +57,8 @@ def test_the_served_generator_makes_the_same_images(changes: dict[str, object]) 
     torch.testing.assert_close(images, generator(z, y), rtol=1e-4, atol=1e-5)
     assert not any(isinstance(m, ConditionalBatchNorm | SharedEmbedding) for m in fused.modules())
     # a class costs the same however it was conditioned: one row of each table
-    tables = [m.scale.shape for m in fused.modules() if isinstance(m, ScaleShift)]
-    assert len(tables) == 6
-    assert all(shape[0] == 3 for shape in tables)
-    with_z = any(name.endswith("z_to_scale") for name, _ in fused.named_buffers())
-    assert with_z == bool(changes.get("hierarchical"))
+    assert fused.table.shape == (3, 2 * sum((16, 16, 16, 16, 16, 8)))
+    assert (fused.from_z is not None) == bool(changes.get("hierarchical"))
     short = FusedGenerator(generator, dtype=torch.bfloat16)(z.bfloat16(), y)
     torch.testing.assert_close(short.float(), generator(z, y), rtol=0, atol=0.05)
 

@@ -177,16 +177,31 @@ def test_folding_leaves_the_original_trainable_and_the_copy_equal() -> None:
     assert not any("parametrizations" in name for name in folded.state_dict())
 
 
-def test_the_served_generator_makes_the_same_images_and_maps() -> None:
+def lively(**changes: object) -> Generator:
+    """In eval mode, with statistics, gates and tables that are not the initial ones."""
     torch.manual_seed(1)
-    generator = Generator(small(generator_attention=(8, 16)))
-    for _ in range(3):  # batch-norm statistics that are not the initial ones
-        generator(torch.randn(16, 8) * 2, torch.randint(3, (16,)))
+    generator = Generator(small(**changes))
+    for _ in range(3):
+        generator(torch.randn(16, generator.config.latent) * 2, torch.randint(3, (16,)))
     with torch.no_grad():
         for name, parameter in generator.named_parameters():
             if name.endswith(("gamma", "beta")):
                 parameter.add_(torch.randn_like(parameter) * 0.3)
-    generator.eval()
+    return generator.eval()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"generator_attention": (8, 16)},
+        {"generator_attention": (32,)},  # between the last block and the last norm
+        {"generator_attention": (16,), "attention_form": "dot_product"},
+        {"hierarchical": True, "class_embedding": 4},
+    ],
+)
+def test_the_served_generator_makes_the_same_images_and_maps(changes: dict[str, object]) -> None:
+    generator = lively(**changes)
     fused = FusedGenerator(generator)
     z, y = torch.randn(5, 8), torch.tensor([0, 1, 2, 0, 1])
     with torch.no_grad():
@@ -194,11 +209,22 @@ def test_the_served_generator_makes_the_same_images_and_maps() -> None:
         images, traces = fused.forward_with_attention(z, y)
         torch.testing.assert_close(images, generator(z, y), rtol=1e-4, atol=1e-5)
         _, wanted = generator.forward_with_attention(z, y)
-    assert [t.name for t in traces] == ["8x8", "16x16"]
+    assert [t.name for t in traces] == [f"{side}x{side}" for side in generator.config.generator_attention]
     for a, b in zip(traces, wanted, strict=True):
         torch.testing.assert_close(a.map, b.map, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(a.share, b.share, rtol=1e-3, atol=1e-5)
-    assert not any(isinstance(m, nn.BatchNorm2d) and not m.affine for m in fused.modules())
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in fused.modules())
+
+
+def test_images_that_go_through_the_last_blocks_in_groups_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fused = FusedGenerator(lively())
+    z, y = torch.randn(7, 8), torch.arange(7) % 3
+    with torch.no_grad():
+        whole = fused(z, y)
+        monkeypatch.setattr("model.fused.CACHED", 3 * 4 * 32 * 32 * 8)  # three images of the last block
+        torch.testing.assert_close(fused(z, y), whole, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from model.int8 import has_int8
 from worker.engine import Engine, NoDevice, NoModel, UnknownLayer, choose_device, load_engines, noise
 from worker.jobs import Recipe
 from worker.settings import WorkerSettings
 
 CPU = torch.device("cpu")
 KNOWN = [-1.7496944665908813, 0.5745441317558289, 0.6142833828926086]  # of seed 7, image 0
+INT8 = pytest.mark.skipif(not has_int8(CPU), reason="this processor has no instructions for int8")
 RECIPES = [Recipe(class_id=seed % 3, seed=seed, index=seed % 2, truncation=1.0) for seed in range(9)]
 
 
@@ -31,7 +33,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> Engine:
-    return Engine.load(checkpoint, CPU)
+    engine = Engine.load(checkpoint, CPU)
+    engine.widen()
+    return engine
 
 
 def test_it_tells_what_it_is(engine: Engine, checkpoint: Path) -> None:
@@ -45,11 +49,14 @@ def test_it_tells_what_it_is(engine: Engine, checkpoint: Path) -> None:
     assert site.gamma == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("int8", marks=INT8)])
 def test_an_image_does_not_depend_on_its_company_or_place(checkpoint: Path, precision: str) -> None:
     engine = Engine.load(checkpoint, CPU, precision)
     alone = {recipe: engine.sample([recipe])[0] for recipe in RECIPES}
     assert len({image.tobytes() for image in alone.values()}) == len(RECIPES)
+    for recipe, image in zip(RECIPES, engine.sample(RECIPES), strict=True):
+        np.testing.assert_array_equal(image, alone[recipe], err_msg="before other sizes were tried")
+    engine.widen()
     for size in range(1, engine.rows + 1):
         for first in range(len(RECIPES) - size + 1):  # so each recipe comes by at every place
             group = RECIPES[first : first + size]
@@ -66,6 +73,21 @@ def test_an_image_does_not_depend_on_the_number_of_threads(engine: Engine) -> No
         images.append(engine.sample(RECIPES[:4]))
     np.testing.assert_array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0], images[2])
+
+
+def test_a_size_that_gives_other_images_is_not_used(
+    engine: Engine, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Engine.load(checkpoint, CPU)
+    made = other._network.forward
+
+    def odd(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return made(z, y) * (1 + 1e-6 * (len(z) == 4))
+
+    monkeypatch.setattr(other._network, "forward", odd)
+    other.widen()
+    assert all(4 not in sizes for sizes in other._sizes.values())
+    np.testing.assert_array_equal(other.sample(RECIPES[:4]), engine.sample(RECIPES[:4]))
 
 
 def test_every_part_of_a_recipe_matters(engine: Engine) -> None:
