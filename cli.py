@@ -61,6 +61,9 @@ def api(
 def worker() -> None:
     """A Celery worker alone: it loads the checkpoints (SAGAN_CHECKPOINTS) and takes jobs from Redis."""
     _wait_passively()
+    from worker import start
+
+    start.begin()
     from worker.main import run_worker
     from worker.settings import WorkerSettings
 

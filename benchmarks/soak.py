@@ -85,7 +85,7 @@ class Service:
                 pass
             assert self._process.poll() is None, "the service has ended"
             await asyncio.sleep(0.1)
-        self._worker = next(p for p in self._api.children() if "worker.main" in p.cmdline())
+        self._worker = next(p for p in self._api.children() if "worker" in p.cmdline())
 
     async def sample(self, seconds: float, jobs: int) -> Sample:
         """Raises psutil.NoSuchProcess if one of them has died."""

@@ -79,7 +79,7 @@ class Service:
         """Its processes, by what they are."""
         api = psutil.Process(self.process.pid)
         children = {
-            "worker" if "worker.main" in child.cmdline() else "Redis": child for child in api.children()
+            "worker" if "worker" in child.cmdline() else "Redis": child for child in api.children()
         }
         return {"API": api, **children}
 
@@ -124,7 +124,7 @@ def cold(rounds: Annotated[int, typer.Option(min=1)] = 5) -> None:
             began = monotonic()
             service.asked()
             png = monotonic() - began
-            for words in ("loading models", "forwards of", "serving"):
+            for words in ("loading models", "loaded", "serving"):
                 marks.setdefault(words, []).append(service.said(words))
             marks.setdefault("the first PNG", []).append(png)
     for words, times in marks.items():

@@ -50,7 +50,7 @@ def run(
         with _listen(host, port) as listener, contextlib.ExitStack() as stack:
             if redis_url is None:
                 stack.enter_context(_only_one(state_dir))
-            command = worker_command or [sys.executable, "-m", "worker.main"]
+            command = worker_command or [sys.executable, "-m", "worker"]
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_Service(listener, redis_url, state_dir, command).run())
     except (EmbeddedError, RedisMissing) as error:

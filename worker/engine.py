@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -306,15 +307,19 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
     device = choose_device(settings.device)
-    engines = {}
-    paths = sorted(settings.checkpoints.glob("*.safetensors"))
-    for path in paths:
+
+    def load(path: Path) -> Engine | None:
         try:
-            engines[path.stem] = Engine.load(path, device, settings.precision, crew)
+            engine = Engine.load(path, device, settings.precision, crew)
         except ModelError as error:
             log.error("refused: %s", error)
-        else:
-            log.info("loaded %s on %s, %s", path.stem, device, engines[path.stem].info.precision)
+            return None
+        log.info("loaded %s on %s, %s", path.stem, device, engine.info.precision)
+        return engine
+
+    paths = sorted(settings.checkpoints.glob("*.safetensors"))
+    with ThreadPoolExecutor(crew.lanes, "load") as side_by_side:
+        engines = {engine.info.name: engine for engine in side_by_side.map(load, paths) if engine}
     if not engines:
         found = (
             f"none of the {len(paths)} in it can be loaded" if paths else "there is no *.safetensors in it"

@@ -18,6 +18,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from kombu.utils.scheduling import sorted_cycle
 
+from worker import start
 from worker.batcher import Batcher
 from worker.engine import Engine, EngineError, load_engines
 from worker.jobs import WorkerInfo
@@ -80,6 +81,7 @@ def run_worker(
 
     stopper = Thread(target=stop_working, name="stop", daemon=True)
     stopper.start()
+    start.settle()
     # Beside the first jobs, since it takes as long as loading: the first image need not wait for it.
     Thread(target=_widen, args=(engines.values(),), name="widen", daemon=True).start()
     log.info("serving %s", ", ".join(sorted(engines)))
@@ -150,6 +152,3 @@ def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], 
         return int(end.code or 0)
     return int(worker.exitcode or 0)
 
-
-if __name__ == "__main__":
-    sys.exit(run_worker(WorkerSettings()))

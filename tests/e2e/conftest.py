@@ -81,7 +81,7 @@ class Service:
             time.sleep(0.1)
 
     def start_worker(self) -> None:
-        self.worker = self._process("worker", "-m", "worker.main")
+        self.worker = self._process("worker", "-m", "worker")
 
     def ready(self) -> None:
         self._wait(f"{self.url}health/ready")

@@ -40,6 +40,7 @@ class WorkerProcess:
             "SAGAN_WORKER_TTL": str(settings.worker_ttl),
             "SAGAN_CHECKPOINTS": str(checkpoints),
             "SAGAN_DEVICE": "cpu",
+            "SAGAN_PRECISION": "float32",  # the same on any machine
             "PYTHONPATH": str(Path(__file__).parents[2]),
             "SAGAN_THREADS": "1",
             **env,
@@ -91,7 +92,7 @@ class Service:
         self.workers: list[WorkerProcess] = []
 
     def start_worker(self, *script: str, **env: str) -> WorkerProcess:
-        worker = WorkerProcess(self.settings, self.checkpoints, list(script or ("-m", "worker.main")), **env)
+        worker = WorkerProcess(self.settings, self.checkpoints, list(script or ("-m", "worker")), **env)
         self.workers.append(worker)
         return worker
 

@@ -59,7 +59,7 @@ class Sagan:
         found = {}
         for pid in children(self.process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
-            found["worker" if b"worker.main" in command else "redis"] = pid
+            found["worker" if b"\0worker\0" in command else "redis"] = pid
         return found
 
     async def generate(self, **body: object) -> tuple[int, dict[str, object]]:

@@ -62,7 +62,7 @@ def worker(redis_url: str, two_models: Path) -> Iterator[subprocess.Popen[bytes]
         "SAGAN_THREADS": "1",
     }
     with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "worker.main"], env=env, stdout=out, stderr=out)
+        process = subprocess.Popen([sys.executable, "-m", "worker"], env=env, stdout=out, stderr=out)
     try:
         with redis_client.Redis.from_url(redis_url) as redis:
             deadline = time.monotonic() + 60
