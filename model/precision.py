@@ -18,9 +18,9 @@ from model.int8 import has_int8
 log = logging.getLogger(__name__)
 
 PRECISIONS: Final = ("float32", "bfloat16", "int8")
-WORST: Final = 1.5  # levels of 255: mean difference from float32 above which "auto" takes nothing shorter
+WORST: Final = 1.2  # levels of 255: mean difference from float32 above which "auto" takes nothing shorter
 SEEN: Final = 64  # images whose activations set the ranges of int8
-COMPARED: Final = 48  # others, which tell how far a network is from float32
+COMPARED: Final = 32  # others, which tell how far a network is from float32
 AT_ONCE: Final = 16  # of either in one forward
 
 
