@@ -276,7 +276,7 @@ class JobStore:
         # who is alive, what they have loaded, and when that was read
         self._alive: tuple[float, list[WorkerInfo], list[ModelInfo]] = (-inf, [], [])
         self._create = redis.register_script(scripts.CREATE)
-        self._creates = Together(self._create_all, most=64)
+        self._creates = Together(self._create_all, most=500)  # some 30 ms of Redis
         self._end = redis.register_script(scripts.END)
         self._claim = redis.register_script(scripts.CLAIM)
 
@@ -350,11 +350,13 @@ class JobStore:
         waiter: str,
     ) -> tuple[Job, bool]:
         body = SPEC.dump_json(spec).decode()
-        key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
+        key, asked = "", ""
+        if idempotency_key is not None:
+            key, asked = self._keys.idempotency(owner, idempotency_key), body if request is None else request
         outcome, detail, *record = await self._creates.ask(
             (
-                *(job_id, owner, body, spec.priority, spec.count, key, body if request is None else request),
-                *(waiter, generate_list(self._settings.namespace, spec.priority)),
+                *(job_id, owner, body, spec.priority, spec.count, key, asked, waiter),
+                generate_list(self._settings.namespace, spec.priority),
                 generate_message(job_id, body, spec.priority),
             )
         )

@@ -166,7 +166,7 @@ local function finish_all()
 end
 """
 
-# max_queued, ttl, then of each job: id, owner, spec, priority, count, idempotency key or '', request,
+# max_queued, ttl, then of each job: id, owner, spec, priority, count, idempotency key and request or two "",
 # waiter or '', list, message
 # -> of each job {outcome, created_at or depth or id, field, value, ... of a record that was there before}
 # What has not ended has no TTL, or a long queue would lose it; max_queued bounds it. Celery's message goes
