@@ -109,34 +109,27 @@ Found = Annotated[
 ]  # the job of the path; 404 unless it is the caller's, 410 once expired
 
 
-def json_body(model: type[M]) -> Callable[[Request], object]:
-    """A dependency: the body as `model`, whatever its Content-Type says; no body at all is all defaults.
+async def body_as(model: type[M], request: Request) -> M:
+    """The body as `model`, whatever its Content-Type says; no body at all is all defaults.
 
     pydantic reads the bytes itself: NaN, lone surrogates, depth and digits beyond reason end as 422.
     """
-
-    async def read(request: Request) -> M:
-        try:
-            return model.model_validate_json(await request.body() or b"{}")
-        except ValidationError as error:
-            findings = error.errors(include_url=False, include_context=False, include_input=False)
-            raise RequestValidationError(
-                [{**one, "loc": ("body", *one["loc"])} for one in findings]
-            ) from error
-
-    return read
+    try:
+        return model.model_validate_json(await request.body() or b"{}")
+    except ValidationError as error:
+        findings = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in findings]) from error
 
 
 async def served_model(store: JobStore, name: str | None) -> ModelInfo:
     """The model of that name, None: the first by name. Raises NoWorker, UnknownModel."""
-    models = {model.name: model for model in await store.models()}
+    models = await store.models()
     if not models:
         raise NoWorker(
             "No worker with a loaded model is there. Start one (sagan worker), or wait until it has loaded.",
             retry_after=RETRY_AFTER,
         )
-    if name is None:
-        return next(iter(models.values()))
-    if name not in models:
-        raise UnknownModel(name, list(models))
-    return models[name]
+    for model in models:
+        if name in (None, model.name):
+            return model
+    raise UnknownModel(str(name), [model.name for model in models])

@@ -1,8 +1,9 @@
 """The HTTP face: create_app(settings) wires routes, errors, guards and the page together."""
 
+import gc
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.store = JobStore.open(settings)
         app.state.artist = Artist(at_once=os.cpu_count() or 1)
         try:
-            yield
+            with _collecting_less():
+                yield
         finally:
             await app.state.store.close()
 
@@ -84,6 +86,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(ResponseHeaders, shared=bool(settings.allowed_origins))
     app.add_middleware(Observe, metrics=metrics)
     return app
+
+
+@contextmanager
+def _collecting_less() -> Iterator[None]:
+    """A tenth of this process' time was garbage collection that found next to nothing."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: not to be looked through again and again
+    # above what some dozen open requests hold, or each swing of their number looks like garbage
+    gc.set_threshold(10_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
 
 
 def _show_page(app: FastAPI) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from anyio import CancelScope
 from fastapi import Request
@@ -10,6 +10,8 @@ from fastapi import Request
 from app.errors import ClientLeft
 
 T = TypeVar("T")
+
+SOON: Final = 0.5  # seconds within which nobody looks whether the client is still there: most waits are over
 
 
 async def while_there(request: Request, awaitable: Awaitable[T]) -> T:
@@ -19,11 +21,16 @@ async def while_there(request: Request, awaitable: Awaitable[T]) -> T:
     """
     # a scope rather than one Task.cancel(): it cancels again where redis-py swallows a cancellation
     with CancelScope() as scope:
-        watcher = asyncio.create_task(_until_gone(request, scope))
+        watchers: list[asyncio.Task[None]] = []
+        watching = asyncio.get_running_loop().call_later(
+            SOON, lambda: watchers.append(asyncio.create_task(_until_gone(request, scope)))
+        )
         try:
             return await awaitable
         finally:
-            watcher.cancel()
+            watching.cancel()
+            for watcher in watchers:
+                watcher.cancel()
     raise ClientLeft("The client closed its connection before there was an answer.")
 
 

@@ -245,7 +245,7 @@ def _creates(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call]:
         lifetime = settings.result_ttl + settings.record_ttl
         yield (
             scripts.CREATE,
-            [prefix, job_id, "somebody", spec, 5, 1, 10**9, lifetime, "", spec, "node", *there],
+            [prefix, 10**9, lifetime, job_id, "somebody", spec, 5, 1, "", "", "node", *there],
         )
 
 

@@ -8,7 +8,7 @@ import secrets
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import wraps
 from math import inf
@@ -29,6 +29,7 @@ from worker import scripts
 from worker.message import ATTENTION_QUEUE, attention_message, generate_list, generate_message, message_list
 from worker.news import News, Watch
 from worker.settings import QueueSettings
+from worker.together import Together
 
 # JobError
 # ├── UnknownJob            404: never known to this caller, or forgotten
@@ -272,8 +273,10 @@ class JobStore:
         self._keys = scripts.Keys(settings.namespace)
         self._node = secrets.token_urlsafe(9)  # this process, among those that hear news
         self._news = News(redis, self._keys.news(self._node))
-        self._beats: tuple[float, list[WorkerInfo]] = (-inf, [])  # when they were read
+        # who is alive, what they have loaded, and when that was read
+        self._alive: tuple[float, list[WorkerInfo], list[ModelInfo]] = (-inf, [], [])
         self._create = redis.register_script(scripts.CREATE)
+        self._creates = Together(self._create_all, most=500)  # some 30 ms of Redis
         self._end = redis.register_script(scripts.END)
         self._claim = redis.register_script(scripts.CLAIM)
 
@@ -285,12 +288,15 @@ class JobStore:
             socket_timeout=5,
             socket_connect_timeout=2,
             health_check_interval=15,
+            # with 3, redis-py writes out each message of pub/sub for a log line that nobody asked for
+            protocol=2,
             # Bridges a lost connection, not an outage: a caller is waiting, and 503 is its answer then.
             retry=Retry(ExponentialWithJitterBackoff(cap=0.4, base=0.05), retries=2),
         )
         return cls(redis, settings)
 
     async def close(self) -> None:
+        await self._creates.close()
         await self._news.close()
         await self._redis.aclose()
 
@@ -302,7 +308,7 @@ class JobStore:
     async def create(
         self, spec: JobSpec, owner: str, idempotency_key: str | None = None, request: str | None = None
     ) -> tuple[Job, bool]:
-        """Record a job and queue it, in one round trip; the second value says that it is new.
+        """Record a job and queue it, in one round trip (shared); the second value says that it is new.
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
         the same request. None: the spec itself. Raises QueueFull, IdempotencyConflict.
@@ -343,35 +349,45 @@ class JobStore:
         request: str | None,
         waiter: str,
     ) -> tuple[Job, bool]:
-        settings = self._settings
         body = SPEC.dump_json(spec).decode()
-        key = "" if idempotency_key is None else self._keys.idempotency(owner, idempotency_key)
-        lifetime = settings.result_ttl + settings.record_ttl
-        outcome, detail, *record = await self._create(
-            args=[
-                *(self._keys.prefix, job_id, owner, body, spec.priority, spec.count),
-                *(settings.max_queued, lifetime, key, body if request is None else request),
-                *(waiter, generate_list(settings.namespace, spec.priority)),
+        key, asked = "", ""
+        if idempotency_key is not None:
+            key, asked = self._keys.idempotency(owner, idempotency_key), body if request is None else request
+        outcome, detail, *record = await self._creates.ask(
+            (
+                *(job_id, owner, body, spec.priority, spec.count, key, asked, waiter),
+                generate_list(self._settings.namespace, spec.priority),
                 generate_message(job_id, body, spec.priority),
-            ]
+            )
         )
         match outcome:
+            case b"new":
+                return _new_job(job_id, owner, spec, float(detail)), True
             case b"full":
                 raise QueueFull(int(detail))
             case b"conflict":
                 raise IdempotencyConflict(str(idempotency_key))
             case _:
-                job = read_job(detail.decode(), dict(zip(record[::2], record[1::2], strict=True)))
-                return job, outcome == b"new"
+                fields = dict(zip(record[::2], record[1::2], strict=True))
+                return read_job(detail.decode(), fields), outcome == b"again"
+
+    async def _create_all(self, jobs: Sequence[tuple[Any, ...]]) -> list[list[bytes]]:
+        """Each job as CREATE wants it -> what came of it."""
+        settings = self._settings
+        lifetime = settings.result_ttl + settings.record_ttl
+        values = [value for job in jobs for value in job]
+        outcomes: list[list[bytes]] = await self._create(
+            args=[self._keys.prefix, settings.max_queued, lifetime, *values]
+        )
+        return outcomes
 
     async def _answered(self, job: Job, watch: Watch, deadline: float) -> tuple[Job, bytes | None]:
         while not job.ended and (left := deadline - monotonic()) > 0:
             if not await watch.wait(left):
                 continue
             if watch.answer is not None:
-                record, png = watch.answer.split(b"\n", 1)
-                fields = {name.encode(): text.encode() for name, text in json.loads(record).items()}
-                return read_job(job.id, fields), png or None
+                changes, png = watch.answer.split(b"\n", 1)
+                return _ended(job, changes), png or None
             job = await self.get(job.id, job.owner)
         return job, None
 
@@ -501,12 +517,7 @@ class JobStore:
 
     async def workers(self) -> list[WorkerInfo]:
         """The workers that are alive, oldest first; as they were up to half a heartbeat ago."""
-        read, found = self._beats
-        if monotonic() - read > self._settings.heartbeat_period / 2:
-            found = await self._read_beats()
-            if found:  # whoever waits for the first worker shall see it at once
-                self._beats = (monotonic(), found)
-        return found
+        return (await self._look())[1]
 
     @_asks_redis
     async def _read_beats(self) -> list[WorkerInfo]:
@@ -519,8 +530,19 @@ class JobStore:
 
     async def models(self) -> list[ModelInfo]:
         """What the living workers have loaded, by name; of two of one name, the newest worker's."""
-        found = {model.name: model for worker in await self.workers() for model in worker.models}
-        return [found[name] for name in sorted(found)]
+        return (await self._look())[2]
+
+    async def _look(self) -> tuple[float, list[WorkerInfo], list[ModelInfo]]:
+        read, workers, models = self._alive
+        if monotonic() - read > self._settings.heartbeat_period / 2:
+            if workers:  # one reads for all: who asks meanwhile takes what is known
+                self._alive = (monotonic(), workers, models)
+            workers = await self._read_beats()
+            found = {model.name: model for worker in workers for model in worker.models}
+            # whoever waits for the first worker shall see it at once
+            read = monotonic() if workers else -inf
+            self._alive = (read, workers, [found[name] for name in sorted(found)])
+        return self._alive
 
     @_asks_redis
     async def depth(self) -> int:
@@ -610,6 +632,38 @@ def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
         done=int(text["done"]),
         expires_at=_time(text.get("expires_at")),
         attempts=int(text["attempts"]),
+    )
+
+
+def _new_job(job_id: str, owner: str, spec: JobSpec, created_at: float) -> Job:
+    """A job as CREATE has just recorded it."""
+    return Job(
+        id=job_id,
+        owner=owner,
+        spec=spec,
+        state="queued",
+        created_at=datetime.fromtimestamp(created_at, UTC),
+        started_at=None,
+        finished_at=None,
+        error=None,
+        done=0,
+        expires_at=None,
+        attempts=0,
+    )
+
+
+def _ended(job: Job, changes: bytes) -> Job:
+    """The job after what `finish` in worker.scripts tells of its end."""
+    state, error, done, attempts, started_at, finished_at, expires_at = json.loads(changes)
+    return replace(
+        job,
+        state=_state(state),
+        error=error or None,
+        done=int(done),
+        attempts=int(attempts),
+        started_at=_time(started_at or None),
+        finished_at=_time(finished_at),
+        expires_at=_time(expires_at),
     )
 
 

@@ -27,24 +27,47 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)  # else an error in one is told as never looked at
 
 
+def read(message: bytes) -> Iterator[tuple[str, bytes | None]]:
+    """What a message tells of which keys: one key alone, or for each `key length\n` and so many bytes."""
+    at = 0
+    while (end := message.find(b"\n", at)) >= 0:
+        key, length = message[at:end].split()
+        at = end + 1 + int(length)
+        yield key.decode(), message[end + 1 : at]
+    if at == 0:
+        yield message.decode(), None
+
+
 class Watch:
     """News about some keys since this watch was opened: look at the state after opening it, then wait."""
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._told = False
+        self._waiter: asyncio.Future[None] | None = None
         self.answer: bytes | None = None  # the last news in full, where more than the key was told
 
     async def wait(self, seconds: float) -> bool:
         """Wait for so many seconds at most; True if there may be news: then look again."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._event.wait(), min(seconds, RECHECK))
-        told = self._event.is_set() or seconds > RECHECK
-        self._event.clear()
+        if not self._told:
+            # not asyncio.wait_for: before Python 3.12 it makes a task for each wait
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            timer = loop.call_later(min(seconds, RECHECK), self._wake)
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+        told, self._told = self._told or seconds > RECHECK, False
         return told
 
     def tell(self, answer: bytes | None = None) -> None:
         self.answer = answer or self.answer
-        self._event.set()
+        self._told = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class News:
@@ -86,9 +109,9 @@ class News:
                         if message is None:
                             await subscription.ping()  # notices a connection that is half open
                         elif message["type"] == "message":
-                            key, _, answer = message["data"].partition(b"\n")
-                            for watch in self._watches.get(key.decode(), ()):
-                                watch.tell(answer or None)
+                            for key, answer in read(message["data"]):
+                                for watch in self._watches.get(key, ()):
+                                    watch.tell(answer)
             except (RedisError, OSError):
                 self._tell_all()
                 await asyncio.sleep(0.5)

@@ -90,9 +90,13 @@ _PRELUDE: Final = """
 local prefix = ARGV[1]
 local queued, open, held = prefix .. 'queued', prefix .. 'open', prefix .. 'held'
 
+local clock
 local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1e6
+  if not clock then
+    local t = redis.call('TIME')
+    clock = tonumber(t[1]) + tonumber(t[2]) / 1e6
+  end
+  return clock
 end
 
 local function job(id) return prefix .. 'job:' .. id end
@@ -101,11 +105,13 @@ local function events(id) return prefix .. 'events:' .. id end
 local function watchers(id) return prefix .. 'watchers:' .. id end
 local function is_open(state) return state == 'queued' or state == 'running' end
 
+local function note(id, state, done) redis.call('XADD', events(id), '*', 'state', state, 'done', done) end
+
 local function tell(id, state, done)
-  redis.call('XADD', events(id), '*', 'state', state, 'done', done)
-  for _, node in ipairs(redis.call('SMEMBERS', watchers(id))) do
-    redis.call('PUBLISH', prefix .. 'news:' .. node, id)
-  end
+  note(id, state, done)
+  local nodes = redis.call('SMEMBERS', watchers(id))
+  for _, node in ipairs(nodes) do redis.call('PUBLISH', prefix .. 'news:' .. node, id) end
+  return #nodes
 end
 
 local function hold(id, worker)
@@ -120,78 +126,99 @@ local function run(id)
   redis.call('ZREM', queued, id)
 end
 
-local function finish(id, state, reason, result_ttl, record_ttl)
+local answers = {}  -- node -> what those hear who wait there, for one message to all of them
+local ends = {}  -- state -> how many jobs end in it now
+
+-- image: of a job of one image, or ''
+local function finish(id, state, reason, image, result_ttl, record_ttl)
   local time = now()
-  local expires = time + result_ttl
+  local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
   redis.call('HSET', job(id), 'state', state, 'error', reason, 'worker', '',
-             'finished_at', string.format('%.6f', time), 'expires_at', string.format('%.6f', expires))
+             'finished_at', finished, 'expires_at', expires)
   redis.call('ZREM', queued, id)
   redis.call('SREM', open, id)
   redis.call('HDEL', held, id)
-  redis.call('HINCRBY', prefix .. 'ended', state, 1)
-  local record = redis.call('HGETALL', job(id))
-  local fields = {}
-  for i = 1, #record, 2 do fields[record[i]] = record[i + 1] end
-  tell(id, state, fields.done)
-  redis.call('DEL', watchers(id))
-  if (fields.waiter or '') ~= '' then
-    -- whoever waits is answered by this alone: the record and, if it is one image, the image
-    local image = fields.count == '1' and redis.call('HGET', images(id), '0') or ''
-    local answer = id .. '\\n' .. cjson.encode(fields) .. '\\n' .. image
-    redis.call('PUBLISH', prefix .. 'news:' .. fields.waiter, answer)
+  ends[state] = (ends[state] or 0) + 1
+  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at')
+  local node, done = record[1] or '', record[2]
+  if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end
+  if node ~= '' then
+    -- whoever waits is answered by this alone: what of the record has changed, and the image
+    local changes = cjson.encode({state, reason, done, record[3], record[4] or '', finished, expires})
+    -- in pieces: Lua hashes each string it makes, byte by byte, and images are long
+    local pieces = answers[node] or {}
+    for _, piece in ipairs({id, ' ', #changes + 1 + #image, '\\n', changes, '\\n', image}) do
+      table.insert(pieces, piece)
+    end
+    answers[node] = pieces
   end
   redis.call('EXPIRE', images(id), result_ttl)
   redis.call('EXPIRE', events(id), result_ttl)
   redis.call('EXPIRE', job(id), result_ttl + record_ttl)
 end
+
+-- what is done once for all that were finished
+local function finish_all()
+  for state, count in pairs(ends) do redis.call('HINCRBY', prefix .. 'ended', state, count) end
+  for node, pieces in pairs(answers) do
+    redis.call('PUBLISH', prefix .. 'news:' .. node, table.concat(pieces))
+  end
+end
 """
 
-# id, owner, spec, priority, count, max_queued, ttl, idempotency key or '', request, waiter or '', list,
-# message -> {outcome, id or depth, field, value, ... of the record}
+# max_queued, ttl, then of each job: id, owner, spec, priority, count, idempotency key and request or two "",
+# waiter or '', list, message
+# -> of each job {outcome, created_at or depth or id, field, value, ... of a record that was there before}
 # What has not ended has no TTL, or a long queue would lose it; max_queued bounds it. Celery's message goes
 # onto its list in the same step: a job is never recorded and not queued.
 CREATE: Final = (
     _PRELUDE
     + """
-local id, owner, spec, priority = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local count, max_queued, ttl, key, request = ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9], ARGV[10]
-local waiter, list, message = ARGV[11], ARGV[12], ARGV[13]
+local max_queued, ttl, depth = tonumber(ARGV[2]), ARGV[3], redis.call('ZCARD', queued)
+local recents = {}
 local function answer(outcome, found)
   return {outcome, found, unpack(redis.call('HGETALL', job(found)))}
 end
-if redis.call('EXISTS', job(id)) == 1 then return answer('new', id) end  -- our own call, sent again
-if key ~= '' then
-  local known = redis.call('HMGET', key, 'job', 'request')
-  if known[1] and redis.call('EXISTS', job(known[1])) == 1 then
-    if known[2] ~= request then return {'conflict', known[1]} end
-    if waiter ~= '' then
-      redis.call('SADD', watchers(known[1]), waiter)
-      redis.call('EXPIRE', watchers(known[1]), 3600)
+local function create(id, owner, spec, priority, count, key, request, waiter, list, message)
+  if redis.call('EXISTS', job(id)) == 1 then return answer('again', id) end  -- our own call, sent again
+  if key ~= '' then
+    local known = redis.call('HMGET', key, 'job', 'request')
+    if known[1] and redis.call('EXISTS', job(known[1])) == 1 then
+      if known[2] ~= request then return {'conflict', known[1]} end
+      if waiter ~= '' then
+        redis.call('SADD', watchers(known[1]), waiter)
+        redis.call('EXPIRE', watchers(known[1]), 3600)
+      end
+      return answer('known', known[1])
     end
-    return answer('known', known[1])
   end
+  if depth >= max_queued then return {'full', tostring(depth)} end
+  depth = depth + 1
+  local time = string.format('%.6f', now())
+  local sequence = redis.call('INCR', prefix .. 'sequence')
+  local score = string.format('%.0f', (9 - tonumber(priority)) * 1e13 + sequence)  -- exact: below 2^53
+  redis.call('HSET', job(id), 'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', '0',
+             'attempts', '0', 'worker', '', 'error', '', 'score', score, 'waiter', waiter, 'created_at', time)
+  redis.call('ZADD', queued, score, id)
+  redis.call('SADD', open, id)
+  local recent = prefix .. 'recent:' .. owner
+  redis.call('ZADD', recent, sequence, id)
+  recents[recent] = true
+  if key ~= '' then
+    redis.call('HSET', key, 'job', id, 'request', request)
+    redis.call('EXPIRE', key, ttl)
+  end
+  note(id, 'queued', 0)  -- nobody watches what was not there
+  redis.call('LPUSH', list, message)
+  return {'new', time}
 end
-local depth = redis.call('ZCARD', queued)
-if depth >= max_queued then return {'full', tostring(depth)} end
-local sequence = redis.call('INCR', prefix .. 'sequence')
-local score = string.format('%.0f', (9 - priority) * 1e13 + sequence)  -- exact in a double: below 2^53
-local record = {'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', '0', 'attempts', '0',
-                'worker', '', 'error', '', 'score', score, 'waiter', waiter,
-                'created_at', string.format('%.6f', now())}
-redis.call('HSET', job(id), unpack(record))
-redis.call('ZADD', queued, score, id)
-redis.call('SADD', open, id)
-local recent = prefix .. 'recent:' .. owner
-redis.call('ZADD', recent, sequence, id)
-redis.call('ZREMRANGEBYRANK', recent, 0, -1001)  -- the newest thousand
-redis.call('EXPIRE', recent, ttl)
-if key ~= '' then
-  redis.call('HSET', key, 'job', id, 'request', request)
-  redis.call('EXPIRE', key, ttl)
+local outcomes = {}
+for i = 4, #ARGV, 10 do table.insert(outcomes, create(unpack(ARGV, i, i + 9))) end
+for recent in pairs(recents) do
+  redis.call('ZREMRANGEBYRANK', recent, 0, -1001)  -- the newest thousand
+  redis.call('EXPIRE', recent, ttl)
 end
-tell(id, 'queued', 0)
-redis.call('LPUSH', list, message)
-return {'new', id, unpack(record)}
+return outcomes
 """
 )
 
@@ -201,7 +228,8 @@ END: Final = (
     + """
 local id = ARGV[2]
 if not is_open(redis.call('HGET', job(id), 'state')) then return 0 end
-finish(id, ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]))
+finish(id, ARGV[3], ARGV[4], '', tonumber(ARGV[5]), tonumber(ARGV[6]))
+finish_all()
 return 1
 """
 )
@@ -231,7 +259,8 @@ BEGIN: Final = (
     + """
 local worker, entering, fresh = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 for i = 5 + entering, #ARGV do
-  if redis.call('EXISTS', job(ARGV[i])) == 1 then redis.call('HSET', job(ARGV[i]), 'attempts', 0) end
+  local survivor = job(ARGV[i])
+  if is_open(redis.call('HGET', survivor, 'state')) then redis.call('HSET', survivor, 'attempts', 0) end
 end
 local allowed = {}
 for i = 5, 4 + entering do
@@ -268,7 +297,7 @@ for i = 4, #ARGV, 3 do
       local done = redis.call('HLEN', images(id))
       redis.call('HSET', job(id), 'done', done, 'attempts', 0)
       if done == tonumber(record[2]) then
-        finish(id, 'succeeded', '', result_ttl, record_ttl)
+        finish(id, 'succeeded', '', done == 1 and ARGV[i + 2] or '', result_ttl, record_ttl)
         open_still = false
       elseif ARGV[i + 3] ~= id then
         tell(id, 'running', done)  -- once for all its images of this call
@@ -277,6 +306,7 @@ for i = 4, #ARGV, 3 do
   end
   table.insert(goes_on, open_still and 1 or 0)
 end
+finish_all()
 return goes_on
 """
 )

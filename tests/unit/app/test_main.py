@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -103,6 +104,15 @@ async def test_openapi_names_the_key_where_one_is_needed(serve: ClientFactory) -
     async with serve(api_keys="k") as client:
         schema = (await client.get("/openapi.json")).json()
     assert schema["security"] == [{"key": []}, {"bearer": []}]
+
+
+async def test_garbage_is_looked_for_less_often_while_the_api_runs(serve: ClientFactory) -> None:
+    before = gc.get_threshold()
+    async with serve():
+        assert gc.get_threshold()[0] > before[0]
+        assert gc.get_freeze_count() > 10_000  # what was loaded is not looked through
+    assert gc.get_threshold() == before
+    assert gc.get_freeze_count() == 0
 
 
 async def test_the_page_is_asked_about_each_time_and_sent_once(client: httpx.AsyncClient) -> None:

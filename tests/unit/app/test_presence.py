@@ -92,6 +92,7 @@ async def test_who_stays_is_answered_and_may_ask_again_on_the_same_connection() 
             waiting.go_on.clear()
             writer.write(POST)
             await waiting.began.wait()
+            assert len(asyncio.all_tasks() - before) == 1  # nobody looks for the client yet
             waiting.go_on.set()
             assert b" 200 " in await reader.readuntil(b"\r\n\r\n")
             assert await reader.readexactly(6) == b'"body"'
