@@ -78,9 +78,7 @@ class Service:
     def parts(self) -> dict[str, psutil.Process]:
         """Its processes, by what they are."""
         api = psutil.Process(self.process.pid)
-        children = {
-            "worker" if "worker" in child.cmdline() else "Redis": child for child in api.children()
-        }
+        children = {"worker" if "worker" in child.cmdline() else "Redis": child for child in api.children()}
         return {"API": api, **children}
 
 

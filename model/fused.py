@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from model.attention import AttentionTrace, SelfAttention
 from model.config import BASE
 from model.generator import Generator
-from model.int8 import Int8Convolution, levels, range_of
+from model.int8 import Int8Convolution, Seen, levels
 from model.layers import ConditionalBatchNorm, UpBlock, enlarging_kernel
 
 # On a CPU the last blocks see some of a forward's images at a time: what one step of a block leaves is then
@@ -150,15 +150,15 @@ class FusedUpBlock(nn.Module):
         self.conv2 = Convolution(second.to(dtype), bias.to(dtype), 2 * side)
         self.skip = Convolution(skip.to(dtype), None, side)
 
-    def forward(self, x: Tensor, rows: Tensor, ends: list[Tensor] | None = None) -> Tensor:
-        """rows [B, both norms' scale and shift]. ends: gets the ranges of what the convolutions see."""
+    def forward(self, x: Tensor, rows: Tensor, seen: list[Seen] | None = None) -> Tensor:
+        """rows [B, both norms' scale and shift]. seen: gets what the convolutions see."""
         scale1, shift1, scale2, shift2 = rows.split_with_sizes(self.widths, dim=1)
         h = _scaled(x, scale1, shift1).relu_()
-        if ends is not None:
-            ends.append(range_of(h))
+        if seen is not None:
+            seen.append(Seen.of(h))
         h = _scaled(self.conv1(h), scale2, shift2).relu_()
-        if ends is not None:
-            ends.append(range_of(h))
+        if seen is not None:
+            seen.append(Seen.of(h))
         return _plus_doubled(self.conv2(h), self.skip(x))
 
 
@@ -166,14 +166,14 @@ class Int8UpBlock(nn.Module):
     """The same in float32 with its two 3×3 convolutions in 8 bits."""
 
     def __init__(
-        self, source: UpBlock, side: int, after: tuple[Tensor, Tensor] | None, ends: Sequence[Tensor]
+        self, source: UpBlock, side: int, after: tuple[Tensor, Tensor] | None, seen: Sequence[Seen]
     ) -> None:
-        """ends: of the ranges of what the two convolutions see, [C] each."""
+        """seen: by each of the two convolutions."""
         super().__init__()
         second, skip, bias = _with(after, source)
         self.widths = (source.conv1.in_channels,) * 2 + (source.conv1.out_channels,) * 2
-        self.conv1 = Int8Convolution(_corners(source.conv1.weight), None, side, ends[0])
-        self.conv2 = Int8Convolution(second, bias, 2 * side, ends[1])
+        self.conv1 = Int8Convolution(_corners(source.conv1.weight), None, side, seen[0])
+        self.conv2 = Int8Convolution(second, bias, 2 * side, seen[1])
         self.skip = Convolution(skip, None, side)
 
     def forward(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -279,8 +279,8 @@ class ToRgb(nn.Module):
     One 4×4 kernel of stride 2 makes the 12 values of a block; it costs less than half.
     """
 
-    def __init__(self, source: nn.Conv2d, side: int, dtype: torch.dtype, ends: Tensor | None = None) -> None:
-        """source: 3×3, to 3 channels. side: of the image, pixels. ends: see Int8Convolution; None: dtype."""
+    def __init__(self, source: nn.Conv2d, side: int, dtype: torch.dtype, seen: Seen | None = None) -> None:
+        """source: 3×3, to 3 channels. side: of the image, pixels. seen: in float32; None: dtype."""
         super().__init__()
         weight, bias = source.weight, source.bias
         assert bias is not None
@@ -290,10 +290,10 @@ class ToRgb(nn.Module):
                 blocks[:, row, column, :, row : row + 3, column : column + 3] = weight
         kernel, biases = blocks.flatten(0, 2), bias.repeat_interleave(4)
         self.convolution: nn.Module
-        if ends is None:
+        if seen is None:
             self.convolution = Convolution(kernel.to(dtype), biases.to(dtype), side, stride=2)
         else:
-            self.convolution = Int8Convolution(kernel, biases, side, ends, stride=2)
+            self.convolution = Int8Convolution(kernel, biases, side, seen, stride=2)
 
     def in_steps(self, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
         """The norm before it, counted as it wants its input."""
@@ -303,8 +303,8 @@ class ToRgb(nn.Module):
         return scale / steps, shift / steps + 0.5
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = levels(x) if isinstance(self.convolution, Int8Convolution) else F.relu(x)
-        return F.pixel_shuffle(self.convolution(seen), 2)
+        x = levels(x) if isinstance(self.convolution, Int8Convolution) else F.relu(x)
+        return F.pixel_shuffle(self.convolution(x), 2)
 
 
 class Rows(nn.Module):
@@ -325,7 +325,7 @@ class Rows(nn.Module):
 class FusedGenerator(nn.Module):
     """A copy of a generator for inference on one device, in one precision; same calls, same images.
 
-    The fold changes the order of a few products, so images agree with the source's to rounding. With `ends`
+    The fold changes the order of a few products, so images agree with the source's to rounding. With `seen`
     most convolutions are in 8 bits, and images agree less: whoever asks for that looks how much.
     """
 
@@ -334,10 +334,10 @@ class FusedGenerator(nn.Module):
         source: Generator,
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
-        ends: Sequence[Tensor] | None = None,
+        seen: Sequence[Seen] | None = None,
         spared: int = 0,
     ) -> None:
-        """device: None: where `source` is. ends: as `ends` of a float32 one gives them; needs has_int8.
+        """device: None: where `source` is. seen: as `seen` of a float32 one gives it; needs has_int8.
 
         spared: so many of the first blocks stay out of int8. What they lose shows in every pixel, and their
         maps are small.
@@ -355,12 +355,12 @@ class FusedGenerator(nn.Module):
             fuses = layer.form == "embedded_gaussian"
             side = int(name.split("x")[0])
             self.attention[name] = FusedAttention(layer, side, dtype) if fuses else layer.to(dtype)
-        self.to_rgb = ToRgb(network.to_rgb, config.resolution, dtype, ends[-1] if ends else None)
+        self.to_rgb = ToRgb(network.to_rgb, config.resolution, dtype, seen[-1] if seen else None)
         after = self.to_rgb.in_steps(*_scale_and_shift(network.norm))
         attends_last = config.resolution in config.generator_attention
         # the last norm becomes part of the last block, where no attention stands between them
         self.last = (after[0].to(dtype), after[1].to(dtype)) if attends_last else None
-        self._lay_blocks(network, dtype, ends, spared, None if attends_last else after)
+        self._lay_blocks(network, dtype, seen, spared, None if attends_last else after)
         linear, width = network.linear, config.generator_widths[0]
         # rows in the order of channels_last: [pixels, C]
         weight = linear.weight.view(width, BASE * BASE, -1).transpose(0, 1).flatten(0, 1)
@@ -375,20 +375,20 @@ class FusedGenerator(nn.Module):
         traces: list[AttentionTrace] = []
         return torch.tanh(self._rest(0, *self._begin(z, y), traces).float()), traces
 
-    def ends(self, z: Tensor, y: Tensor) -> list[Tensor]:
-        """Where the ranges of all that convolutions see end, over these images: [C] each, in float32."""
-        found: list[Tensor] = []
+    def seen(self, z: Tensor, y: Tensor) -> list[Seen]:
+        """What each of its 3×3 convolutions sees over these images."""
+        found: list[Seen] = []
         x, rows = self._begin(z, y)
         for side, block, part in self._steps(0, rows):
             x = self._attend(block(x, part, found), side, None)
-        found.append(range_of(F.relu(x if self.last is None else _scaled_by(x, *self.last))))
+        found.append(Seen.of(F.relu(x if self.last is None else _scaled_by(x, *self.last))))
         return found
 
     def _lay_blocks(
         self,
         network: Generator,
         dtype: torch.dtype,
-        ends: Sequence[Tensor] | None,
+        seen: Sequence[Seen] | None,
         spared: int,
         after: tuple[Tensor, Tensor] | None,
     ) -> None:
@@ -411,8 +411,8 @@ class FusedGenerator(nn.Module):
                 Norm.of(source.norm1, config.classes, vector, part),
                 Norm.of(source.norm2, config.classes, vector, part, source.conv1.bias),
             ]
-            if ends and index >= spared:
-                block = Int8UpBlock(source, side, own, ends[2 * index : 2 * index + 2])
+            if seen and index >= spared:
+                block = Int8UpBlock(source, side, own, seen[2 * index : 2 * index + 2])
                 pair = [pair[0].in_steps(block.conv1.steps), pair[1].in_steps(block.conv2.steps)]
                 self.blocks.append(block)
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import torch
@@ -18,10 +20,23 @@ def has_int8(device: torch.device) -> bool:
     return device.type == "cpu" and there and bool(torch.cpu._is_vnni_supported())
 
 
-def range_of(x: Tensor) -> Tensor:
-    """Where the range of each channel ends, [C], for what comes out of a ReLU, [B, C, H, W]."""
-    values = x.transpose(0, 1).flatten(1)
-    return values.topk(max(1, values.shape[1] // CLIPPED), dim=1).values[:, -1]
+@dataclass(frozen=True)
+class Seen:
+    """What a convolution sees, by channel: maps [B, C, H, W] that came out of a ReLU."""
+
+    end: Tensor  # [C], of the range
+    mean: Tensor  # [C]
+
+    @classmethod
+    def of(cls, x: Tensor) -> Seen:
+        values = x.transpose(0, 1).flatten(1)
+        return cls(values.topk(max(1, values.shape[1] // CLIPPED), dim=1).values[:, -1], values.mean(dim=1))
+
+    @classmethod
+    def over(cls, parts: Iterable[Seen]) -> Seen:
+        """Of several batches of one size."""
+        ends, means = zip(*((part.end, part.mean) for part in parts), strict=True)
+        return cls(torch.stack(ends).amax(dim=0), torch.stack(means).mean(dim=0))
 
 
 def levels(x: Tensor) -> Tensor:
@@ -35,28 +50,31 @@ class Int8Convolution(nn.Module):
 
     Each input channel has steps of its own: the norm before it and the weights take them up at no cost. They
     are chosen so that the channels' ranges and weights share the loss (SmoothQuant, Xiao et al. 2023, eq. 4,
-    α = 1/2). Each output channel's weights have a scale.
+    α = 1/2). Each output channel's weights have a scale. What their rounding adds to what it sees on average
+    is taken off the bias (Nagel et al. 2019, section 4.2).
     """
 
     steps: Tensor  # [in]: what one level of each input channel stands for
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, side: int, ends: Tensor, padding: int = 1, stride: int = 1
+        self, weight: Tensor, bias: Tensor | None, side: int, seen: Seen, padding: int = 1, stride: int = 1
     ) -> None:
-        """weight [out, in, k, k]; side: of the maps it will see; ends [in]: of the inputs' ranges."""
+        """weight [out, in, k, k]; side: of the maps it will see, pixels."""
         super().__init__()
-        ends = ends.clamp(min=1e-6)
+        ends = seen.end.clamp(min=1e-6)
         balanced = (ends / weight.abs().amax(dim=(0, 2, 3)).clamp(min=1e-6)).sqrt()
         self.steps = balanced * ((ends / balanced).max() / 255)
         weight = weight * self.steps[None, :, None, None]
         self.scales = weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-12) / 127
         self.zeros = torch.zeros(len(weight), dtype=torch.int32)
-        self.bias = bias
         self.stride, self.padding = [stride] * 2, [padding] * 2
-        whole = (weight / self.scales[:, None, None, None]).round().to(torch.int8)
+        whole = (weight / self.scales[:, None, None, None]).round()
+        added = whole * self.scales[:, None, None, None] - weight
+        more = added.sum(dim=(2, 3)) @ (seen.mean / self.steps)
+        self.bias = -more if bias is None else bias - more
         shape = [1, weight.shape[1], side, side]
         self.weight = torch.ops.onednn.qconv_prepack(
-            whole, self.scales, 1.0, 0, self.stride, self.padding, [1, 1], 1, shape
+            whole.to(torch.int8), self.scales, 1.0, 0, self.stride, self.padding, [1, 1], 1, shape
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.errors import PrecisionError
 from model.fused import FusedGenerator
 from model.generator import Generator
-from model.int8 import has_int8
+from model.int8 import Seen, has_int8
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +64,10 @@ def _ways(generator: Generator, exact: FusedGenerator, short: str) -> Iterator[F
     if short == "bfloat16":
         yield FusedGenerator(generator, device, torch.bfloat16)
         return
-    seen = [exact.ends(*some) for some in _images(0, SEEN, exact)]
-    ends = [torch.stack(parts).amax(dim=0) for parts in zip(*seen, strict=True)]
+    parts = [exact.seen(*some) for some in _images(0, SEEN, exact)]
+    seen = [Seen.over(of_one) for of_one in zip(*parts, strict=True)]
     for spared in range(len(exact.blocks)):
-        yield FusedGenerator(generator, device, ends=ends, spared=spared)
+        yield FusedGenerator(generator, device, seen=seen, spared=spared)
 
 
 def _difference(network: FusedGenerator, expected: Tensor) -> float:

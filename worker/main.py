@@ -151,4 +151,3 @@ def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], 
     except SystemExit as end:
         return int(end.code or 0)
     return int(worker.exitcode or 0)
-
