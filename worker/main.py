@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from threading import Event, Thread
 
 import celery.signals
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.exceptions import SecurityWarning
 from kombu.utils.scheduling import sorted_cycle
 
@@ -47,7 +47,7 @@ def run_worker(
     except EngineError as error:
         print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    desk = Desk(settings, store, batcher, engines)
+    desk = Desk(settings, store, batcher, engines, clerk)
     started = datetime.now(UTC)
 
     def beat() -> None:
@@ -81,7 +81,7 @@ def run_worker(
     stopper = Thread(target=stop_working, name="stop", daemon=True)
     stopper.start()
     log.info("serving %s", ", ".join(sorted(engines)))
-    code = _consume(queue, settings, batcher, stopping)
+    code = _consume(queue, settings, batcher, desk, stopping, stopper)
     stopping.set()
     stopper.join(45)
     for helper in helpers:
@@ -93,7 +93,14 @@ def run_worker(
     return code
 
 
-def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], stopping: Event) -> int:
+def _consume(
+    queue: Celery,
+    settings: WorkerSettings,
+    batcher: Batcher[Engine],
+    desk: Desk,
+    stopping: Event,
+    stopper: Thread,
+) -> int:
     """Run Celery's consumer in this thread until a signal ends it."""
 
     class OnlyWhatIsMadeSoon(sorted_cycle):
@@ -111,7 +118,21 @@ def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], 
     queue.conf.broker_transport_options = {
         **queue.conf.broker_transport_options,
         "queue_order_strategy": OnlyWhatIsMadeSoon,
+        "at_once": desk.at_once,
     }
+
+    class AllIsStored(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Keeps the connection until all is stored that will be: then what is not done goes back to Redis."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def stop(self, worker: object) -> None:
+            stopping.set()
+            stopper.join(45)
+
+        terminate = stop
+
+    queue.steps["worker"].add(AllIsStored)
 
     def on_shutdown(**_: object) -> None:
         stopping.set()  # in a signal handler: no locks, no logging
