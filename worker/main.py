@@ -111,14 +111,15 @@ def _consume(
 
         def consume(self, n: int) -> list[str]:
             names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
-            if batcher.backlog() > settings.backlog:
+            # Celery counts what is in hand as well, but forgets it when it loses the connection.
+            if not desk.room() or batcher.backlog() > settings.backlog:
                 return [name for name in names if name == ATTENTION_QUEUE]
             return names
 
     queue.conf.broker_transport_options = {
         **queue.conf.broker_transport_options,
         "queue_order_strategy": OnlyWhatIsMadeSoon,
-        "at_once": desk.at_once,
+        "room": desk.room,
     }
 
     class AllIsStored(bootsteps.StartStopStep):  # type: ignore[misc]

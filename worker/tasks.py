@@ -16,7 +16,7 @@ from threading import Lock, Thread
 from typing import Any, Final
 
 from celery import Celery
-from celery.exceptions import Reject
+from celery.exceptions import InvalidTaskError, Reject
 from celery.worker.strategy import default as on_a_pool_thread
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ from worker.encode import png, recipe_json
 from worker.engine import Engine, UnknownLayer
 from worker.jobs import SPEC, recipe
 from worker.message import ATTENTION, GENERATE
-from worker.settings import QueueSettings
+from worker.settings import WorkerSettings
 from worker.worker_store import Stopping, Taken, WorkerStore
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Desk:
 
     def __init__(
         self,
-        settings: QueueSettings,
+        settings: WorkerSettings,
         store: WorkerStore,
         batcher: Batcher[Engine],
         engines: Mapping[str, Engine],
@@ -61,9 +61,11 @@ class Desk:
         with self._lock:
             return tuple(self._in_hand)
 
-    def at_once(self) -> int:
-        """Messages to take in one look: fewer where jobs are long, going by the last one."""
-        return max(1, AT_ONCE // self._images_a_job)
+    def room(self) -> int:
+        """Jobs to take in one look: fewer where they are long, going by the last; 0: enough are in hand."""
+        with self._lock:
+            left = max(0, self._settings.concurrency - len(self._in_hand))
+            return min(left, max(1, AT_ONCE // self._images_a_job))
 
     def begin(self, job_id: str, spec: str, done: Callable[[], None]) -> bool:
         """Make a new job, without waiting for anything. False: not so; `generate` can.
@@ -82,28 +84,22 @@ class Desk:
             known = job_id in self._in_hand
             if not known:
                 self._in_hand[job_id] = ticket
+                self._images_a_job = taken.spec.count
         if known:
             done()  # a second message for what is being done
             return True
-        self._images_a_job = taken.spec.count
         ticket.done.add_done_callback(lambda _: self._ended(ticket, done))
         self._batcher.submit(ticket)
         return True
 
-    def generate(self, job_id: str, spec: str | None) -> None:
-        """Make what is missing of a job. Raises Stopping if the worker stops before it is done.
-
-        spec: as JSON, where this is the first message for a job and nobody can have begun it.
-        """
+    def generate(self, job_id: str) -> None:
+        """Make what is missing of a job. Raises Stopping if the worker stops before it is done."""
         with self._lock:
             if job_id in self._in_hand:
                 return  # a second message for what is being done
             self._in_hand[job_id] = None
         try:
-            if spec is not None:
-                taken: Taken | None = Taken(job_id, SPEC.validate_json(spec), 0, frozenset())
-            else:
-                taken = self._store.take(job_id)
+            taken = self._store.take(job_id)
             if taken is not None:
                 self._make(taken)
         except Dropped:
@@ -299,11 +295,10 @@ def register(celery: Celery, desk: Desk) -> None:
         return receive
 
     # static, or the class of the task makes a method of it
-    @celery.task(name=GENERATE, bind=True, Strategy=staticmethod(strategy))  # type: ignore[untyped-decorator]
-    def generate(self: Any, job_id: str, spec: str | None = None) -> None:
-        again = self.request.delivery_info.get("redelivered")
+    @celery.task(name=GENERATE, Strategy=staticmethod(strategy))  # type: ignore[untyped-decorator]
+    def generate(job_id: str, spec: str | None = None) -> None:
         try:
-            desk.generate(job_id, None if again else spec)
+            desk.generate(job_id)  # what the record says: the spec is older
         except Stopping:
             raise Reject("the worker is being stopped", requeue=True) from None
 
@@ -316,11 +311,13 @@ def register(celery: Celery, desk: Desk) -> None:
 
 
 def _new_job(message: Any) -> tuple[str, str] | None:
-    """Id and spec of a job that comes for the first time. None: it comes again, or is nothing of ours."""
-    if message.delivery_info.get("redelivered"):
-        return None
+    """Id and spec of a job that comes for the first time; None: it comes again. Raises InvalidTaskError."""
     try:
         (job_id, spec), _, _ = json.loads(message.body)
     except (TypeError, ValueError):
+        job_id = spec = None
+    if not isinstance(job_id, str) or not isinstance(spec, str | None):
+        raise InvalidTaskError("this is not the body of a job's message")
+    if spec is None or message.delivery_info.get("redelivered"):
         return None
-    return (job_id, spec) if isinstance(job_id, str) and isinstance(spec, str) else None
+    return job_id, spec

@@ -106,8 +106,8 @@ class Channel(redis.Channel):
     """Takes several messages in one look, and makes its client once: building one costs more than its use."""
 
     QoS = QoS
-    from_transport_options: Any = (*redis.Channel.from_transport_options, "at_once")
-    at_once: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look at most
+    from_transport_options: Any = (*redis.Channel.from_transport_options, "room")
+    room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; one at least is taken
     _several = True
     _in_poll: Any = False
     _brpop_sent_at: Any = None
@@ -125,7 +125,7 @@ class Channel(redis.Channel):
         if not queues:
             return
         # All come from one list, the first in order of urgency that is not empty.
-        most = max(1, min(self.at_once(), self.qos.can_consume_max_estimate() or 1))
+        most = max(1, min(self.room(), self.qos.can_consume_max_estimate() or 1))
         connection = self.client.connection
         if (queues, most) not in self._looks:
             lists = [
@@ -164,7 +164,7 @@ class Channel(redis.Channel):
             except self.connection_errors:
                 raise
             except Exception:  # it would take those that came with it along
-                log.exception("a message that cannot be read was dropped: %.200r", item)
+                log.exception("nothing can be done with the message %.200r", item)
         return True
 
     def _create_client(self, asynchronous: bool = False) -> Any:
