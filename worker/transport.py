@@ -29,6 +29,8 @@ from worker.message import GENERATE_QUEUE
 log = logging.getLogger(__name__)
 
 WRITTEN_EVERY: Final = 0.5  # seconds
+# Seconds that a look waits while some queue is left out: what made it so may be over sooner than thought.
+SHORT_LOOK: Final = 0.1
 
 
 class QoS(redis.QoS):
@@ -133,8 +135,9 @@ class Channel(redis.Channel):
                 for step in self.priority_steps
                 for queue in queues
             ]
+            seconds = self.brpop_timeout if len(queues) == len(self.active_queues) else SHORT_LOOK
             self._looks[queues, most] = connection.pack_command(
-                "BLMPOP", self.brpop_timeout, len(lists), *lists, "RIGHT", "COUNT", most
+                "BLMPOP", seconds, len(lists), *lists, "RIGHT", "COUNT", most
             )
         self._in_poll = connection
         self._brpop_sent_at = monotonic()

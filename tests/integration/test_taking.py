@@ -203,3 +203,15 @@ async def test_what_ends_while_the_worker_stops_is_not_handed_back(service: Serv
     worker.stop()
     assert await service.has_ended(job)
     assert asked.llen(generate_list("test", 5)) == 0
+
+
+async def test_short_jobs_behind_a_long_one_are_taken_by_a_worker_that_has_made_single_images_so_far(
+    service: Service,
+) -> None:
+    service.start_worker(ODD, TEST_SLOW="0.15")
+    await service.finished([await service.generate()])  # at that pace 64 images are 10 seconds of work
+    long = await service.generate(count=64)
+    short = [await service.generate(seed=seed) for seed in range(5)]
+    await service.finished(short)
+    assert not await service.has_ended(long)
+    await service.finished([long])
