@@ -115,7 +115,7 @@ class Batcher(Generic[S]):
         self._exclusive = False  # one of them with a suspect
         self._survived: list[str] = []
         self._tallies: dict[str, _Tally] = {}
-        self._pace = 0.0  # seconds an image, of the last forwards
+        self._pace = 0.0  # seconds an image, of the last forwards that were not small
         self._models: Mapping[str, S] = {}
         self._loaded: Future[Mapping[str, S]] = Future()
         self._lanes = [Thread(target=self._first_lane, name="device", daemon=True)]
@@ -345,7 +345,11 @@ class Batcher(Generic[S]):
             tally.busy_seconds += took
             tally.batch_sizes[len(batch)] += 1
             pace = took / len(batch)
-            self._pace = pace if self._pace == 0.0 else 0.8 * self._pace + 0.2 * pace
+            if pace < self._pace or self._pace == 0.0:
+                self._pace = pace
+            elif 2 * len(batch) >= self._models[name].rows:
+                # a small forward costs more an image, and what waits is made in full ones
+                self._pace = 0.8 * self._pace + 0.2 * pace
         self._deliver([Made(*entry, image) for entry, image in zip(batch, pixels, strict=True)])
 
     def _one_by_one(self, batch: _Batch, error: Exception) -> None:

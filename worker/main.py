@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from threading import Event, Thread
 
 import celery.signals
-from celery import Celery
+from celery import Celery, bootsteps
 from celery.exceptions import SecurityWarning
 from kombu.utils.scheduling import sorted_cycle
 
@@ -48,7 +48,7 @@ def run_worker(
     except EngineError as error:
         print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    desk = Desk(settings, store, batcher, engines)
+    desk = Desk(settings, store, batcher, engines, clerk)
     started = datetime.now(UTC)
 
     def beat() -> None:
@@ -85,7 +85,7 @@ def run_worker(
     # Beside the first jobs, since it takes as long as loading: the first image need not wait for it.
     Thread(target=_widen, args=(engines.values(),), name="widen", daemon=True).start()
     log.info("serving %s", ", ".join(sorted(engines)))
-    code = _consume(queue, settings, batcher, stopping)
+    code = _consume(queue, settings, batcher, desk, stopping, stopper)
     stopping.set()
     stopper.join(45)
     for helper in helpers:
@@ -102,7 +102,14 @@ def _widen(engines: Iterable[Engine]) -> None:
         engine.widen()
 
 
-def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], stopping: Event) -> int:
+def _consume(
+    queue: Celery,
+    settings: WorkerSettings,
+    batcher: Batcher[Engine],
+    desk: Desk,
+    stopping: Event,
+    stopper: Thread,
+) -> int:
     """Run Celery's consumer in this thread until a signal ends it."""
 
     class OnlyWhatIsMadeSoon(sorted_cycle):
@@ -113,14 +120,29 @@ def _consume(queue: Celery, settings: WorkerSettings, batcher: Batcher[Engine], 
 
         def consume(self, n: int) -> list[str]:
             names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
-            if batcher.backlog() > settings.backlog:
+            # Celery counts what is in hand as well, but forgets it when it loses the connection.
+            if not desk.room() or batcher.backlog() > settings.backlog:
                 return [name for name in names if name == ATTENTION_QUEUE]
             return names
 
     queue.conf.broker_transport_options = {
         **queue.conf.broker_transport_options,
         "queue_order_strategy": OnlyWhatIsMadeSoon,
+        "room": desk.room,
     }
+
+    class AllIsStored(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Keeps the connection until all is stored that will be: then what is not done goes back to Redis."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def stop(self, worker: object) -> None:
+            stopping.set()
+            stopper.join(45)
+
+        terminate = stop
+
+    queue.steps["worker"].add(AllIsStored)
 
     def on_shutdown(**_: object) -> None:
         stopping.set()  # in a signal handler: no locks, no logging

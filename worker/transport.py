@@ -1,4 +1,7 @@
-"""kombu's Redis transport, its list of messages in hand written twice a second, not twice a job.
+"""kombu's Redis transport, made for many small jobs.
+
+Several messages come in one look into Redis. A message can be acknowledged from any thread. And the list of
+messages in hand is written twice a second, not twice a job.
 
 That list is what lets Redis hand a message out again whose worker has vanished. For jobs it is the second
 net: the first is the sweeper (worker.upkeep), which knows from records and heartbeats what was lost, within
@@ -8,40 +11,61 @@ it. What is not a job is written at once, as kombu does.
 
 from __future__ import annotations
 
-from time import time
+import json
+import logging
+from collections import deque
+from collections.abc import Callable
+from queue import Empty
+from time import monotonic, time
 from typing import Any, Final
 
 from kombu.transport import redis
 from kombu.transport.virtual.base import QoS as VirtualQoS
 from kombu.utils.json import dumps
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from worker.message import GENERATE_QUEUE
 
+log = logging.getLogger(__name__)
+
 WRITTEN_EVERY: Final = 0.5  # seconds
+# Seconds that a look waits while some queue is left out: what made it so may be over sooner than thought.
+SHORT_LOOK: Final = 0.1
 
 
 class QoS(redis.QoS):
-    """What this worker has in hand, and what of it is still to be written or struck out."""
+    """What this worker has in hand, and what of it is still to be written or struck out.
+
+    Messages are acknowledged from any thread; the rest is for the thread that consumes.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._taken: dict[str, tuple[float, str]] = {}
-        self._done: list[str] = []
+        self._taken: dict[str, tuple[float, Any]] = {}  # when, and the message; not written yet
+        self._acknowledged: deque[str] = deque()
+        self._done: list[str] = []  # written, and to be struck out
+        self._full = False  # the consumer may have found no room, and sleep
+
+    def can_consume(self) -> bool:
+        if super().can_consume():
+            return True
+        self._full = True  # first, and then a second look: what is acknowledged after that look wakes us
+        return bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        route = message.delivery_info["routing_key"]
-        if route != GENERATE_QUEUE:
+        if message.delivery_info["routing_key"] != GENERATE_QUEUE:
             super().append(message, delivery_tag)
             return
-        entry = dumps([message._raw, message.delivery_info["exchange"], route])
-        self._taken[delivery_tag] = (time(), entry)
+        self._taken[delivery_tag] = (time(), message)
         VirtualQoS.append(self, message, delivery_tag)
 
     def ack(self, delivery_tag: str) -> None:
-        if self._taken.pop(delivery_tag, None) is None:
-            self._done.append(delivery_tag)
+        self._acknowledged.append(delivery_tag)
         VirtualQoS.ack(self, delivery_tag)
+        if self._full:
+            self._full = False
+            if self.channel.connection is not None:
+                self.channel.connection.wake()
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         self.write()
@@ -49,27 +73,102 @@ class QoS(redis.QoS):
 
     def restore_unacked(self, client: Any = None) -> None:
         self.write()
-        super().restore_unacked(client)
+        with self.channel.conn_or_acquire(client) as client:
+            for tag in reversed(self._delivered):  # the oldest is put back last, and so taken first
+                self.restore_by_tag(tag, client=client)
+        self._delivered.clear()
 
-    def write(self) -> None:
-        """Bring the list in Redis up to date, in one round trip."""
-        if not self._taken and not self._done:
+    def write(self, older_than: float = 0.0) -> None:
+        """Bring the list in Redis up to date, in one round trip.
+
+        older_than: seconds; what was taken since is left for the next time, when it will mostly be done.
+        """
+        while self._acknowledged:
+            tag = self._acknowledged.popleft()
+            if self._taken.pop(tag, None) is None:
+                self._done.append(tag)
+        before = time() - older_than
+        due = {tag: taken for tag, taken in self._taken.items() if taken[0] <= before}
+        if not due and not self._done:
             return
         with self.pipe_or_acquire() as pipe:
-            for tag, (taken_at, entry) in self._taken.items():
+            for tag, (taken_at, message) in due.items():
+                info = message.delivery_info
+                entry = dumps([message._raw, info["exchange"], info["routing_key"]])
                 pipe.zadd(self.unacked_index_key, {tag: taken_at}).hset(self.unacked_key, tag, entry)
             if self._done:
                 pipe.zrem(self.unacked_index_key, *self._done).hdel(self.unacked_key, *self._done)
             pipe.execute()
-        self._taken.clear()
+        for tag in due:
+            del self._taken[tag]
         self._done.clear()
 
 
 class Channel(redis.Channel):
-    """Makes its client once: building one costs more than what it is used for."""
+    """Takes several messages in one look, and makes its client once: building one costs more than its use."""
 
     QoS = QoS
+    from_transport_options: Any = (*redis.Channel.from_transport_options, "room")
+    room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; one at least is taken
+    _several = True
+    _in_poll: Any = False
+    _brpop_sent_at: Any = None
     _plain_client: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._looks: dict[tuple[tuple[str, ...], int], Any] = {}  # the commands, as they are sent
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self._several:
+            super()._brpop_start(timeout)
+            return
+        queues = tuple(self._queue_cycle.consume(len(self.active_queues)))
+        if not queues:
+            return
+        # All come from one list, the first in order of urgency that is not empty.
+        most = max(1, min(self.room(), self.qos.can_consume_max_estimate() or 1))
+        connection = self.client.connection
+        if (queues, most) not in self._looks:
+            lists = [
+                self.global_keyprefix + self._q_for_pri(queue, step)
+                for step in self.priority_steps
+                for queue in queues
+            ]
+            seconds = self.brpop_timeout if len(queues) == len(self.active_queues) else SHORT_LOOK
+            self._looks[queues, most] = connection.pack_command(
+                "BLMPOP", seconds, len(lists), *lists, "RIGHT", "COUNT", most
+            )
+        self._in_poll = connection
+        self._brpop_sent_at = monotonic()
+        connection.send_packed_command(self._looks[queues, most])
+
+    def _brpop_read(self, **options: Any) -> bool:
+        if not self._several:
+            return bool(super()._brpop_read(**options))
+        try:
+            # as an answer to BRPOP: kombu takes its prefix off the list's name
+            found = self.client.parse_response(self.client.connection, "BRPOP", **options)
+        except self.connection_errors:
+            self.client.connection.disconnect()
+            raise
+        except ResponseError:  # a server before Redis 7.0
+            self._several = False
+            raise Empty from None
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+        if not found:
+            raise Empty
+        queue = found[0].decode().rsplit(self.sep, 1)[0]
+        for item in found[1]:
+            try:
+                self.connection._deliver(json.loads(item.decode()), queue)
+            except self.connection_errors:
+                raise
+            except Exception:  # it would take those that came with it along
+                log.exception("nothing can be done with the message %.200r", item)
+        return True
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:
@@ -83,14 +182,21 @@ class Transport(redis.Transport):
     """What Celery is told to use."""
 
     Channel = Channel
+    _loop: Any = None
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
         super().register_with_event_loop(connection, loop)
+        self._loop = loop
         loop.call_repeatedly(WRITTEN_EVERY, self._write_all)
+
+    def wake(self) -> None:
+        """Have the consumer look again, from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon(bool)
 
     def _write_all(self) -> None:
         for channel in self.channels:
             try:
-                channel.qos.write()
+                channel.qos.write(older_than=WRITTEN_EVERY)
             except (RedisError, OSError):
                 return  # Redis is away: the consumer notices by itself, and what is left is written later

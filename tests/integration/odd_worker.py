@@ -1,4 +1,6 @@
-"""A worker whose engine is slow (TEST_SLOW, seconds a forward) or dies of one seed (TEST_POISON)."""
+"""A worker whose engine is slow (TEST_SLOW, seconds a forward), dies of one seed (TEST_POISON) or fails with
+another (TEST_BROKEN).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from worker.settings import WorkerSettings
 
 SLOW = float(os.environ.get("TEST_SLOW", "0"))
 POISON = int(os.environ.get("TEST_POISON", "-1"))
+BROKEN = int(os.environ.get("TEST_BROKEN", "-1"))
 
 
 class OddEngine(Engine):
@@ -26,6 +29,8 @@ class OddEngine(Engine):
         if any(recipe.seed == POISON for recipe in recipes):
             os._exit(9)
         time.sleep(SLOW)
+        if any(recipe.seed == BROKEN for recipe in recipes):
+            raise ValueError("it is broken")
         return super().sample(recipes)
 
 

@@ -27,11 +27,13 @@ class Recorder:
         self.gate = threading.Event()
         self.entered = threading.Event()
         self.bad_seed = -1
+        self.seconds = 0.0
 
     def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
         self.threads.add(threading.get_ident())
         self.entered.set()
         assert self.gate.wait(10)
+        time.sleep(self.seconds)
         if any(recipe.seed == self.bad_seed for recipe in recipes):
             raise RuntimeError("out of memory")
         self.forwards.append([recipe.seed for recipe in recipes])
@@ -235,3 +237,17 @@ def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
     accept_all: Callable[..., set[str]] = lambda entering, *_: set(entering)  # noqa: E731
     with pytest.raises(FileNotFoundError, match="no model"):
         Batcher(load, accept_all, list).start()
+
+
+def test_small_forwards_do_not_make_what_waits_look_like_more(desk: Desk) -> None:
+    desk.model.gate.set()
+    desk.model.seconds = 0.1
+    desk.ask(1, count=4).done.result(10)
+    for seed in range(2, 6):
+        desk.ask(seed).done.result(10)
+    desk.model.gate.clear()
+    desk.model.entered.clear()
+    desk.hold()
+    waits = desk.ask(9, count=40, job_id="long")
+    assert 0.9 < desk.batcher.backlog() < 2  # ten full forwards
+    desk.run(waits)
