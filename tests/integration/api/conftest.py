@@ -59,6 +59,7 @@ def worker(redis_url: str, two_models: Path) -> Iterator[subprocess.Popen[bytes]
         "SAGAN_REDIS_URL": redis_url,
         "SAGAN_CHECKPOINTS": str(two_models),
         "SAGAN_DEVICE": "cpu",
+        "SAGAN_PRECISION": "float32",  # the same on any machine
         "SAGAN_THREADS": "1",
     }
     with log.open("wb") as out:
