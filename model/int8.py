@@ -30,7 +30,9 @@ class Seen:
     @classmethod
     def of(cls, x: Tensor) -> Seen:
         values = x.transpose(0, 1).flatten(1)
-        return cls(values.topk(max(1, values.shape[1] // CLIPPED), dim=1).values[:, -1], values.mean(dim=1))
+        end = values.topk(max(1, values.shape[1] // CLIPPED), dim=1).values[:, -1]
+        # in float64: its order of summing, which differs with the threads, is gone when it is rounded
+        return cls(end, values.mean(dim=1, dtype=torch.float64).float())
 
     @classmethod
     def over(cls, parts: Iterable[Seen]) -> Seen:

@@ -118,7 +118,8 @@ class Engine:
         self.device = str(device)
         self._latent = config.latent
         self._crew = crew
-        with crew.share(crew.shares), torch.inference_mode():
+        # always as many threads: what int8 is set by must not differ from one start to the next
+        with crew.share(crew.shares[:1]), torch.inference_mode():
             self._network, precision = in_precision(checkpoint.generator, device, precision)
         self._dtype = self._network.dtype
         self._runs = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from model.int8 import has_int8
-from worker.engine import Engine, NoDevice, NoModel, UnknownLayer, choose_device, load_engines, noise
+from worker.engine import Crew, Engine, NoDevice, NoModel, UnknownLayer, choose_device, load_engines, noise
 from worker.jobs import Recipe
 from worker.settings import WorkerSettings
 
@@ -88,6 +88,13 @@ def test_a_size_that_gives_other_images_is_not_used(
     other.widen()
     assert all(4 not in sizes for sizes in other._sizes.values())
     np.testing.assert_array_equal(other.sample(RECIPES[:4]), engine.sample(RECIPES[:4]))
+
+
+@INT8
+def test_int8_is_the_same_at_each_start_and_on_any_number_of_threads(checkpoint: Path) -> None:
+    one, two = (Engine.load(checkpoint, CPU, "int8", Crew(threads)) for threads in (1, 2))
+    two.widen()
+    np.testing.assert_array_equal(one.sample(RECIPES), two.sample(RECIPES))
 
 
 def test_every_part_of_a_recipe_matters(engine: Engine) -> None:
