@@ -100,6 +100,7 @@ def run_worker(
 def _widen(engines: Iterable[Engine]) -> None:
     for engine in engines:
         engine.widen()
+    start.give_back()
 
 
 def _consume(

@@ -22,6 +22,12 @@ def settle() -> None:
     gc.enable()
 
 
+def give_back() -> None:
+    """Give the system the memory that loading took and no longer needs: some hundred megabytes."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _load_libraries() -> None:
     """Have the system load torch's libraries, hundreds of megabytes, while Python loads other modules."""
     found = find_spec("torch")
