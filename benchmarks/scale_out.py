@@ -60,6 +60,9 @@ class Sleeper:
     def __init__(self) -> None:
         self._pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 64, 64, 3), np.uint8)
 
+    def widen(self) -> None:
+        """There is nothing to try."""
+
     def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
         sleep(recipes[0].truncation)
         return self._pixels[: len(recipes)]
