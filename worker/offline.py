@@ -35,7 +35,7 @@ def write_samples(
     checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
 ) -> Iterator[Path]:
     """Write `count` PNGs with their recipes inside into `out`, and tell each path. Raises OfflineError."""
-    engine = _load(checkpoint, device)
+    engine = _load(checkpoint, device, "auto")
     spec = _spec(engine, class_name, count, seed, truncation)
     for k, pixels in enumerate(_images(engine, spec)):
         path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
@@ -67,7 +67,7 @@ def attend(
     device: str,
 ) -> tuple[NDArray[np.uint8], AttentionMap]:
     """One image [R, R, 3] and what `layer` (None: the first) attended to. Raises OfflineError."""
-    engine = _load(checkpoint, device)
+    engine = _load(checkpoint, device, "auto")
     spec = _spec(engine, class_name, index + 1, seed, truncation)
     if not engine.info.attention:
         raise OfflineError(f"{checkpoint} has no attention layer.")

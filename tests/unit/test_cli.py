@@ -154,6 +154,13 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     figures = reports["own_features"]
     assert figures["protocol"]["samples"] == 20
     assert figures["real_held_back"]["frechet_own_features"] < figures["generated"]["frechet_own_features"]
+    served = ["--features", features, "--samples", 20, "--device", "cpu", "--precision", "float32"]
+    told = sagan("evaluate", made, "--data", pack, *served)
+    again = json.loads(told[told.index("{") :])["own_features"]
+    assert again["precision"] == "float32"
+    wanted = figures["generated"]["frechet_own_features"]
+    assert again["generated"]["frechet_own_features"] == pytest.approx(wanted, rel=1e-2)
+    assert "must be auto or" in sagan("evaluate", made, "--data", pack, *served[:-1], "int4", code=2)
     kept = load_generator(made).metrics["own_features"]
     assert isinstance(kept, dict)
     assert kept["generated"] == figures["generated"]
