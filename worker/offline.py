@@ -35,7 +35,7 @@ def write_samples(
     checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
 ) -> Iterator[Path]:
     """Write `count` PNGs with their recipes inside into `out`, and tell each path. Raises OfflineError."""
-    engine = _load(checkpoint, device, "auto")
+    engine = _load(checkpoint, device)
     spec = _spec(engine, class_name, count, seed, truncation)
     for k, pixels in enumerate(_images(engine, spec)):
         path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
@@ -67,7 +67,7 @@ def attend(
     device: str,
 ) -> tuple[NDArray[np.uint8], AttentionMap]:
     """One image [R, R, 3] and what `layer` (None: the first) attended to. Raises OfflineError."""
-    engine = _load(checkpoint, device, "auto")
+    engine = _load(checkpoint, device)
     spec = _spec(engine, class_name, index + 1, seed, truncation)
     if not engine.info.attention:
         raise OfflineError(f"{checkpoint} has no attention layer.")
@@ -109,7 +109,7 @@ def describe(folder: Path) -> Iterator[str]:
     """A line a checkpoint in `folder`: what it makes, or why it does not load."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            info = _load(path, "cpu").info
+            info = _load(path, "cpu", "float32").info
         except OfflineError as error:
             yield str(error)
         else:
@@ -127,7 +127,7 @@ def _images(engine: Engine, spec: JobSpec) -> Iterator[NDArray[np.uint8]]:
         yield from engine.sample([recipe(spec, k) for k in indices])
 
 
-def _load(path: Path, device: str, precision: str = "float32") -> Engine:
+def _load(path: Path, device: str, precision: str = "auto") -> Engine:
     try:
         return Engine.load(path, choose_device(device), precision)
     except (ModelError, EngineError) as error:
