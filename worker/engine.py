@@ -78,19 +78,22 @@ class Crew:
         """threads: None: as many as torch would take. lanes: forwards at one time, at most."""
         self.threads = torch.get_num_threads() if threads is None else threads
         self.lanes = min(lanes, self.threads)
-        self.shares = sorted({_power_of_two(self.threads // n) for n in range(1, self.lanes + 1)})
+        # Half of them at most: with all, a forward waits at each layer for a thread whose core the API, Redis
+        # or the next forward has. One image took longer so, and eight clients got a tenth less.
+        self._least = min(2, self.lanes)
+        self.shares = sorted({_power_of_two(self.threads // n) for n in range(self._least, self.lanes + 1)})
         self._lock = Lock()
         self._running = 0
 
     @contextmanager
     def share(self, allowed: Collection[int]) -> Iterator[int]:
-        """Run with this thread's share, which it gives: all threads, where no other forward is under way.
+        """Run with this thread's share, which it gives: half of them, where no other forward is under way.
 
         allowed: some of `shares`.
         """
         with self._lock:
             self._running += 1
-            wanted = self.threads // self._running
+            wanted = self.threads // max(self._running, self._least)
         try:
             share = max((share for share in allowed if share <= wanted), default=min(allowed))
             if torch.get_num_threads() != share:

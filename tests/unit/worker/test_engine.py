@@ -92,7 +92,7 @@ def test_a_size_that_gives_other_images_is_not_used(
 
 @INT8
 def test_int8_is_the_same_at_each_start_and_on_any_number_of_threads(checkpoint: Path) -> None:
-    one, two = (Engine.load(checkpoint, CPU, "int8", Crew(threads)) for threads in (1, 2))
+    one, two = (Engine.load(checkpoint, CPU, "int8", Crew(threads)) for threads in (1, 4))
     two.widen()
     np.testing.assert_array_equal(one.sample(RECIPES), two.sample(RECIPES))
 
