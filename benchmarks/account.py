@@ -32,6 +32,7 @@ from bench.load import GOOD, Clients, measure
 from benchmarks import machine
 from benchmarks.peers.__main__ import target
 from benchmarks.peers.network import write_checkpoint
+from benchmarks.service import ready
 from worker.private_redis import end, free_port
 
 PARTS = {
@@ -116,7 +117,7 @@ async def _measure(
     process: subprocess.Popen[Any], port: int, counts: list[int], seconds: float, rounds: int
 ) -> dict[int, list[dict[str, float]]]:
     asked = target(port, 1)
-    await _ready(process, Client(asked.address))
+    await ready(process, Client(asked.address))
     found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
     await measure(asked, Clients(8), 3)  # what is tried and compiled beside the first jobs
     for _ in range(rounds):
@@ -128,18 +129,6 @@ async def _measure(
             spent = {part: (after + own_after - before - own)[part] / 1e6 / images for part in PARTS}
             found[count].append({**spent, "sum": sum(spent.values()), "images/s": images / seconds})
     return found
-
-
-async def _ready(process: subprocess.Popen[Any], client: Client) -> None:
-    asked = client.request("GET", "/health/ready", {})
-    while True:
-        try:
-            if (await client.ask(asked, 5))[0] == 200:
-                return
-        except OSError:
-            pass
-        assert process.poll() is None, "the service has ended"
-        await asyncio.sleep(0.1)
 
 
 def _spent(api: int) -> Counter[str]:

@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from bench.client import Address, Client
 from bench.picture import HEIGHT, WIDTH, chart, round_places
+from benchmarks.service import ready
 from support import random_checkpoint
 from worker.private_redis import PrivateRedis, end, free_port
 
@@ -76,15 +77,7 @@ class Service:
 
     async def ready(self, client: Client) -> None:
         """Return when a worker with its model is there."""
-        asked = client.request("GET", "/health/ready", {})
-        while True:
-            try:
-                if (await client.ask(asked, 5))[0] == 200:
-                    break
-            except OSError:
-                pass
-            assert self._process.poll() is None, "the service has ended"
-            await asyncio.sleep(0.1)
+        await ready(self._process, client)
         self._worker = next(p for p in self._api.children() if "worker" in p.cmdline())
 
     async def sample(self, seconds: float, jobs: int) -> Sample:

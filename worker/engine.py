@@ -79,7 +79,7 @@ class Crew:
         self.threads = torch.get_num_threads() if threads is None else threads
         self.lanes = min(lanes, self.threads)
         # Half of them at most: with all, a forward waits at each layer for a thread whose core the API, Redis
-        # or the next forward has. One image took longer so, and eight clients got a tenth less.
+        # or the next forward has. One image took longer so, and eight clients got fewer.
         self._least = min(2, self.lanes)
         self.shares = sorted({_power_of_two(self.threads // n) for n in range(self._least, self.lanes + 1)})
         self._lock = Lock()
