@@ -427,6 +427,7 @@ class FusedGenerator(nn.Module):
 
     def _begin(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """The first map, and the rows of all norms."""
+        z = z.to(self.dtype)
         rows = self.table[y]
         if self.from_z is not None:
             rows = rows + self.from_z(z[:, self.config.latent_part :])

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from math import inf
 from threading import Condition, Thread
 from time import monotonic
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,10 @@ from worker.worker_store import Stopping
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
+
+# Seconds for which a job that was wanted is taken to be so still: to ask Redis before its forward would keep
+# the device waiting, for a round trip and a write to disk. It is asked all the same, beside the forward.
+SURELY_WANTED: Final = 0.2
 
 
 class Sampler(Protocol):
@@ -51,6 +56,7 @@ class Ticket:
     recipes: Sequence[Recipe]
     about: Any = None  # what whoever takes delivery needs to know
     alone: bool = False  # its last forward killed the worker: let it take nobody along again
+    wanted_at: float = -inf  # when it was last known to be still wanted, by monotonic()
     # ends when whoever took delivery of the last image says so, or with Dropped, Stopping, or an error
     done: Future[None] = field(default_factory=Future)
     entered: int = 0  # recipes that are in a forward or through it
@@ -95,13 +101,14 @@ class Batcher(Generic[S]):
     def __init__(
         self,
         load: Callable[[], Mapping[str, S]],
-        begin: Callable[[Sequence[str], int, Sequence[str]], set[str]],
+        begin: Callable[[Sequence[str], int, Sequence[str]], Callable[[], set[str]]],
         deliver: Callable[[Sequence[Made]], None],
     ) -> None:
         """load: the models, by name; it runs in a thread that runs forwards.
 
         begin(entering, fresh, survived): tells that jobs enter a forward, of which the first `fresh` are in
-        no other, and that others came out of their last one; answers with those that may run.
+        no other, and that others came out of their last one. What it returns waits for the answer: the jobs
+        that may run; it is called once.
         deliver(images): takes the images of a forward; must not take long.
         """
         self._load = load
@@ -240,7 +247,7 @@ class Batcher(Generic[S]):
         with self._changed:
             survived, self._survived = self._survived, []
         try:
-            self._begin([], 0, survived)
+            self._begin([], 0, survived)()
         except Stopping:
             log.warning("Redis is away: jobs in hand keep one attempt on their account.")
 
@@ -309,11 +316,20 @@ class Batcher(Generic[S]):
             survived, self._survived = self._survived, []
         allowed: set[str] = set()
         try:
-            allowed = self._begin([ticket.job_id for ticket in tickets], fresh, survived)
+            now = monotonic()
+            answer = self._begin([ticket.job_id for ticket in tickets], fresh, survived)
+            if all(now - ticket.wanted_at < SURELY_WANTED for ticket in tickets):
+                made = self._forward(batch)
+                allowed = answer()
+            else:
+                allowed = answer()
+                made = self._forward([(t, recipe) for t, recipe in batch if t.job_id in allowed])
             for ticket in tickets:
-                if ticket.job_id not in allowed:
+                if ticket.job_id in allowed:
+                    ticket.wanted_at = now
+                else:
                     self.drop(ticket)
-            self._forward([(ticket, recipe) for ticket, recipe in batch if ticket.job_id in allowed])
+            self._deliver([one for one in made if one.ticket.job_id in allowed])
         except Stopping as stopping:
             for ticket in tickets:
                 self.drop(ticket, stopping)
@@ -328,16 +344,15 @@ class Batcher(Generic[S]):
                     if ticket.job_id in allowed and not ticket.forwards:
                         self._survived.append(ticket.job_id)
 
-    def _forward(self, batch: _Batch) -> None:
+    def _forward(self, batch: _Batch) -> list[Made]:
         if not batch:
-            return
+            return []
         name = batch[0][0].model
         began = monotonic()
         try:
             pixels = self._models[name].sample([recipe for _, recipe in batch])
         except Exception as error:  # any error of the network is the job's, not the worker's  # noqa: BLE001
-            self._one_by_one(batch, error)
-            return
+            return self._one_by_one(batch, error)
         took = monotonic() - began
         with self._changed:
             tally = self._tallies[name]
@@ -350,17 +365,18 @@ class Batcher(Generic[S]):
             elif 2 * len(batch) >= self._models[name].rows:
                 # a small forward costs more an image, and what waits is made in full ones
                 self._pace = 0.8 * self._pace + 0.2 * pace
-        self._deliver([Made(*entry, image) for entry, image in zip(batch, pixels, strict=True)])
+        return [Made(*entry, image) for entry, image in zip(batch, pixels, strict=True)]
 
-    def _one_by_one(self, batch: _Batch, error: Exception) -> None:
+    def _one_by_one(self, batch: _Batch, error: Exception) -> list[Made]:
         """A forward failed: whose fault was it?"""
         jobs = list(dict.fromkeys(ticket for ticket, _ in batch))
         if len(jobs) == 1:
             log.error("job %s: %s", jobs[0].job_id, error)
             self.drop(jobs[0], error)
-            return
-        for job in jobs:
-            self._forward([(ticket, recipe) for ticket, recipe in batch if ticket is job])
+            return []
+        return [
+            one for job in jobs for one in self._forward([(t, recipe) for t, recipe in batch if t is job])
+        ]
 
     def _serve(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
         began = monotonic()

@@ -82,7 +82,7 @@ class _Service:
                 _say(f"starting a private Redis on the data in {self._state_dir}")
                 self._redis = PrivateRedis(self._state_dir / "redis")
                 self._start_redis()
-                self._redis_url = self._redis.url
+                self._redis_url = self._redis.socket_url
             os.environ["SAGAN_REDIS_URL"] = self._redis_url  # the API and the worker read it from there
             await self._serve()
         finally:

@@ -10,6 +10,7 @@ import json
 import secrets
 from base64 import b64encode
 from functools import cache
+from time import time
 from typing import Any, Final
 
 GENERATE: Final = "sagan.generate"  # task (job_id, spec as JSON or None): make the images of a job
@@ -58,7 +59,8 @@ def _message(task: str, task_id: str, args: list[Any], queue: str, step: int) ->
     options = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     body = b64encode(json.dumps([args, {}, options]).encode()).decode()
     # ids, tags and base64 have nothing in them that JSON would write differently
-    return _envelope(task, queue, step) % {"id": task_id, "tag": secrets.token_hex(16), "body": body}
+    parts = {"id": task_id, "tag": secrets.token_hex(16), "body": body, "time": time()}
+    return _envelope(task, queue, step) % parts
 
 
 @cache
@@ -74,9 +76,10 @@ def _envelope(task: str, queue: str, step: int) -> str:
         **{"correlation_id": "%(id)s", "reply_to": "", "delivery_mode": 2, "priority": step},
         **{"delivery_info": {"exchange": "", "routing_key": queue}, "body_encoding": "base64"},
         "delivery_tag": "%(tag)s",
+        "timestamp": "%(time).3f",
     }
     envelope: dict[str, Any] = {
         **{"body": "%(body)s", "content-encoding": "utf-8", "content-type": "application/json"},
         **{"headers": headers, "properties": properties},
     }
-    return json.dumps(envelope)
+    return json.dumps(envelope).replace('"%(time).3f"', "%(time).3f")  # a number

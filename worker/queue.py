@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+from urllib.parse import parse_qs
+
 from celery import Celery
 from kombu.entity import Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from worker.message import ATTENTION_QUEUE, GENERATE_QUEUE, PRIORITY_STEPS, celery_prefix
 from worker.settings import QueueSettings
 
+TRANSPORT: Final = "sagan"
+TRANSPORT_ALIASES[TRANSPORT] = "worker.transport:Transport"
+
 
 def make_celery(settings: QueueSettings) -> Celery:
     """The Celery app of a worker. It opens no connection by itself."""
-    celery = Celery("sagan", broker=settings.redis_url, set_as_current=False)
+    celery = Celery("sagan", broker=_broker(settings.redis_url), set_as_current=False)
     celery.conf.update(
-        broker_transport="worker.transport:Transport",
+        broker_transport=TRANSPORT,
         task_acks_late=True,  # a message is gone from Redis only when its job is done
         task_reject_on_worker_lost=True,  # a worker that vanishes has not done its job
         worker_prefetch_multiplier=1,  # take no more than there are threads: what is taken is being worked on
@@ -52,3 +59,12 @@ def make_celery(settings: QueueSettings) -> Celery:
         },
     )
     return celery
+
+
+def _broker(url: str) -> str:
+    """A URL of redis-py as kombu has it."""
+    address, _, options = url.partition("?")
+    if not address.startswith("unix://"):
+        return url
+    database = parse_qs(options).get("db", ["0"])[0]
+    return f"{TRANSPORT}+{address.replace('unix', 'socket', 1)}?virtual_host={database}"

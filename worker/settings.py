@@ -15,7 +15,8 @@ class QueueSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SAGAN_", extra="ignore")
 
     redis_url: str = Field(
-        default="redis://127.0.0.1:6379/0", description="Redis or Valkey: redis:// or rediss://"
+        default="redis://127.0.0.1:6379/0",
+        description="Redis or Valkey: redis://, rediss:// or unix:///path/of/its/socket",
     )
     namespace: str = Field(
         default="sagan", min_length=1, description="prefix of every key in Redis, Celery's as well"
@@ -45,8 +46,8 @@ class QueueSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _only_redis(cls, url: str) -> str:
-        if not url.startswith(("redis://", "rediss://")):
-            raise ValueError(f"redis_url is {url!r}; it must start with redis:// or rediss://")
+        if not url.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError(f"redis_url is {url!r}; it must start with redis://, rediss:// or unix://")
         return url
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 from threading import Lock, Thread
+from time import monotonic, time
 from typing import Any, Final
 
 from celery import Celery
@@ -67,11 +68,11 @@ class Desk:
             left = max(0, self._settings.concurrency - len(self._in_hand))
             return min(left, max(1, AT_ONCE // self._images_a_job))
 
-    def begin(self, job_id: str, spec: str, done: Callable[[], None]) -> bool:
+    def begin(self, job_id: str, spec: str, sent_at: float, done: Callable[[], None]) -> bool:
         """Make a new job, without waiting for anything. False: not so; `generate` can.
 
-        spec: as JSON. done: called from some thread when the job has ended, or is no longer ours to make;
-        not at all if the worker stops before that.
+        spec: as JSON. sent_at: seconds since 1970, by the clock of whoever sent it. done: called from some
+        thread when the job has ended, or is no longer ours to make; not at all if the worker stops before.
         """
         try:
             taken = Taken(job_id, SPEC.validate_json(spec), 0, frozenset())
@@ -80,6 +81,7 @@ class Desk:
         if self._refusal(taken):
             return False
         ticket = self._ticket(taken)
+        ticket.wanted_at = monotonic() - max(0.0, time() - sent_at)
         with self._lock:
             known = job_id in self._in_hand
             if not known:
@@ -266,8 +268,10 @@ class Clerk:
                 for made in by_job
             ]
         )
+        now = monotonic()
         for made, still in zip(by_job, goes_on, strict=True):
             made.ticket.stored += 1
+            made.ticket.wanted_at = now
             # the job has ended, or the rest of it is another worker's
             if not still or made.ticket.stored == len(made.ticket.recipes):
                 made.ticket.end()
@@ -310,8 +314,11 @@ def register(celery: Celery, desk: Desk) -> None:
             raise Reject("the worker is being stopped", requeue=True) from None
 
 
-def _new_job(message: Any) -> tuple[str, str] | None:
-    """Id and spec of a job that comes for the first time; None: it comes again. Raises InvalidTaskError."""
+def _new_job(message: Any) -> tuple[str, str, float] | None:
+    """Id and spec of a job that comes for the first time, and when it was sent; None: it comes again.
+
+    Raises InvalidTaskError.
+    """
     try:
         (job_id, spec), _, _ = json.loads(message.body)
     except (TypeError, ValueError):
@@ -320,4 +327,5 @@ def _new_job(message: Any) -> tuple[str, str] | None:
         raise InvalidTaskError("this is not the body of a job's message")
     if spec is None or message.delivery_info.get("redelivered"):
         return None
-    return job_id, spec
+    sent_at = message.properties.get("timestamp")
+    return job_id, spec, sent_at if isinstance(sent_at, float) else 0.0

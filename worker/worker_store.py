@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
@@ -100,18 +100,50 @@ class WorkerStore:
         spec, attempts, *made = answer
         return Taken(job_id, SPEC.validate_json(spec), int(attempts), frozenset(int(index) for index in made))
 
-    def begin(self, entering: Sequence[str], fresh: int, survived: Sequence[str]) -> set[str]:
+    def begin(self, entering: Sequence[str], fresh: int, survived: Sequence[str]) -> Callable[[], set[str]]:
         """Count an attempt for jobs that enter a forward, and clear it for those that came out of their last.
 
-        entering: each job once; the first `fresh` of them are in no other forward of this worker. Returns the
-        jobs that may run: not the cancelled, nor those another worker has taken over.
+        entering: each job once; the first `fresh` of them are in no other forward of this worker. Word is on
+        its way when this returns, so that a forward that kills the process is counted. What is returned waits
+        for the answer: the jobs that may run, not the cancelled nor those another worker has taken over.
         """
         if not entering and not survived:
-            return set()
-        allowed = self._begin(
-            args=[self._keys.prefix, self._worker, len(entering), fresh, *entering, *survived]
-        )
-        return {job_id.decode() for job_id in allowed}
+            return set
+        args: list[Any] = [self._keys.prefix, self._worker, len(entering), fresh, *entering, *survived]
+        sent = self._send("EVAL", scripts.BEGIN, 0, *args)  # not its digest, which a new Redis does not know
+
+        def answer() -> set[str]:
+            allowed = self._receive(sent)
+            if allowed is None:
+                allowed = self._begin(args=args)
+            return {job_id.decode() for job_id in allowed}
+
+        return answer
+
+    def _send(self, *command: Any) -> Any:
+        """Send a command; the connection that its answer will come from, or None: it could not be sent."""
+        pool = self._redis.connection_pool
+        try:
+            connection = pool.get_connection()
+        except (RedisError, OSError):
+            return None
+        try:
+            connection.send_command(*command)
+        except (RedisError, OSError):
+            pool.release(connection)
+            return None
+        return connection
+
+    def _receive(self, connection: Any) -> Any:
+        """The answer to what was sent; None: there is none, or it is an error."""
+        if connection is None:
+            return None
+        try:
+            return connection.read_response()
+        except (RedisError, OSError):
+            return None
+        finally:
+            self._redis.connection_pool.release(connection)
 
     def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[bool]:
         """Store images (job, index, PNG), those of one job side by side, in one round trip, and tell.

@@ -137,3 +137,30 @@ async def test_many_who_ask_for_the_models_at_once_read_them_once(
     before = calls(service, "mget")
     assert await asyncio.gather(*(service.store.models() for _ in range(8))) == [[model]] * 8
     assert calls(service, "mget") == before + 1
+
+
+async def test_a_job_s_attempt_counts_though_nobody_waited_for_the_answer(
+    service: Service, worker: WorkerStore
+) -> None:
+    """As when the forward kills the process, on a Redis that has seen none of our scripts."""
+    job = await service.generate()
+    worker.begin([job.id], 1, [])
+
+    async def counted() -> bool:
+        return (await service.store.get(job.id, service.owner)).attempts == 1
+
+    await service.until(counted)
+
+
+async def test_what_may_run_is_answered_though_the_connection_broke(
+    service: Service, worker: WorkerStore
+) -> None:
+    job, cancelled = await service.generate(), await service.generate(seed=8)
+    await service.store.cancel(cancelled.id, service.owner)
+    assert worker.begin([job.id, cancelled.id], 2, [])() == {job.id}
+    with Redis.from_url(service.settings.redis_url) as redis:
+        redis.client_kill_filter(_type="normal", skipme=True)  # before the command is sent
+        assert worker.begin([job.id, cancelled.id], 0, [])() == {job.id}
+        answer = worker.begin([job.id, cancelled.id], 0, [])
+        redis.client_kill_filter(_type="normal", skipme=True)  # and after
+    assert answer() == {job.id}

@@ -85,6 +85,17 @@ def test_auto_takes_8_bits_only_where_images_stay_near(monkeypatch: pytest.Monke
         in_precision(generator, CPU, "int8")
 
 
+def test_a_network_in_bfloat16_takes_z_as_it_comes_and_stays_near() -> None:
+    generator = lively()
+    z, y = torch.randn(4, generator.config.latent), torch.tensor([0, 1, 2, 0])
+    short, name = in_precision(generator, CPU, "bfloat16")
+    with torch.inference_mode():
+        images = short(z, y)
+        torch.testing.assert_close(images, short(z.bfloat16(), y), rtol=0, atol=0)
+        assert 0 < float((images - generator(z, y)).abs().mean() * 127.5) < 3
+    assert (name, images.dtype) == ("bfloat16", torch.float32)
+
+
 def test_a_precision_that_is_not_known_is_told() -> None:
     with pytest.raises(PrecisionError, match="float32, bfloat16, int8"):
         in_precision(lively(), CPU, "int4")

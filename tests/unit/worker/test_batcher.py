@@ -53,9 +53,9 @@ class Desk:
         self.batcher.start()
         self.other.gate.set()
 
-    def begin(self, entering: Sequence[str], fresh: int, survived: Sequence[str]) -> set[str]:
+    def begin(self, entering: Sequence[str], fresh: int, survived: Sequence[str]) -> Callable[[], set[str]]:
         self.begun.append((list(entering), fresh, list(survived)))
-        return set(entering) - self.refused
+        return lambda: set(entering) - self.refused
 
     def deliver(self, images: Sequence[Made]) -> None:
         for image in images:
@@ -148,6 +148,41 @@ def test_a_job_that_may_not_run_is_dropped(desk: Desk) -> None:
     assert isinstance(cancelled.done.exception(10), Dropped)
 
 
+def test_a_job_that_was_wanted_a_moment_ago_runs_before_the_answer_comes(desk: Desk) -> None:
+    answered = threading.Event()
+
+    def begin(entering: Sequence[str], fresh: int, survived: Sequence[str]) -> Callable[[], set[str]]:
+        desk.begin(entering, fresh, survived)
+        return lambda: set(entering) - desk.refused if answered.wait(10) else set()
+
+    batcher = Batcher(lambda: {"m": desk.model}, begin, desk.deliver)
+    batcher.start()
+    desk.batcher, other = batcher, desk.batcher
+    desk.refused = {"job-2"}
+    desk.model.gate.set()
+    wanted = desk.ask(1, wanted_at=time.monotonic())
+    while not desk.model.forwards:
+        time.sleep(0.01)
+    assert desk.begun == [(["job-1"], 1, [])]  # it was told of first
+    assert not desk.made
+    answered.set()
+    wanted.done.result(10)
+    cancelled = desk.ask(2, count=9, wanted_at=time.monotonic())
+    assert isinstance(cancelled.done.exception(10), Dropped)
+    assert desk.model.forwards == [[1], [2, 2, 2, 2]]  # one forward in vain, no more
+    assert list(desk.made) == ["job-1"]
+    for each in (batcher, other):
+        each.stop()
+        each.join(10)
+
+
+def test_a_job_that_has_waited_is_asked_about_before_it_runs(desk: Desk) -> None:
+    desk.refused = {"job-1"}
+    cancelled = desk.ask(1, wanted_at=time.monotonic() - 1)
+    assert isinstance(cancelled.done.exception(10), Dropped)
+    assert not desk.model.entered.is_set()
+
+
 def test_what_is_dropped_while_it_waits_never_runs(desk: Desk) -> None:
     desk.hold()
     cancelled, other = desk.ask(1, count=9), desk.ask(2)
@@ -234,7 +269,7 @@ def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
     def load() -> dict[str, Recorder]:
         raise FileNotFoundError("no model")
 
-    accept_all: Callable[..., set[str]] = lambda entering, *_: set(entering)  # noqa: E731
+    accept_all: Callable[..., Callable[[], set[str]]] = lambda entering, *_: lambda: set(entering)  # noqa: E731
     with pytest.raises(FileNotFoundError, match="no model"):
         Batcher(load, accept_all, list).start()
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import time
 
 import numpy as np
 import pytest
@@ -32,10 +33,10 @@ from worker.settings import QueueSettings, WorkerSettings
 
 
 @pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
+def server(tmp_path: Path) -> Iterator[PrivateRedis]:
     server = PrivateRedis(tmp_path)
     server.start()
-    yield server.url
+    yield server
     server.stop()
 
 
@@ -84,8 +85,17 @@ def test_neither_torch_nor_celery_on_the_api_s_side(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
-def test_our_messages_are_what_celery_would_send(redis_url: str) -> None:
-    settings = QueueSettings(redis_url=redis_url, namespace="here")
+def test_the_queue_is_in_the_same_redis_by_port_and_by_socket(server: PrivateRedis) -> None:
+    for url in (f"{server.socket_url}?db=3", server.url.replace("/0", "/3")):
+        celery = make_celery(QueueSettings(redis_url=url, namespace="here"))
+        celery.send_task(ATTENTION, queue=ATTENTION_QUEUE, priority=0)
+        celery.close()
+    with Redis.from_url(f"{server.socket_url}?db=3") as redis:
+        assert redis.llen(message_list("here", ATTENTION_QUEUE, 0)) == 2
+
+
+def test_our_messages_are_what_celery_would_send(server: PrivateRedis) -> None:
+    settings = QueueSettings(redis_url=server.url, namespace="here")
     celery = make_celery(settings)
     celery.send_task(
         GENERATE,
@@ -98,7 +108,7 @@ def test_our_messages_are_what_celery_would_send(redis_url: str) -> None:
     celery.send_task(
         ATTENTION, args=["some-job", 1, "16x16"], queue=ATTENTION_QUEUE, priority=0, ignore_result=True
     )
-    with Redis.from_url(redis_url) as redis:
+    with Redis.from_url(server.url) as redis:
         theirs = [
             json.loads(redis.lindex(name, 0))
             for name in (generate_list("here", 7), message_list("here", ATTENTION_QUEUE, 0))
@@ -111,6 +121,7 @@ def test_our_messages_are_what_celery_would_send(redis_url: str) -> None:
     for our, their in zip(ours, theirs, strict=True):
         assert base64.b64decode(our.pop("body")) == base64.b64decode(their.pop("body"))
         assert our["headers"].keys() == their["headers"].keys()
+        assert abs(our["properties"].pop("timestamp") - time()) < 60  # Celery tells none
         assert our["properties"].keys() == their["properties"].keys()
         for message in (our, their):
             for part, name in (
