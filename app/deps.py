@@ -15,7 +15,8 @@ from app import security
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
 from app.metrics import Metrics
 from app.settings import Settings
-from worker.jobs import Job, JobStore, ModelInfo, UnknownJob
+from worker.job_store import JobStore
+from worker.jobs import Job, ModelInfo, UnknownJob
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from app.metrics import Metrics, Observe
 from app.routes import attention, generate, health, jobs, models
 from app.security import BodyLimit, OriginCheck, ResponseHeaders
 from app.settings import Settings
-from worker.jobs import JobStore
+from worker.job_store import JobStore
 
 _WEB = Path(__file__).parent / "web"
 

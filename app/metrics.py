@@ -14,7 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worker.jobs import BrokerUnavailable, JobStore, State, WorkerInfo
+from worker.job_store import JobStore
+from worker.jobs import BrokerUnavailable, State, WorkerInfo
 
 log = logging.getLogger("sagan.access")
 

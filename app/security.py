@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, ForeignOrigin, TooManyRequests, Unauthorised, respond
-from worker.jobs import JobStore
+from worker.job_store import JobStore
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 

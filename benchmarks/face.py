@@ -32,7 +32,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from app.main import create_app
 from app.schemas import GenerateIn, JobOut
 from app.settings import Settings
-from worker.jobs import AttentionSite, Job, JobSpec, JobStore, ModelInfo
+from worker.job_store import JobStore
+from worker.jobs import AttentionSite, Job, JobSpec, ModelInfo
 
 PNG = os.urandom(9_000)  # as long as a 64-pixel image
 CLASSES = tuple(f"class_{number}" for number in range(120))

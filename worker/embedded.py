@@ -20,7 +20,7 @@ import uvloop
 from worker.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
-    from worker.jobs import JobStore
+    from worker.job_store import JobStore
 
 WORKER_GRACE: Final = 30.0  # seconds: the forward that runs may end, jobs in hand are handed back
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
@@ -99,7 +99,7 @@ class _Service:
         # not before: the worker has most to load, and the rest can load beside it
         import uvicorn
 
-        from worker.jobs import JobStore
+        from worker.job_store import JobStore
         from worker.news import cancel
         from worker.settings import QueueSettings
 

@@ -16,7 +16,8 @@ from app.docs import PNG, problems
 from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
-from worker.jobs import ENDED, Job, JobError, JobStore
+from worker.job_store import JobStore
+from worker.jobs import ENDED, Job, JobError
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 

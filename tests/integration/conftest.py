@@ -16,7 +16,8 @@ import pytest
 from redis import Redis
 
 from support import random_checkpoint
-from worker.jobs import Job, JobSpec, JobStore, ModelInfo
+from worker.job_store import JobStore
+from worker.jobs import Job, JobSpec, ModelInfo
 from worker.message import generate_list, generate_message
 from worker.private_redis import PrivateRedis
 from worker.settings import QueueSettings

@@ -15,14 +15,8 @@ from PIL import Image
 from redis import Redis
 
 from worker.encode import read_recipe
-from worker.jobs import (
-    AttentionFailed,
-    ExpiredJob,
-    IdempotencyConflict,
-    JobStore,
-    QueueFull,
-    UnknownJob,
-)
+from worker.job_store import JobStore
+from worker.jobs import AttentionFailed, ExpiredJob, IdempotencyConflict, QueueFull, UnknownJob
 from worker.settings import QueueSettings
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ import anyio
 import pytest
 from redis import Redis
 
-from worker.jobs import IdempotencyConflict, Job, JobStore, ModelInfo, QueueFull, WorkerInfo, new_job_id
+from worker.job_store import JobStore
+from worker.jobs import IdempotencyConflict, Job, ModelInfo, QueueFull, WorkerInfo, new_job_id
 from worker.worker_store import WorkerStore
 
 if TYPE_CHECKING:

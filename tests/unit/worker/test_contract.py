@@ -78,7 +78,7 @@ def test_settings_come_from_the_environment_and_say_what_is_wrong(monkeypatch: p
         WorkerSettings()
 
 
-@pytest.mark.parametrize("module", ["worker.jobs", "worker.health", "worker.embedded"])
+@pytest.mark.parametrize("module", ["worker.job_store", "worker.health", "worker.embedded"])
 def test_neither_torch_nor_celery_on_the_api_s_side(module: str) -> None:
     code = f"import {module}, sys; sys.exit(bool({{'torch', 'celery', 'kombu'}} & sys.modules.keys()))"
     root = Path(__file__).parents[3]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from worker.jobs import BrokerUnavailable, JobSpec, JobStore
+from worker.job_store import JobStore
+from worker.jobs import BrokerUnavailable, JobSpec
 from worker.settings import QueueSettings
 from worker.together import Together
 
