@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from math import inf
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import monotonic, time
@@ -271,7 +272,7 @@ class Clerk:
         now = monotonic()
         for made, still in zip(by_job, goes_on, strict=True):
             made.ticket.stored += 1
-            made.ticket.wanted_at = now
+            made.ticket.wanted_at = now if still else -inf
             # the job has ended, or the rest of it is another worker's
             if not still or made.ticket.stored == len(made.ticket.recipes):
                 made.ticket.end()
