@@ -107,10 +107,6 @@ class PrivateRedis:
         """Over TCP."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
-    @property
-    def port(self) -> int:
-        return self._port
-
     def start(self, seconds: float = 30.0, tell: Callable[[float], None] | None = None) -> None:
         """Start and wait until it answers, its data loaded. Raises RedisMissing when it does not.
 

@@ -84,7 +84,6 @@ class WorkerStore:
             ),
         )
         self._take = self._redis.register_script(scripts.TAKE)
-        self._begin = self._redis.register_script(scripts.BEGIN)
         self._save = self._redis.register_script(scripts.SAVE)
         self._end = self._redis.register_script(scripts.END)
         self._release = self._redis.register_script(scripts.RELEASE)
@@ -109,13 +108,14 @@ class WorkerStore:
         """
         if not entering and not survived:
             return set
-        args: list[Any] = [self._keys.prefix, self._worker, len(entering), fresh, *entering, *survived]
-        sent = self._send("EVAL", scripts.BEGIN, 0, *args)  # not its digest, which a new Redis does not know
+        args = [self._keys.prefix, self._worker, len(entering), fresh, *entering, *survived]
+        # the script and not its digest, which a new Redis does not know
+        sent = self._send("EVAL", scripts.BEGIN, 0, *args)
 
         def answer() -> set[str]:
             allowed = self._receive(sent)
             if allowed is None:
-                allowed = self._begin(args=args)
+                allowed = self._redis.eval(scripts.BEGIN, 0, *args)
             return {job_id.decode() for job_id in allowed}
 
         return answer

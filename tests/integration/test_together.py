@@ -151,6 +151,8 @@ async def test_a_job_s_attempt_counts_though_nobody_waited_for_the_answer(
         return (await service.store.get(job.id, service.owner)).attempts == 1
 
     await service.until(counted)
+    begun = await service.store.get(job.id, service.owner)
+    assert (begun.state, begun.attempts) == ("running", 1)
 
 
 async def test_what_may_run_is_answered_though_the_connection_broke(
