@@ -2,7 +2,8 @@
 
     python benchmarks/encoders.py [checkpoints/dogs64.safetensors] [--rounds 5]
 
-Filters are applied in numpy, Deflate is zlib's; Pillow chooses its filters itself. All are read back.
+Filters are applied in numpy, Deflate is zlib's or ISA-L's; Pillow chooses its filters itself. All are read
+back.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,11 +33,24 @@ from worker.jobs import Recipe
 
 IMAGES = 32
 Pixels = NDArray[np.uint8]
-WAYS = {
-    "no search, Huffman codes alone": (1, zlib.Z_HUFFMAN_ONLY),
-    "run lengths alone": (1, zlib.Z_RLE),
-    "level 1": (1, zlib.Z_DEFAULT_STRATEGY),
-    "level 6": (6, zlib.Z_DEFAULT_STRATEGY),
+
+
+def _zlib(level: int, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> Callable[[memoryview], bytes]:
+    def packed(data: memoryview) -> bytes:
+        packer = zlib.compressobj(level=level, strategy=strategy)
+        return packer.compress(data) + packer.flush()
+
+    return packed
+
+
+WAYS: dict[str, Callable[[memoryview], bytes]] = {
+    "zlib, no search, Huffman codes alone": _zlib(1, zlib.Z_HUFFMAN_ONLY),
+    "zlib, run lengths alone": _zlib(1, zlib.Z_RLE),
+    "zlib, level 1": _zlib(1),
+    "zlib, level 6": _zlib(6),
+    "ISA-L, level 0": lambda data: isal_zlib.compress(data, 0),
+    "ISA-L, level 1": lambda data: isal_zlib.compress(data, 1),
+    "ISA-L, level 3": lambda data: isal_zlib.compress(data, 3),
 }
 
 
@@ -54,8 +69,8 @@ def main(
         for level in (1, 6)
     }
     for filter_type, filter_name in ((1, "left"), (2, "above")):
-        for name, (level, strategy) in WAYS.items():
-            ways[f"difference from {filter_name}, {name}"] = _by(filter_type, level, strategy)
+        for name, pack in WAYS.items():
+            ways[f"difference from {filter_name}, {name}"] = _by(filter_type, pack)
     times: dict[str, list[float]] = {name: [] for name in ways}
     sizes = {
         name: statistics.mean(len(_checked(way, image)) for image in images) for name, way in ways.items()
@@ -78,7 +93,7 @@ def _pillow(pixels: Pixels, level: int) -> bytes:
     return buffer.getvalue()
 
 
-def _by(filter_type: int, level: int, strategy: int) -> Callable[[Pixels], bytes]:
+def _by(filter_type: int, pack: Callable[[memoryview], bytes]) -> Callable[[Pixels], bytes]:
     def packed(pixels: Pixels) -> bytes:
         height, width, _ = pixels.shape
         rows = pixels.reshape(height, 3 * width)
@@ -88,8 +103,7 @@ def _by(filter_type: int, level: int, strategy: int) -> Callable[[Pixels], bytes
             lines[:, 4:] -= rows[:, :-3]
         else:
             lines[1:, 1:] -= rows[:-1]
-        packer = zlib.compressobj(level=level, strategy=strategy)
-        return encode.container(width, height, packer.compress(lines.data) + packer.flush(), "{}")
+        return encode.container(width, height, pack(lines.data), "{}")
 
     return packed
 
