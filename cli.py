@@ -435,7 +435,7 @@ def _wait_passively() -> None:
     Spinning is somewhat faster on idle cores, and several times slower beside one busy process.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some 10 µs: from one layer to the next
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some 0.2 ms: from one layer to the next
 
 
 def _tell(line: str) -> None:

@@ -140,7 +140,7 @@ class _Service:
         self._worker = subprocess.Popen(
             self._worker_command,
             # torch's threads spin for milliseconds while they wait for each other; with the API and Redis on
-            # the same cores that cost them most of their speed. Not at all was slow as well: some 10 µs
+            # the same cores that cost them most of their speed. Not at all was slow as well: some 0.2 ms
             # bridge the gap between two layers.
             env={"GOMP_SPINCOUNT": "10000", "OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             stdin=subprocess.DEVNULL,
