@@ -45,8 +45,8 @@ def recipe_json(spec: JobSpec, index: int) -> str:
 def png(pixels: NDArray[np.uint8], recipe: str) -> bytes:
     """pixels [H, W, 3] as PNG, with `recipe` in its tEXt chunk "sagan". Same input, same bytes.
 
-    Rows as differences from the row above, deflated by ISA-L at its level 1: a seventh of Pillow's time at its
-    level 6 for 5 % more bytes (benchmarks/encoders.py).
+    Rows as differences from the row above, deflated by ISA-L at its level 1: a seventh of the time of Pillow
+    at its level 6 for 5 % more bytes (benchmarks/encoders.py).
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, 3 * width)
