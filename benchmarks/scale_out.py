@@ -377,14 +377,14 @@ async def _submit(client: Client, requests: int) -> list[float]:
 
 
 def _sweep(bed: Bed) -> tuple[float, float]:
-    """Milliseconds of what a sweeper's pass reads, and of the full reading when messages are missing."""
+    """Milliseconds of what a sweeper's pass reads, and of the full reading when a message is missing."""
     store = WorkerStore(bed.settings, "benchmark", lambda: False)
     began = perf_counter()
     in_hand = store.in_hand()
-    store.waiting(store.holders().keys() | frozenset().union(*in_hand.values()))
+    store.astray(store.holders().keys() | frozenset().union(*in_hand.values()))
     usual = perf_counter() - began
     began = perf_counter()
-    store.without_message()
+    store.without_message({new_job_id()})
     whole = perf_counter() - began
     store.close()
     return usual * 1e3, whole * 1e3

@@ -331,7 +331,7 @@ if record[1] == 'running' then
   redis.call('ZADD', queued, record[3], id)
   tell(id, 'queued', record[4])
 end
-if ARGV[5] ~= '' then redis.call('LPUSH', ARGV[4], ARGV[5]) end
+if ARGV[5] ~= '' then redis.call('RPUSH', ARGV[4], ARGV[5]) end  -- the front, where the job is in `queued`
 return 1
 """
 )

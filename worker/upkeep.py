@@ -24,42 +24,36 @@ class Sweeper:
     def __init__(self, settings: QueueSettings, store: WorkerStore) -> None:
         self._store = store
         self._patience = 2.5 * settings.heartbeat_period  # seconds
-        self._settle = 0.5 * settings.heartbeat_period
         self._lock_seconds = settings.worker_ttl
         self._lost_since: dict[str, float] = {}
-        self._short_since: float | None = None  # messages were fewer than jobs that wait for one
 
     def sweep(self) -> list[str]:
         """One pass, unless another worker is the one that sweeps. Returns the jobs queued again."""
         if not self._store.may_sweep(self._lock_seconds):
             self._lost_since.clear()
-            self._short_since = None
             return []
         now = monotonic()
-        lost = self._lost(now)
-        self._lost_since = {job_id: self._lost_since.get(job_id, now) for job_id in lost}
-        due = [job_id for job_id, since in self._lost_since.items() if now - since >= self._patience]
+        looks_lost = self._look()
+        self._lost_since = {job_id: self._lost_since.get(job_id, now) for job_id in looks_lost}
+        due = {job_id for job_id, since in self._lost_since.items() if now - since >= self._patience}
         for job_id in due:
-            self._bring_back(job_id, lost[job_id])
             del self._lost_since[job_id]
-        return due
+        # The lists can be long. A busy worker is always a few messages ahead of what it has told, so a count
+        # that does not add up is no reason to read them; a job that others do not overtake is.
+        unheld = {job_id for job_id in due if not looks_lost[job_id]}
+        with_message = unheld - self._store.without_message(unheld)
+        lost = [job_id for job_id in looks_lost if job_id in due and job_id not in with_message]
+        for job_id in reversed(lost):  # each goes to the front
+            self._bring_back(job_id, looks_lost[job_id])
+        return lost
 
-    def _lost(self, now: float) -> dict[str, str]:
-        """Jobs that look lost, and who held them last ("": nobody)."""
+    def _look(self) -> dict[str, str]:
+        """Jobs that may be lost, and who held them last ("": nobody)."""
         holders = self._store.holders()
         in_hand = self._store.in_hand()
         lost = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
-        # The lists can be long: they are read in full only while they stay too short for all that should be
-        # in them.
         known = holders.keys() | frozenset().union(*in_hand.values())
-        jobs, messages = self._store.waiting(known)
-        if jobs <= messages:
-            self._short_since = None
-            return lost
-        self._short_since = self._short_since or now
-        if now - self._short_since < self._settle:
-            return lost
-        return dict.fromkeys(self._store.without_message() - known, "") | lost
+        return lost | dict.fromkeys(self._store.astray(known), "")
 
     def _bring_back(self, job_id: str, holder: str) -> None:
         job = self._store.job(job_id)

@@ -243,8 +243,12 @@ class WorkerStore:
         found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
         return {info.id: frozenset(info.in_hand) for info in found}
 
-    def waiting(self, known: Collection[str]) -> tuple[int, int]:
-        """How many jobs wait that are not among `known`, and how many messages wait for a worker."""
+    def astray(self, known: Collection[str]) -> list[str]:
+        """The jobs first in the queue, `known` left out: as many as there are fewer messages than jobs.
+
+        A job without a message comes to the front, since those before it are taken. Nothing here grows with
+        the length of the queue.
+        """
         with self._redis.pipeline(transaction=True) as pipe:
             pipe.zcard(self._keys.queued)
             if known:
@@ -252,18 +256,26 @@ class WorkerStore:
             for name in self._lists():
                 pipe.llen(name)
             jobs, *rest = pipe.execute()
-        scores = rest.pop(0) if known else []
-        return int(jobs) - sum(score is not None for score in scores), sum(rest)
+        in_hand = sum(score is not None for score in rest.pop(0)) if known else 0
+        missing = jobs - in_hand - sum(rest)
+        if missing <= 0:
+            return []
+        first = self._redis.zrange(self._keys.queued, 0, missing + in_hand - 1)
+        return [job_id for job_id in (job.decode() for job in first) if job_id not in known]
 
-    def without_message(self) -> set[str]:
-        """The queued jobs that no message in a list is for. Reads everything: seconds, for a long queue."""
-        jobs = {job_id.decode() for job_id in self._redis.zrange(self._keys.queued, 0, -1)}
+    def without_message(self, jobs: Collection[str]) -> set[str]:
+        """Those of the jobs that no message in a list is for.
+
+        The lists are read from where messages are taken, until each job has its own: in full, which is
+        seconds for a long queue, only where one is missing.
+        """
+        left = set(jobs)
         for name in self._lists():
-            first = 0
-            while messages := self._redis.lrange(name, first, first + 999):
-                jobs -= {json.loads(message)["headers"]["id"] for message in messages}
-                first += 1000
-        return jobs
+            last = -1
+            while left and (messages := self._redis.lrange(name, last - 999, last)):
+                left -= {json.loads(message)["headers"]["id"] for message in messages}
+                last -= len(messages)
+        return left
 
     def _lists(self) -> list[str]:
         return [message_list(self._settings.namespace, GENERATE_QUEUE, step) for step in PRIORITY_STEPS]

@@ -69,14 +69,29 @@ async def test_a_submission_asks_redis_for_no_more_when_many_jobs_wait(service: 
     assert shallow["hset"] > 0
 
 
-async def test_the_sweeper_does_not_read_a_long_queue(service: Service) -> None:
+# With quick forwards each sweep finds a worker some messages ahead of what its heartbeat told.
+@pytest.mark.parametrize("forward", ["0.5", "0.02"])
+async def test_the_sweeper_does_not_read_a_long_queue(service: Service, forward: str) -> None:
     await fill(service)
-    service.start_worker(SLOW, TEST_SLOW="0.5")
+    service.start_worker(SLOW, TEST_SLOW=forward)
     await service.ready()
     async with commands(service) as during:
         await asyncio.sleep(10 * service.settings.heartbeat_period)
     assert during["zmscore"] > 3, "it has not swept"
     assert during["lrange"] == 0
+
+
+async def test_jobs_without_a_message_are_found_from_the_front(service: Service) -> None:
+    await fill(service, 10)
+    lost = []
+    for _ in range(2):
+        lost.append(await service.generate())
+        service.lose_message(lost[-1])
+    await fill(service)
+    service.start_worker(SLOW, TEST_SLOW="0.2")
+    with asked(service) as redis:
+        await service.finished(lost, seconds=30)
+        assert redis.zcard("deep:queued") > DEEP / 2, "they came last"
 
 
 async def test_an_urgent_job_is_made_next_however_many_wait(service: Service) -> None:
