@@ -381,7 +381,7 @@ def _sweep(bed: Bed) -> tuple[float, float]:
     store = WorkerStore(bed.settings, "benchmark", lambda: False)
     began = perf_counter()
     in_hand = store.in_hand()
-    store.astray(store.holders().keys() | frozenset().union(*in_hand.values()))
+    store.front(store.holders().keys() | frozenset().union(*in_hand.values()))
     usual = perf_counter() - began
     began = perf_counter()
     store.without_message({new_job_id()})

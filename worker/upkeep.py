@@ -19,41 +19,49 @@ class Sweeper:
     That is a job whose worker died, or whose message Redis lost. A job must look lost for a few heartbeats on
     end: what was read may be that much out of date. To be wrong is harmless, since a worker drops a second
     message for a job.
+
+    A queue can be long, and is never read to its end without need: a job without a message is overtaken by
+    those behind it, and so is found among the first.
     """
 
     def __init__(self, settings: QueueSettings, store: WorkerStore) -> None:
         self._store = store
         self._patience = 2.5 * settings.heartbeat_period  # seconds
         self._lock_seconds = settings.worker_ttl
-        self._lost_since: dict[str, float] = {}
+        self._since: dict[str, float] = {}  # how long a job has looked lost
+        self._missed: set[str] = set()  # the last pass found no message for them
 
     def sweep(self) -> list[str]:
         """One pass, unless another worker is the one that sweeps. Returns the jobs queued again."""
         if not self._store.may_sweep(self._lock_seconds):
-            self._lost_since.clear()
+            self._since.clear()
+            self._missed.clear()
             return []
         now = monotonic()
-        looks_lost = self._look()
-        self._lost_since = {job_id: self._lost_since.get(job_id, now) for job_id in looks_lost}
-        due = {job_id for job_id, since in self._lost_since.items() if now - since >= self._patience}
-        for job_id in due:
-            del self._lost_since[job_id]
-        # The lists can be long. A busy worker is always a few messages ahead of what it has told, so a count
-        # that does not add up is no reason to read them; a job that others do not overtake is.
-        unheld = {job_id for job_id in due if not looks_lost[job_id]}
-        with_message = unheld - self._store.without_message(unheld)
-        lost = [job_id for job_id in looks_lost if job_id in due and job_id not in with_message]
+        suspects = self._suspects()
+        self._since = {job_id: self._since.get(job_id, now) for job_id in suspects}
+        due = [job_id for job_id, since in self._since.items() if now - since >= self._patience]
+        unheld = {job_id for job_id in due if not suspects[job_id]}
+        missed = self._store.without_message(unheld)
+        for job_id in unheld - missed:  # only slow to be taken
+            self._since[job_id] = now
+        # missed twice: a message that is taken as we look is told of by the next heartbeat
+        lost = [job_id for job_id in due if suspects[job_id] or job_id in missed & self._missed]
+        self._missed = missed
         for job_id in reversed(lost):  # each goes to the front
-            self._bring_back(job_id, looks_lost[job_id])
+            self._bring_back(job_id, suspects[job_id])
+            del self._since[job_id]
         return lost
 
-    def _look(self) -> dict[str, str]:
-        """Jobs that may be lost, and who held them last ("": nobody)."""
+    def _suspects(self) -> dict[str, str]:
+        """Jobs that are not in the hand of the worker that held them, and that worker; and the first in the
+        queue that are in nobody's, and "".
+        """
         holders = self._store.holders()
         in_hand = self._store.in_hand()
         lost = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
         known = holders.keys() | frozenset().union(*in_hand.values())
-        return lost | dict.fromkeys(self._store.astray(known), "")
+        return lost | dict.fromkeys(self._store.front(known), "")
 
     def _bring_back(self, job_id: str, holder: str) -> None:
         job = self._store.job(job_id)

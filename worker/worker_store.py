@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from time import time
-from typing import Any
+from typing import Any, Final
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -30,6 +30,9 @@ from worker.jobs import (
 )
 from worker.message import GENERATE_QUEUE, PRIORITY_STEPS, generate_list, generate_message, message_list
 from worker.settings import QueueSettings
+
+FRONT: Final = 100  # jobs first in the queue in which the sweeper looks for lost ones
+PAGE: Final = 200  # messages read at once, so that Redis serves others in between
 
 
 class Stopping(Exception):
@@ -243,25 +246,10 @@ class WorkerStore:
         found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
         return {info.id: frozenset(info.in_hand) for info in found}
 
-    def astray(self, known: Collection[str]) -> list[str]:
-        """The jobs first in the queue, `known` left out: as many as there are fewer messages than jobs.
-
-        A job without a message comes to the front, since those before it are taken. Nothing here grows with
-        the length of the queue.
-        """
-        with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zcard(self._keys.queued)
-            if known:
-                pipe.zmscore(self._keys.queued, list(known))
-            for name in self._lists():
-                pipe.llen(name)
-            jobs, *rest = pipe.execute()
-        in_hand = sum(score is not None for score in rest.pop(0)) if known else 0
-        missing = jobs - in_hand - sum(rest)
-        if missing <= 0:
-            return []
-        first = self._redis.zrange(self._keys.queued, 0, missing + in_hand - 1)
-        return [job_id for job_id in (job.decode() for job in first) if job_id not in known]
+    def front(self, known: Collection[str]) -> list[str]:
+        """The first hundred jobs in the queue that are not among `known`."""
+        first = self._redis.zrange(self._keys.queued, 0, FRONT + len(known) - 1)
+        return [job_id for job_id in (job.decode() for job in first) if job_id not in known][:FRONT]
 
     def without_message(self, jobs: Collection[str]) -> set[str]:
         """Those of the jobs that no message in a list is for.
@@ -272,7 +260,7 @@ class WorkerStore:
         left = set(jobs)
         for name in self._lists():
             last = -1
-            while left and (messages := self._redis.lrange(name, last - 999, last)):
+            while left and (messages := self._redis.lrange(name, last - PAGE + 1, last)):
                 left -= {json.loads(message)["headers"]["id"] for message in messages}
                 last -= len(messages)
         return left
