@@ -3,6 +3,7 @@
     python benchmarks/scale_out.py workers [--rounds 3]     throughput of 1, 2, 4 and 8 workers
     python benchmarks/scale_out.py broker                   what Redis spends on a job, and its ceiling
     python benchmarks/scale_out.py depth                    submission, memory and priority at a depth
+    python benchmarks/scale_out.py faults                   what becomes of jobs while much is killed
 
 Each starts a Redis of its own. A sleeping worker is `sagan worker` in all but its engine.
 """
@@ -84,7 +85,7 @@ class Bed:
     """A private Redis, and the sleeping workers on it."""
 
     def __init__(self, folder: Path, appendfsync: str = "always") -> None:
-        self._folder = folder
+        self.folder = folder
         self.server = PrivateRedis(folder / "redis", appendfsync=appendfsync)
         self.server.start()
         self.settings = QueueSettings(redis_url=self.server.url, max_queued=10**9)
@@ -98,12 +99,16 @@ class Bed:
             "OMP_NUM_THREADS": "1",
         }
 
-    def grow(self, workers: int) -> None:
-        """Start workers until there are so many, and wait for the signs of life of all."""
-        with (self._folder / "workers.log").open("ab") as log:
+    def start_workers(self, workers: int) -> None:
+        """Start workers until there are so many."""
+        with (self.folder / "workers.log").open("ab") as log:
             while len(self.workers) < workers:
                 command = [sys.executable, __file__, "sleeper"]
                 self.workers.append(subprocess.Popen(command, env=self.env, stdout=log, stderr=log))
+
+    def grow(self, workers: int) -> None:
+        """Start workers until there are so many, and wait for the signs of life of all."""
+        self.start_workers(workers)
         while self.redis.zcard(scripts.Keys(self.settings.namespace).workers) < workers:
             assert all(worker.poll() is None for worker in self.workers), "a worker died"
             sleep(0.1)
@@ -324,7 +329,7 @@ def depth(
     with _bed() as bed, ExitStack() as stack:
         port = free_port()
         command = [sys.executable, "-m", "cli", "api", "--port", str(port)]
-        with (bed._folder / "api.log").open("wb") as log:
+        with (bed.folder / "api.log").open("wb") as log:
             api = subprocess.Popen(command, env=bed.env, cwd=ROOT, stdout=log, stderr=log)
         stack.callback(end, api, 10)
         bed.grow(1)
@@ -403,6 +408,73 @@ def _before_the_urgent(bed: Bed) -> int:
     before = bed.ended()
     uvloop.run(urgent())
     return bed.ended() - before - 1
+
+
+@app.command()
+def faults(
+    jobs: Annotated[int, typer.Option(min=100)] = 20_000,
+    workers: Annotated[int, typer.Option(min=1)] = 3,
+    worker_every: Annotated[float, typer.Option(help="Seconds between two kill -9 of a worker, mean")] = 2.5,
+    redis_every: Annotated[float, typer.Option(help="Seconds between two kill -9 of Redis, mean")] = 12,
+    patience: Annotated[float, typer.Option(help="Seconds in which all jobs must have ended")] = 600,
+    seed: int = 0,
+) -> None:
+    """Kill workers and Redis again and again while jobs are made, a twentieth of them cancelled before.
+
+    Exit 1 unless every job has ended, each told once, and each that was not cancelled has its image.
+    """
+    chance = np.random.default_rng(seed)
+    with _bed() as bed:
+        keys = scripts.Keys(bed.settings.namespace)
+        fill(bed.settings, jobs, 0.02)
+        ids = [name.decode().rsplit(":", 1)[1] for name in bed.redis.scan_iter(keys.job("*"), count=1000)]
+        cancelled = set(chance.choice(ids, jobs // 20, replace=False).tolist())
+        uvloop.run(_cancel(bed.settings, cancelled))
+        bed.grow(workers)
+        began = monotonic()
+        killed = {"worker": 0, "redis": 0}
+        due = {"worker": began + worker_every, "redis": began + redis_every}
+        while bed.redis.exists(keys.open) and monotonic() - began < patience:
+            sleep(0.1)
+            if monotonic() > due["worker"]:
+                bed.workers.pop(int(chance.integers(workers))).kill()
+                bed.start_workers(workers)
+                killed["worker"] += 1
+                due["worker"] = monotonic() + worker_every * chance.uniform(0.5, 1.5)
+            if monotonic() > due["redis"]:
+                bed.server.kill()
+                sleep(chance.uniform(0, 1))
+                bed.server.start()
+                killed["redis"] += 1
+                due["redis"] = monotonic() + redis_every * chance.uniform(0.5, 1.5)
+        took = monotonic() - began
+        wrong = [one for one in ids if not _well_ended(bed, keys, one, one in cancelled)]
+        again = (bed.folder / "workers.log").read_text().count("queued again")
+    typer.echo(
+        f"{jobs} jobs, {len(cancelled)} of them cancelled, {workers} workers, {took:.0f} s, seed {seed}: "
+        f"{killed['worker']} workers and {killed['redis']} times Redis killed, {again} jobs queued again "
+        f"by a sweeper, {len(wrong)} lost or told twice"
+    )
+    raise typer.Exit(bool(wrong))
+
+
+async def _cancel(settings: QueueSettings, job_ids: set[str]) -> None:
+    store = JobStore.open(settings)
+    for job_id in job_ids:
+        await store.cancel(job_id, "somebody")
+    await store.close()
+
+
+def _well_ended(bed: Bed, keys: scripts.Keys, job_id: str, cancelled: bool) -> bool:
+    state = b"cancelled" if cancelled else b"succeeded"
+    told = [event[b"state"] for _, event in bed.redis.xrange(keys.events(job_id))]
+    images = bed.redis.hlen(keys.images(job_id))
+    return bool(
+        bed.redis.hget(keys.job(job_id), "state") == state
+        and told.count(state) == 1
+        and told[-1] == state
+        and images == (not cancelled)
+    )
 
 
 if __name__ == "__main__":
