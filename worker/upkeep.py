@@ -6,11 +6,14 @@ import logging
 from collections.abc import Callable
 from threading import Event, Thread
 from time import monotonic
+from typing import Final
 
 from worker.settings import QueueSettings
 from worker.worker_store import Stopping, WorkerStore
 
 log = logging.getLogger(__name__)
+
+FIRST: Final = 100  # jobs at the front of the queue, of which the sweeper takes care
 
 
 class Sweeper:
@@ -20,48 +23,46 @@ class Sweeper:
     end: what was read may be that much out of date. To be wrong is harmless, since a worker drops a second
     message for a job.
 
-    A queue can be long, and is never read to its end without need: a job without a message is overtaken by
-    those behind it, and so is found among the first.
+    A queue can be long, and is read to its end only for a job that seems lost by all else: what has no
+    message is overtaken by what is behind it, and so is found among the first.
     """
 
     def __init__(self, settings: QueueSettings, store: WorkerStore) -> None:
         self._store = store
         self._patience = 2.5 * settings.heartbeat_period  # seconds
         self._lock_seconds = settings.worker_ttl
-        self._since: dict[str, float] = {}  # how long a job has looked lost
-        self._missed: set[str] = set()  # the last pass found no message for them
+        self._lost_since: dict[str, float] = {}
 
     def sweep(self) -> list[str]:
         """One pass, unless another worker is the one that sweeps. Returns the jobs queued again."""
         if not self._store.may_sweep(self._lock_seconds):
-            self._since.clear()
-            self._missed.clear()
+            self._lost_since.clear()
             return []
         now = monotonic()
         suspects = self._suspects()
-        self._since = {job_id: self._since.get(job_id, now) for job_id in suspects}
-        due = [job_id for job_id, since in self._since.items() if now - since >= self._patience]
+        self._lost_since = {job_id: self._lost_since.get(job_id, now) for job_id in suspects}
+        due = [job_id for job_id, since in self._lost_since.items() if now - since >= self._patience]
+        for job_id in due:
+            del self._lost_since[job_id]
         unheld = {job_id for job_id in due if not suspects[job_id]}
-        missed = self._store.without_message(unheld)
-        for job_id in unheld - missed:  # only slow to be taken
-            self._since[job_id] = now
-        # missed twice: a message that is taken as we look is told of by the next heartbeat
-        lost = [job_id for job_id in due if suspects[job_id] or job_id in missed & self._missed]
-        self._missed = missed
+        there_after_all = unheld - self._store.without_message(unheld)
+        lost = [job_id for job_id in due if job_id not in there_after_all]
         for job_id in reversed(lost):  # each goes to the front
             self._bring_back(job_id, suspects[job_id])
-            del self._since[job_id]
         return lost
 
     def _suspects(self) -> dict[str, str]:
-        """Jobs that are not in the hand of the worker that held them, and that worker; and the first in the
-        queue that are in nobody's, and "".
+        """Jobs that the worker which held them does not have in hand, and that worker; and jobs that should
+        be taken next, have no message where messages are taken and are in nobody's hand, and "".
         """
         holders = self._store.holders()
         in_hand = self._store.in_hand()
         lost = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
         known = holders.keys() | frozenset().union(*in_hand.values())
-        return lost | dict.fromkeys(self._store.front(known), "")
+        first = self._store.first(FIRST, known)
+        # more messages than jobs: those of cancelled jobs stay until they are taken
+        missing = self._store.without_message(first, most=2 * FIRST)
+        return lost | {job: "" for job in first if job in missing}
 
     def _bring_back(self, job_id: str, holder: str) -> None:
         job = self._store.job(job_id)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from math import inf
 from time import time
 from typing import Any, Final
 
@@ -31,7 +32,6 @@ from worker.jobs import (
 from worker.message import GENERATE_QUEUE, PRIORITY_STEPS, generate_list, generate_message, message_list
 from worker.settings import QueueSettings
 
-FRONT: Final = 100  # jobs first in the queue in which the sweeper looks for lost ones
 PAGE: Final = 200  # messages read at once, so that Redis serves others in between
 
 
@@ -246,21 +246,21 @@ class WorkerStore:
         found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
         return {info.id: frozenset(info.in_hand) for info in found}
 
-    def front(self, known: Collection[str]) -> list[str]:
-        """The first hundred jobs in the queue that are not among `known`."""
-        first = self._redis.zrange(self._keys.queued, 0, FRONT + len(known) - 1)
-        return [job_id for job_id in (job.decode() for job in first) if job_id not in known][:FRONT]
+    def first(self, most: int, known: Collection[str]) -> list[str]:
+        """So many of the jobs at the front of the queue, those in `known` left out."""
+        front = self._redis.zrange(self._keys.queued, 0, most + len(known) - 1)
+        return [job_id for job_id in (job.decode() for job in front) if job_id not in known][:most]
 
-    def without_message(self, jobs: Collection[str]) -> set[str]:
-        """Those of the jobs that no message in a list is for.
+    def without_message(self, jobs: Collection[str], most: float = inf) -> set[str]:
+        """Those of the jobs that no message is for, of the `most` that will be taken next from each list.
 
-        The lists are read from where messages are taken, until each job has its own: in full, which is
-        seconds for a long queue, only where one is missing.
+        What is read ends where each job has its message; where one has none, all is, which is seconds for a
+        long queue.
         """
         left = set(jobs)
         for name in self._lists():
             last = -1
-            while left and (messages := self._redis.lrange(name, last - PAGE + 1, last)):
+            while left and -last <= most and (messages := self._redis.lrange(name, last - PAGE + 1, last)):
                 left -= {json.loads(message)["headers"]["id"] for message in messages}
                 last -= len(messages)
         return left
