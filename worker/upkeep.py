@@ -13,7 +13,7 @@ from worker.worker_store import Stopping, WorkerStore
 
 log = logging.getLogger(__name__)
 
-FIRST: Final = 100  # jobs at the front of the queue, of which the sweeper takes care
+FIRST: Final = 100  # jobs at the front of the queue that a pass looks at
 
 
 class Sweeper:
@@ -57,12 +57,12 @@ class Sweeper:
         """
         holders = self._store.holders()
         in_hand = self._store.in_hand()
-        lost = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
+        dropped = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
         known = holders.keys() | frozenset().union(*in_hand.values())
         first = self._store.first(FIRST, known)
         # more messages than jobs: those of cancelled jobs stay until they are taken
         missing = self._store.without_message(first, most=2 * FIRST)
-        return lost | {job: "" for job in first if job in missing}
+        return dropped | {job: "" for job in first if job in missing}
 
     def _bring_back(self, job_id: str, holder: str) -> None:
         job = self._store.job(job_id)
