@@ -7,6 +7,7 @@ TrainError
 │   ├── NoImages         a source that has no readable image
 │   └── NotAPack         a file that is not a pack, or is a damaged one
 ├── FeaturesError        the feature extractor, or a measurement made with it
+├── PretrainedError      the ImageNet-pretrained network is missing, or its file is not the published one
 └── ExperimentError      no such experiment, or not with these settings in this folder
 """
 
@@ -39,6 +40,10 @@ class NotAPack(DataError):
 
 class FeaturesError(TrainError):
     """The feature extractor, or a measurement made with it, cannot be what was asked for."""
+
+
+class PretrainedError(TrainError):
+    """The ImageNet-pretrained network is missing, or its file is not the published one."""
 
 
 class ExperimentError(TrainError):
