@@ -280,7 +280,7 @@ _fuses: bool | None = None  # None: not tried yet
 
 
 def _can_fuse() -> bool:
-    """Whether torch's private fusion of a convolution and a clip is here and gives what the public way does."""
+    """Whether torch has its private fusion of a convolution and a clip, and it gives the same."""
     global _fuses
     if _fuses is None:
         _fuses = False  # what a trial of the plain way must see
