@@ -30,6 +30,11 @@ def draw(batch: int, generator: torch.Generator) -> Tensor:
     return torch.rand(batch, DRAWS, generator=generator)
 
 
+def neutral(batch: int) -> Tensor:
+    """Draws [batch, DRAWS] by which `augment` changes nothing."""
+    return torch.tensor([*([0.5] * 5), -1.0, -1.0]).repeat(batch, 1)
+
+
 def augment(images: Tensor, draws: Tensor, kinds: Sequence[str]) -> Tensor:
     """DiffAugment (Zhao et al. 2020): `images` [B, C, R, R] in [-1, 1], each changed by its own draws.
 

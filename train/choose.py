@@ -18,12 +18,12 @@ from rich.table import Table
 from torch import Tensor
 
 from model.checkpoint import Checkpoint, load_generator, save_generator
-from model.discriminator import Discriminator
 from train.augment import augment, draw, to_network
 from train.data import Pack
 from train.distances import frechet
 from train.errors import TrainError
 from train.features import look, open_features, split
+from train.judge import Judge
 from train.loop import GENERATOR, STATE
 from train.metrics import (
     REFERENCE_IMAGES,
@@ -36,7 +36,7 @@ from train.metrics import (
 )
 from train.observers import SNAPSHOTS
 from train.recipe import comma_list
-from train.state import saved_discriminator
+from train.state import saved_judge
 
 CHOSEN = "chosen.safetensors"  # in the run's folder
 SAMPLES = 2000  # images of each snapshot
@@ -120,13 +120,14 @@ def choose(
     paths = _candidates(run)
     names = load_generator(paths[0]).class_names
     check_classes("data", pack.class_names, "run", names)
-    discriminator, recipe, step = saved_discriminator(run / STATE, len(names))
-    if pack.resolution != discriminator.config.resolution:
+    saved, recipe, step = saved_judge(run / STATE, len(names), torch.device(device))
+    resolution = recipe.config(len(names)).resolution
+    if pack.resolution != resolution:
         raise ChoiceError(
-            f"The run has {discriminator.config.resolution} px and the data {pack.resolution} px: "
+            f"The run has {resolution} px and the data {pack.resolution} px: "
             "give the pack that it was trained on."
         )
-    judge = _Judge(discriminator.to(device), comma_list(recipe.optimisation.augment), samples, seed, device)
+    judge = _Judge(saved, comma_list(recipe.optimisation.augment), samples, seed, device)
     eye = _Eye(features, pack, device) if features else None
     held = some(split(len(pack))[1], samples)
     real = judge.scores(_Reals(pack, held), pack.labels.numpy()[held], None)
@@ -194,10 +195,8 @@ def _candidates(run: Path) -> list[Path]:
 class _Judge:
     """The discriminator, and images changed for it as in training: image i alike in every set."""
 
-    def __init__(
-        self, discriminator: Discriminator, kinds: Sequence[str], samples: int, seed: int, device: str
-    ) -> None:
-        self.discriminator, self.kinds, self.seed, self.device = discriminator, kinds, seed, device
+    def __init__(self, judge: Judge, kinds: Sequence[str], samples: int, seed: int, device: str) -> None:
+        self.judge, self.kinds, self.seed, self.device = judge, kinds, seed, device
         self.draws = draw(samples, torch.Generator().manual_seed(seed)).to(device)
 
     def scores(self, sampler: Sampler, labels: Labels, eye: _Eye | None) -> Array:
@@ -210,7 +209,7 @@ class _Judge:
             seen = augment(
                 to_network(images.to(self.device)), self.draws[first : first + len(asked)], self.kinds
             )
-            found = self.discriminator(seen, torch.from_numpy(asked).to(self.device))
+            found = self.judge.scores(seen, torch.from_numpy(asked).to(self.device))
             parts.append(found.double().cpu().numpy())
             if eye is not None:
                 eye.look(images, asked)

@@ -184,11 +184,12 @@ class FrozenConv(nn.Module):
         self.groups = weight.shape[0] if weight.shape[1] == 1 and weight.shape[2] > 1 else 1
 
     def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-            found: Tensor = _OneDnn.apply(x, self.weight, self.bias, self.stride, self.groups, self.clipped)
+            found: Tensor = _OneDnn.apply(x, weight, bias, self.stride, self.groups, self.clipped)
             return found
-        x = _padded(x, self.weight.shape[2], self.stride)
-        x = F.conv2d(x, self.weight, self.bias, self.stride, _sides(self.weight, self.stride), 1, self.groups)
+        x = _padded(x, weight.shape[2], self.stride)
+        x = F.conv2d(x, weight, bias, self.stride, _sides(weight, self.stride), 1, self.groups)
         return F.relu6(x) if self.clipped else x
 
 

@@ -31,6 +31,25 @@ class Execution:
         return cls(compile=cuda if compile is None else compile, graph=cuda and processes == 1)
 
 
+@dataclass(frozen=True)
+class Passes:
+    """The precision of forward and backward passes on a device."""
+
+    device: torch.device
+    precision: Precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of a network that never learns, and so needs no float32 copy."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def autocast(self) -> torch.autocast:
+        # each weight is cast once a pass anyway, and a graph must not remember a cast of the step before
+        return torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
+        )
+
+
 def precision(wanted: str, device: torch.device) -> Precision:
     """What a recipe's "auto" is on a device: bf16 where it has the instructions."""
     if wanted == "auto":

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from model.attention import SelfAttention
 from model.checkpoint import save_generator, write_whole
 from train.data import Pack
 from train.ema import recompute_statistics
@@ -214,9 +215,9 @@ class Scalars:
             return
         scalars = {f"loss/{name}": value.item() for name, value in state.losses.items()}
         for role, network in (("generator", state.generator), ("discriminator", state.discriminator)):
-            for name, parameter in network.attention.named_parameters():
-                if name.endswith(".gamma"):
-                    scalars[f"gamma/{role}.{name.removesuffix('.gamma')}"] = parameter.item()
+            for name, module in network.named_modules():
+                if isinstance(module, SelfAttention):
+                    scalars[f"gamma/{role}.{name.rpartition('.')[2]}"] = module.gamma.item()
         seconds = time.monotonic() - self.started
         scalars["steps_per_second"] = (state.step - self.first) / seconds
         for name, value in scalars.items():

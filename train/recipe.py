@@ -40,6 +40,11 @@ class Optimisation:
     flips: bool = True  # mirror half of the real images
     precision: str = "auto"  # of the passes: "float32", "bf16", or bf16 where the device has it
     augment: str = ""  # DiffAugment on all that D sees: a comma list of AUGMENTATIONS; "": none
+    augment_after: int = 0  # generator steps without it at the start
+    judge: str = "plain"  # SAGAN's D; "pretrained": heads on a frozen pretrained network; or "both"
+    guide: float = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
+    guide_steps: int = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
+    pixel_head: bool = True  # one of the pretrained judge's heads looks at the pixels: the maps miss colours
     initialisation: str = "xavier"  # one of INITIALISATIONS; the projections of a class embedding have it too
     ema_half_life: float = 10_000  # images; 0: no average, the generator as it is
     ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen; "none": no ramp
@@ -155,9 +160,10 @@ _KINDS: Mapping[str, Any] = {
     "bool": (bool,),
     "str": (str,),
 }
-_MAY_BE_0 = ("statistics_batches", "snapshot_every")
+_MAY_BE_0 = ("statistics_batches", "snapshot_every", "augment_after", "guide_steps")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "augment": tuple(AUGMENTATIONS),
+    "judge": ("plain", "pretrained", "both"),
     "precision": ("auto", "float32", "bf16"),
     "weights": ("float32", "bf16"),
     "initialisation": tuple(INITIALISATIONS),

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,35 +19,24 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from model.checkpoint import write_whole
-from model.discriminator import Discriminator
+from model.config import ModelConfig
 from model.generator import Generator
 from model.layers import power_iterate, spectral_normalise
-from train.augment import augment, draw, flip, to_network
+from train.augment import draw, neutral
 from train.cross_replica import join_norms
 from train.data import Pack
 from train.distributed import World
+from train.efficientnet import open_network
 from train.ema import Ema
 from train.epochs import Epochs
 from train.errors import TrainError
-from train.execution import Compute, Execution, Replayed, precision
-from train.losses import discriminator_hinge, generator_hinge
-from train.recipe import Recipe, comma_list
+from train.execution import Compute, Execution, Passes, Replayed, precision
+from train.judge import BothJudges, Judge, PlainJudge, Play
+from train.pretrained_judge import NETWORK, PretrainedJudge
+from train.recipe import Optimisation, Recipe
 
 FORMAT = "sagan-training-1"
 AUGMENTED = ("reals", "fakes", "answers")  # each by draws of its own
-
-
-class Play(NamedTuple):
-    """What one discriminator step is made of, but for the networks: this process's share, B images."""
-
-    pixels: Tensor  # uint8 [B, 3, R, R]
-    labels: Tensor  # [B]
-    mirrored: Tensor  # bool [B], which reals are flipped
-    z: Tensor  # [B, latent]
-    y: Tensor  # [B], the fakes' labels
-    for_reals: Tensor  # [B, DRAWS], DiffAugment's
-    for_fakes: Tensor
-    for_answers: Tensor  # the same fakes, when the generator answers
 
 
 class StateError(TrainError):
@@ -64,36 +53,41 @@ class TrainingState:
         self.config = recipe.config(len(pack.class_names))
         torch.manual_seed(optimisation.seed)  # the initial weights
         self.generator = Generator(self.config, optimisation.initialisation)
-        self.discriminator = Discriminator(self.config, optimisation.initialisation)
+        self.precision = precision(optimisation.precision, world.device)
+        self._passes = Passes(world.device, self.precision)
+        self.judge, pretrained = _judge(self.config, optimisation, self._passes)
+        self.discriminator = self.judge.network
         if optimisation.generator_spectral_norm:
             spectral_normalise(self.generator)
         if optimisation.discriminator_spectral_norm:
-            spectral_normalise(self.discriminator)
+            self.judge.normalise()
         for network in (self.generator, self.discriminator):
             network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if optimisation.cross_replica_norm and world.size > 1:
             join_norms(self.generator, world)
         self.generator_adam = self._adam(self.generator, optimisation.generator_lr)
         self.discriminator_adam = self._adam(self.discriminator, optimisation.discriminator_lr)
-        self.ema = Ema(self.generator, optimisation.ema_half_life, optimisation.ema_ramp)
-        self.augmentations = comma_list(optimisation.augment)
-        self.precision = precision(optimisation.precision, world.device)
         self.step = 0
         self.losses: dict[str, Tensor] = {}  # of the last step, on the device: reading one waits for it
         self._epochs = Epochs(
             pack.shards or (len(pack),), optimisation.batch, world.rows(optimisation.batch), self._draw
         )
         pack.open(self._epochs.shards)  # a missing file is told now
+        if pretrained is not None:
+            pretrained.measure(pack, self._epochs.images, world)
+            pretrained.place_classes(self.generator)
+        self.ema = Ema(self.generator, optimisation.ema_half_life, optimisation.ema_ramp)
         self._resident = self._pixels_on_device()
         if world.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # every step has the same shapes
         # plain functions of tensors, so that each is compiled as one
-        self._judge, self._answer = self._discriminator_loss, self._generator_loss
-        self._generate = self._fakes
+        self._generate, self._look = self._fakes, self.judge.look
+        self._judge, self._answer = self.judge.judge, self.judge.answer
         if execution.compile:
+            self._generate = torch.compile(self._generate, dynamic=False)
+            self._look = torch.compile(self._look, dynamic=False)
             self._judge = torch.compile(self._judge, dynamic=False)
             self._answer = torch.compile(self._answer, dynamic=False)
-            self._generate = torch.compile(self._generate, dynamic=False)
         self._carry_out: Compute = Replayed(self._compute) if execution.graph else self._compute
 
     @property
@@ -107,9 +101,15 @@ class TrainingState:
         inputs: list[Tensor] = [t for i in range(plays) for t in self._drawn(self.step * plays + i)]
         batch = self.recipe.optimisation.batch
         towards = self.ema.weight(batch, self.images_seen + plays * batch)
-        inputs.append(self._on_device(torch.tensor(towards)))
+        inputs += [self._on_device(torch.tensor(scalar)) for scalar in (towards, self._guide())]
         self.losses = self._carry_out(inputs)
         self.step += 1  # last: a step that a lost peer breaks off does not count
+
+    def _guide(self) -> float:
+        """How much the class's cross-entropy weighs in this step, where the judge has one."""
+        optimisation = self.recipe.optimisation
+        over = self.step / optimisation.guide_steps if optimisation.guide_steps else 0.0
+        return optimisation.guide * max(1 - over, 0.0)
 
     # -- what a step is made of, drawn on the host -----------------------------------------------------
 
@@ -122,7 +122,10 @@ class TrainingState:
         mirrored = torch.rand(batch, generator=self._draw("flips", number)) < 0.5
         if not self.recipe.optimisation.flips:
             mirrored = torch.zeros_like(mirrored)
-        changes = [draw(batch, self._draw(f"augment {what}", number)) for what in AUGMENTED]
+        if self.step < self.recipe.optimisation.augment_after:
+            changes = [neutral(batch) for _ in AUGMENTED]
+        else:
+            changes = [draw(batch, self._draw(f"augment {what}", number)) for what in AUGMENTED]
         chosen = self._epochs.indices(number)
         shares = [self.world.share(t) for t in (mirrored, z, y, *changes)]
         return Play(self._pixels(chosen), *map(self._on_device, (self.pack.labels[chosen], *shares)))
@@ -152,33 +155,33 @@ class TrainingState:
 
     def _compute(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """The discriminator's steps, then the generator's, then the average. inputs: plays, one after the
-        other, and how far the average moves."""
-        *inputs, towards = inputs
+        other, how far the average moves and how much the guide weighs."""
+        *inputs, towards, guide = inputs
         plays = [Play(*inputs[i : i + len(Play._fields)]) for i in range(0, len(inputs), len(Play._fields))]
         losses: dict[str, Tensor] = {}
         for play in plays:
             # the generator answers the last of these fakes, so their graph is needed only then
             with torch.set_grad_enabled(play is plays[-1]):
-                fakes = self._generate(play.z, play.y)
-            losses |= self._discriminator_step(play, fakes)
-        losses |= self._generator_step(plays[-1], fakes)
+                seen = self._look(self._generate(play.z, play.y), play)
+            losses |= self._discriminator_step(play, seen)
+        losses |= self._generator_step(plays[-1], seen, guide)
         self.ema.update(self.generator, towards)
         return losses
 
-    def _discriminator_step(self, play: Play, fakes: Tensor) -> dict[str, Tensor]:
+    def _discriminator_step(self, play: Play, seen: Sequence[Tensor]) -> dict[str, Tensor]:
         self.discriminator_adam.zero_grad(set_to_none=True)
         power_iterate(self.discriminator)
-        loss, real, fake = self._judge(play, fakes.detach())
+        loss, real, fake = self._judge(play, [tensor.detach() for tensor in seen])
         loss.backward()  # type: ignore[no-untyped-call]
         losses = {"discriminator": loss.detach(), "score_real": real, "score_fake": fake}
         self.world.average_gradients(self.discriminator.parameters(), *losses.values())
         self.discriminator_adam.step()
         return losses
 
-    def _generator_step(self, play: Play, fakes: Tensor) -> dict[str, Tensor]:
+    def _generator_step(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> dict[str, Tensor]:
         self.generator_adam.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)  # its own gradients are not wanted here
-        loss = self._answer(play, fakes)
+        loss = self._answer(play, seen, guide)
         loss.backward()  # type: ignore[no-untyped-call]
         self.discriminator.requires_grad_(True)
         losses = {"generator": loss.detach()}
@@ -188,31 +191,9 @@ class TrainingState:
         return losses
 
     def _fakes(self, z: Tensor, y: Tensor) -> Tensor:
-        with self._autocast():
+        with self._passes.autocast():
             images: Tensor = self.generator(z, y)
             return images
-
-    def _discriminator_loss(self, play: Play, fakes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The hinge loss, and the mean score of reals and of fakes, without gradients."""
-        reals = flip(to_network(play.pixels), play.mirrored)
-        # one pass over both halves: every weight is normalised once
-        changes = torch.cat([play.for_reals, play.for_fakes])
-        seen = augment(torch.cat([reals, fakes]), changes, self.augmentations)
-        with self._autocast():
-            scores = self.discriminator(seen, torch.cat([play.labels, play.y]))
-        real, fake = scores.chunk(2)
-        return discriminator_hinge(real, fake), real.detach().mean(), fake.detach().mean()
-
-    def _generator_loss(self, play: Play, fakes: Tensor) -> Tensor:
-        seen = augment(fakes, play.for_answers, self.augmentations)
-        with self._autocast():
-            return generator_hinge(self.discriminator(seen, play.y))
-
-    def _autocast(self) -> torch.autocast:
-        # each weight is cast once a pass anyway, and a graph must not remember a cast of the step before
-        return torch.autocast(
-            self.world.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
-        )
 
     def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
         betas = (self.recipe.optimisation.beta1, self.recipe.optimisation.beta2)
@@ -302,22 +283,35 @@ class TrainingState:
                     yield f"{prefix}.{i}.{name}", tensor
 
 
-def saved_discriminator(path: Path, classes: int) -> tuple[Discriminator, Recipe, int]:
-    """The discriminator in the state at `path`, for looking alone, with its recipe and step.
+def saved_judge(path: Path, classes: int, device: torch.device) -> tuple[Judge, Recipe, int]:
+    """The judge in the state at `path`, for looking alone in float32, with its recipe and step.
 
     Raises StateError when the file is no state, or one of another number of classes.
     """
     with _opened(path) as (header, file):
         recipe = Recipe.from_json(json.loads(header["recipe"]))
-        discriminator = Discriminator(recipe.config(classes))
+        judge, _ = _judge(recipe.config(classes), recipe.optimisation, Passes(device, "float32"))
         if recipe.optimisation.discriminator_spectral_norm:
-            spectral_normalise(discriminator)
-        names = discriminator.state_dict().keys()
+            judge.normalise()
+        names = judge.network.state_dict().keys()
         try:
-            discriminator.load_state_dict({name: file.get_tensor(f"discriminator.{name}") for name in names})
+            judge.network.load_state_dict({name: file.get_tensor(f"discriminator.{name}") for name in names})
         except (SafetensorError, RuntimeError):
             raise StateError(f"{path} has no discriminator for {classes} classes.") from None
-    return discriminator.eval().requires_grad_(False), recipe, int(header["step"])
+    judge.network.to(device).eval().requires_grad_(False)
+    return judge, recipe, int(header["step"])
+
+
+def _judge(
+    config: ModelConfig, optimisation: Optimisation, passes: Passes
+) -> tuple[Judge, PretrainedJudge | None]:
+    """The recipe's judge, and the part of it that must measure the reals before it begins."""
+    plain = None if optimisation.judge == "pretrained" else PlainJudge(config, optimisation, passes)
+    if optimisation.judge == "plain":
+        assert plain is not None
+        return plain, None
+    pretrained = PretrainedJudge(open_network(NETWORK), config, optimisation, passes)
+    return (BothJudges(plain, pretrained) if plain else pretrained), pretrained
 
 
 def saved_step(path: Path) -> int:
