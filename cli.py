@@ -230,6 +230,9 @@ def evaluate(
     cas: Annotated[
         bool, typer.Option("--cas", help="Train a classifier on generated images, test it on real ones")
     ] = False,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="In the features of a network that ImageNet taught")
+    ] = False,
     samples: Annotated[
         int | None,
         typer.Option(help="Images to make; unless told 5,000, for Inception 10,000 or 50,000", min=2),
@@ -246,8 +249,8 @@ def evaluate(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
-    """Measure a generator beside real images: in our own classifier's features (not FID), in Inception's, or
-    by what a classifier learns from its images.
+    """Measure a generator beside real images: in our own classifier's features (not FID), in those of a
+    network that ImageNet taught, in Inception's, or by what a classifier learns from its images.
     """
     _wait_passively()
     from model.errors import ModelError
@@ -262,6 +265,7 @@ def evaluate(
             inception,
             inception_weights,
             cas,
+            pretrained,
             samples=samples,
             reference=reference,
             seed=seed,

@@ -21,8 +21,10 @@ from train.cas import classification_accuracy
 from train.choose import CHOSEN, choose
 from train.data import image_progress, open_data
 from train.distributed import World, check_device, joined
+from train.efficientnet import open_network
 from train.errors import TrainError
 from train.execution import Execution
+from train.eye import NETWORK, evaluate_with_pretrained
 from train.features import train_features
 from train.folder import AUTO, prepare
 from train.inception import open_inception
@@ -108,6 +110,7 @@ def run_evaluation(
     inception: bool = False,
     inception_weights: Path | None = None,
     cas: bool = False,
+    pretrained: bool = False,
     *,
     samples: int | None = None,
     reference: str | None = None,
@@ -116,19 +119,21 @@ def run_evaluation(
     device: str = "auto",
     precision: str | None = None,
 ) -> dict[str, object]:
-    """What was asked for of a checkpoint: "own_features", "inception", "cas", each with its protocol.
+    """What was asked for: "own_features", "inception", "pretrained", "cas", each with its protocol.
 
     features: file of the own classifier. inception_weights: its file; None: the library's download.
     precision: measure it as a worker runs it in that; None: as it was trained.
     samples, reference: None: what each measurement has as its own. Raises TrainError or ModelError.
     """
     inception = inception or inception_weights is not None
-    if not (features or inception or cas):
+    if not (features or inception or cas or pretrained):
         raise TrainError(
-            "Nothing to measure with: give --features FILE, --inception-weights FILE, --inception or --cas."
+            "Nothing to measure with: give --features FILE, --pretrained, --inception-weights FILE, "
+            "--inception or --cas."
         )
     where = _one_device(device)
     eye = open_inception(inception_weights) if inception else None  # fails before the long work
+    network = open_network(NETWORK) if pretrained else None
     loaded = load_generator(checkpoint)
     generator: Generator | FusedGenerator = loaded.generator.to(where)
     if precision is not None:
@@ -144,6 +149,10 @@ def run_evaluation(
         if eye:
             reports["inception"] = evaluate_with_inception(
                 sampler, eye, pack, samples, seed, where, progress, reference or "all"
+            )
+        if network:
+            reports["pretrained"] = evaluate_with_pretrained(
+                sampler, network, pack, samples or MEASURED, seed, where, progress, reference or "train"
             )
         if cas:
             reports["cas"] = classification_accuracy(
