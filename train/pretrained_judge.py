@@ -191,7 +191,7 @@ class PretrainedJudge:
             mean = total / count
             deviation = (square / count - mean.square()).clamp_min(1e-6).sqrt()
             layer = cast(FrozenConv, self.network.mix[str(stride)])
-            layer.weight.div_(deviation[None, :, None, None])
+            layer.weight.div_(deviation.to(layer.weight.device)[None, :, None, None])
             layer.bias.copy_(-layer.weight[:, :, 0, 0] @ mean.float().to(layer.weight.device))
         images = by_class[:, -1:].clamp_min(1)
         mean = by_class[:, :-1].sum(0) / by_class[:, -1].sum()
