@@ -27,7 +27,7 @@ from train.experiments.findings import Run, apart, by_chance, common_step, compa
 from train.experiments.measure import METRICS
 from train.experiments.runs import Task
 from train.experiments.stopping import Stop, stopping_step, stretches
-from train.features import train_features
+from train.features import FeaturesRecipe, train_features
 from train.recipe import RecipeError, read_recipe
 from train.report import Report, Series, chart, ticks
 
@@ -61,7 +61,7 @@ def pack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def features_file(pack_file: Path) -> Path:
     path = pack_file.with_name("features.safetensors")
-    train_features(open_pack(pack_file), path, widths=(8, 8, 16))
+    train_features(open_pack(pack_file), path, FeaturesRecipe(8, 16, 0.05), (8, 8, 16))
     return path
 
 
