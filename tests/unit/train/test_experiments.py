@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from support import judge_with
 from train.data import Pack, open_pack
 from train.errors import ExperimentError, FeaturesError
 from train.experiments import blindness
@@ -496,6 +497,9 @@ def test_measuring_needs_an_extractor_of_the_same_data(
     experiment: Callable[..., bool], tmp_path: Path
 ) -> None:
     other = Pack(noise_images(60), torch.arange(60) % 2, ("a", "b"), 32, {})
-    train_features(other, tmp_path / "other.safetensors", widths=(8, 8, 16))
+    train_features(other, tmp_path / "other.safetensors", FeaturesRecipe(epochs=1), (8, 8, 16))
+    with pytest.raises(FeaturesError, match="only guesses"):  # of noise there is nothing to know
+        experiment(tmp_path / "out", features=tmp_path / "other.safetensors")
+    judge_with(tmp_path / "other.safetensors", tmp_path / "other.safetensors", 0.9, 1000)
     with pytest.raises(FeaturesError, match="leave --features out"):
         experiment(tmp_path / "out", features=tmp_path / "other.safetensors")
