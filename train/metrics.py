@@ -41,6 +41,7 @@ from train.distances import moments as moments
 from train.errors import FeaturesError
 from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_judge, split
 from train.inception import Inception
+from train.sources.base import spoken
 
 SAMPLES = 5000  # generated images, unless told
 REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
@@ -382,8 +383,11 @@ def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
 
 
 def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
-    """Raises FeaturesError unless both have the same classes in the same order."""
-    if tuple(names) != tuple(known):
+    """Raises FeaturesError unless both have the same classes in the same order.
+
+    Packs made before names were written with spaces have the folders' underscores.
+    """
+    if spoken(names) != spoken(known):
         raise FeaturesError(
             f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
             f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."

@@ -56,6 +56,15 @@ def test_a_sample_is_what_the_service_makes_and_can_be_made_again(checkpoints: P
     assert "the same" in sagan("reproduce", paths[5], "--checkpoints", checkpoints)
 
 
+def test_a_class_is_found_however_it_is_written(tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    random_checkpoint(model, ("bird_of_paradise", "Border collie"))
+    for asked, found in (("Bird of Paradise", "bird_of_paradise"), ("border_collie", "Border_collie")):
+        told = sagan("sample", model, asked, "--out", tmp_path)
+        assert told.strip() == str(tmp_path / f"m-{found}-0-0.png")  # a file's name without spaces
+    assert "Did you mean 'Border collie'" in sagan("sample", model, "border colie", code=2)
+
+
 def test_an_image_that_was_changed_is_told_apart(checkpoints: Path, tmp_path: Path) -> None:
     sagan("sample", checkpoints / "pets.safetensors", "0", "--out", tmp_path)
     path = tmp_path / "pets-cat-0-0.png"

@@ -20,6 +20,7 @@ from train.errors import FeaturesError
 from train.features import FeaturesRecipe, split, train_features
 from train.metrics import (
     GeneratorSampler,
+    check_classes,
     evaluate,
     figures,
     stratified,
@@ -125,6 +126,12 @@ def test_what_cannot_be_compared_is_refused(measured: tuple[Path, Pack]) -> None
     larger = Pack(torch.zeros(400, 3, 64, 64, dtype=torch.uint8), pack.labels, pack.class_names, 64, {})
     with pytest.raises(FeaturesError, match="64 px"):
         evaluate(Colours(), file, larger, samples=40)
+
+
+def test_a_class_is_the_same_with_spaces_as_with_underscores() -> None:
+    check_classes("pack", ("Afghan hound", "pug"), "network", ("Afghan_hound", "pug"))
+    with pytest.raises(FeaturesError, match="other classes"):
+        check_classes("pack", ("pug", "Afghan hound"), "network", ("Afghan_hound", "pug"))
 
 
 def test_a_poor_judge_is_named_in_the_protocol_and_one_that_guesses_is_refused(
