@@ -80,7 +80,9 @@ def train(
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
+    ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; unless told, on a GPU")
     ] = None,
@@ -97,10 +99,20 @@ def train(
     from train.run import run, run_features, seconds
 
     try:
-        if recipe == "features":
-            run_features(source, out, device, console)
-            return
         limit = seconds(stop_after) if stop_after else None
+        if recipe == "features":
+            features = run_features(
+                source,
+                out,
+                console=console,
+                device=device,
+                resume=resume,
+                stop_after=limit,
+                settings=settings or [],
+                compile=compile,
+            )
+            _warn(features.doubt)
+            return
         outcome = run(
             recipe,
             source,
@@ -274,6 +286,9 @@ def evaluate(
             precision=precision,
         )
         console.print_json(data=figures)
+        own = figures.get("own_features")
+        if isinstance(own, dict):
+            _warn(own["protocol"].get("warning"))
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
@@ -444,6 +459,14 @@ def _wait_passively() -> None:
 
 def _tell(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn(doubt: str | None) -> None:
+    """On standard error, so that what is piped on stays as it is. None: nothing to warn of."""
+    if doubt:
+        Console(stderr=True).print(
+            f"sagan: warning: {doubt}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _fail(error: Exception) -> NoReturn:

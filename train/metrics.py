@@ -40,8 +40,9 @@ from train.distances import (
 from train.distances import frechet_distance as frechet_distance
 from train.distances import moments as moments
 from train.errors import FeaturesError
-from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_features, split
+from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_trusted, split
 from train.inception import Inception
+from train.sources.base import spoken
 
 SAMPLES = 5000  # generated images, unless told
 REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
@@ -104,10 +105,11 @@ def evaluate(
     Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
     that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
     images that are not in its reference, and tells how far a perfect generator would come with that many.
-    Returns {"protocol", "generated", "real_held_back"}, ready for JSON.
-    Raises FeaturesError where classes, sizes or numbers do not fit.
+    Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge
+    the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers do not fit, and for an
+    extractor that only guesses.
     """
-    features = open_features(features_file)
+    features = open_trusted(features_file)
     _check(sampler, features, reference_pack)
     names = features.class_names
     yardstick = Yardstick(
@@ -118,6 +120,7 @@ def evaluate(
             "features": "own classifier (not Inception: this is no FID)",
             "features_sha256": features.sha256,
             "features_accuracy": features.accuracy,
+            **({"warning": features.doubt} if features.doubt else {}),
             "features_pack_sha256": features.metadata.get("pack_sha256"),
             "kid": f"cubic kernel, mean of {KID_SUBSETS} subsets of at most {KID_SIZE}",
             "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
@@ -388,8 +391,11 @@ def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
 
 
 def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
-    """Raises FeaturesError unless both have the same classes in the same order."""
-    if tuple(names) != tuple(known):
+    """Raises FeaturesError unless both have the same classes in the same order.
+
+    Packs made before names were written with spaces have the folders' underscores.
+    """
+    if spoken(names) != spoken(known):
         raise FeaturesError(
             f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
             f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."

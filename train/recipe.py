@@ -133,6 +133,17 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
     )
 
 
+def settings_of(section: str, kind: type[Any], settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` was given where there is one section alone: its dataclass's fields, checked.
+
+    settings: "field=value" or "section.field=value". Raises RecipeError.
+    """
+    values = {
+        key.removeprefix(f"{section}."): setting_value(text) for key, text in overrides_of(settings).items()
+    }
+    return _checked(section, kind, values)
+
+
 def overrides_of(settings: Sequence[str]) -> dict[str, str]:
     """What `--set` was given, "section.field=value" each, as `read_recipe` takes it. Raises RecipeError."""
     overrides = {}
@@ -172,13 +183,22 @@ _LISTS = ("augment",)  # of which more than one may be named, or none
 
 
 def _section(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**_checked(recipe, kind, values))
+    except TypeError:
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        raise RecipeError(f"recipe {recipe}: it must say {', '.join(needed)}.") from None
+
+
+def _checked(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section, each of a field that `kind` has, of its type and within its bounds."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    read: dict[str, object] = {}
+    read: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise RecipeError(f"recipe {recipe}: unknown setting {name!r}.{hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(fields)}."
+            raise RecipeError(f"recipe {recipe}: unknown setting {name!r}. {hint}")
         wanted = str(fields[name].type)
         if wanted == "float | None" and value == "none":  # TOML has no word for it
             value = None
@@ -187,17 +207,13 @@ def _section(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
         least = 0 if name in _MAY_BE_0 else 1
         if wanted == "int" and name != "seed" and value < least:
             raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least {least}.")
-        limit = 1 if name in ("beta1", "beta2") else math.inf
+        limit = 1 if name in ("beta1", "beta2", "shift") else math.inf
         if wanted.startswith("float") and value is not None and not 0 <= value < limit:  # so that nan fails
             raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least 0 and under {limit}.")
         if name in _CHOICES:
             _check_choice(recipe, name, value)
         read[name] = value
-    try:
-        return kind(**read)
-    except TypeError:
-        needed = [f.name for f in fields.values() if f.default is dataclasses.MISSING]
-        raise RecipeError(f"recipe {recipe}: it must say {', '.join(needed)}.") from None
+    return read
 
 
 def _check_choice(recipe: str, name: str, value: str) -> None:

@@ -25,14 +25,14 @@ from train.efficientnet import open_network
 from train.errors import TrainError
 from train.execution import Execution
 from train.eye import NETWORK, evaluate_with_pretrained
-from train.features import train_features
+from train.features import Features, FeaturesRecipe, open_trusted, split, train_features
 from train.folder import AUTO, prepare
 from train.inception import open_inception
 from train.loop import GENERATOR, Observer, Outcome, starting_step, train
 from train.metrics import SAMPLES as MEASURED
 from train.metrics import GeneratorSampler, evaluate, evaluate_with_inception
 from train.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
-from train.recipe import overrides_of
+from train.recipe import overrides_of, settings_of
 
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
 
@@ -95,12 +95,40 @@ def run(
         )
 
 
-def run_features(data: Path, out: Path, device: str, console: Console) -> None:
-    """Train the classifier that images are measured with; TrainError says what to do about it."""
+def run_features(
+    data: Path,
+    out: Path,
+    *,
+    console: Console,
+    device: str = "auto",
+    resume: bool = False,
+    stop_after: float | None = None,
+    settings: Sequence[str] = (),
+    compile: bool | None = None,
+) -> Features:
+    """Train the classifier that images are measured with; TrainError says what to do about it.
+
+    settings: fields of FeaturesRecipe, "field=value"; what they leave out fits the number of images.
+    Takes the options of `run`, and refuses those that mean nothing here.
+    """
+    for option, given in (
+        ("--resume", resume),
+        ("--stop-after", stop_after is not None),
+        ("--compile", compile is True),
+        ("--no-compile", compile is False),
+    ):
+        if given:
+            raise TrainError(
+                f"{option} is for networks: features are trained whole, in minutes. Leave it out."
+            )
+    wanted = settings_of("features", FeaturesRecipe, settings)
+    where = _one_device(device)
     with image_progress(console) as progress:
         pack = open_data(data, progress=progress)
-        features = train_features(pack, out, device=_one_device(device), progress=progress)
+        recipe = FeaturesRecipe.fitting(len(split(len(pack))[0]), **wanted)
+        features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")
+    return features
 
 
 def run_evaluation(
@@ -134,6 +162,8 @@ def run_evaluation(
     where = _one_device(device)
     eye = open_inception(inception_weights) if inception else None  # fails before the long work
     network = open_network(NETWORK) if pretrained else None
+    if features:
+        open_trusted(features)  # likewise
     loaded = load_generator(checkpoint)
     generator: Generator | FusedGenerator = loaded.generator.to(where)
     if precision is not None:
