@@ -79,6 +79,9 @@ def train(
     ] = "auto",
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A generator of the same shape whose weights to begin with")
+    ] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
@@ -107,6 +110,7 @@ def train(
                 console=console,
                 device=device,
                 resume=resume,
+                start=start,
                 stop_after=limit,
                 settings=settings or [],
                 compile=compile,
@@ -120,6 +124,7 @@ def train(
             console=console,
             device=device,
             resume=resume,
+            start=start,
             stop_after=limit,
             settings=settings or [],
             compile=compile,

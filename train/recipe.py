@@ -37,6 +37,7 @@ class Optimisation:
     beta2: float = 0.9
     generator_spectral_norm: bool = True
     discriminator_spectral_norm: bool = True
+    attention_spectral_norm: bool = False  # of G's attention alone, where the rest of G has none
     flips: bool = True  # mirror half of the real images
     precision: str = "auto"  # of the passes: "float32", "bf16", or bf16 where the device has it
     augment: str = ""  # DiffAugment on all that D sees: a comma list of AUGMENTATIONS; "": none
@@ -44,6 +45,7 @@ class Optimisation:
     judge: str = "plain"  # SAGAN's D; "pretrained": heads on a frozen pretrained network; or "both"
     guide: float = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
     guide_steps: int = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
+    variety: float = 0.0  # weight in G's loss of what the pretrained judge misses in variety within classes
     pixel_head: bool = True  # one of the pretrained judge's heads looks at the pixels: the maps miss colours
     initialisation: str = "xavier"  # one of INITIALISATIONS; the projections of a class embedding have it too
     ema_half_life: float = 10_000  # images; 0: no average, the generator as it is
@@ -124,10 +126,15 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
     for section in ("model", "optimisation", "schedule"):
         if not isinstance(values.setdefault(section, {}), dict):
             raise RecipeError(f"recipe {name}: {section} must be a table of settings, [{section}].")
+    optimisation = _section(name, Optimisation, values["optimisation"])
+    if optimisation.variety and optimisation.batch % 2:
+        raise RecipeError(
+            f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
+        )
     return Recipe(
         name=name,
         model=values["model"],
-        optimisation=_section(name, Optimisation, values["optimisation"]),
+        optimisation=optimisation,
         schedule=_section(name, Schedule, values["schedule"]),
         description=values.get("description", ""),
     )

@@ -45,6 +45,7 @@ def run(
     console: Console,
     device: str = "auto",
     resume: bool = False,
+    start: Path | None = None,
     stop_after: float | None = None,
     settings: Sequence[str] = (),
     compile: bool | None = None,
@@ -52,8 +53,10 @@ def run(
     """Train `recipe_name` on `data` into the folder `out`; TrainError says what to do about it.
 
     stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
-    compile: None: where it pays.
+    start: a generator whose weights it begins with. compile: None: where it pays.
     """
+    if resume and start:
+        raise TrainError("--resume goes on with the run's own weights: leave --from out.")
     overrides = overrides_of(settings)
     with _told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
@@ -91,7 +94,15 @@ def run(
             console.print(about, markup=False, soft_wrap=True)
         execution = Execution.fitting(world.device, world.size, compile)
         return train(
-            recipe, pack, out, world, observers, resume=resume, stop_after=stop_after, execution=execution
+            recipe,
+            pack,
+            out,
+            world,
+            observers,
+            resume=resume,
+            start=start,
+            stop_after=stop_after,
+            execution=execution,
         )
 
 
@@ -102,6 +113,7 @@ def run_features(
     console: Console,
     device: str = "auto",
     resume: bool = False,
+    start: Path | None = None,
     stop_after: float | None = None,
     settings: Sequence[str] = (),
     compile: bool | None = None,
@@ -113,6 +125,7 @@ def run_features(
     """
     for option, given in (
         ("--resume", resume),
+        ("--from", start is not None),
         ("--stop-after", stop_after is not None),
         ("--compile", compile is True),
         ("--no-compile", compile is False),
