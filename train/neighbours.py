@@ -93,7 +93,7 @@ def find_neighbours(
         line = [_Tile(_pixels(images[number]), title)]
         for index, distance in zip(found[number], distances[number], strict=True):
             real = pack.images[torch.tensor([index])][0]
-            line.append(_Tile(_pixels(real), f"{distance:.2f} {pack.class_names[pack.labels[index]]}"))
+            line.append(_Tile(_pixels(real), f"{distance:.1f}  {pack.class_names[pack.labels[index]]}"))
         sheet.append(line)
     medians = float(np.median(distances[:, 0])), float(np.median(others))
     last = f"The last row: the closest of {samples:,}."
