@@ -197,6 +197,7 @@ class PretrainedJudge:
         mean = by_class[:, :-1].sum(0) / by_class[:, -1].sum()
         deviation = (squares / by_class[:, -1].sum() - mean.square()).clamp_min(1e-6).sqrt()
         known = (by_class[:, :-1] / images - mean) / deviation
+        known[by_class[:, -1] == 0] = 0  # a class without images: as the mean of all
         self.network.mean.copy_(mean)
         self.network.deviation.copy_(deviation)
         self.network.known.copy_(known / known.std().clamp_min(1e-6))
@@ -209,9 +210,10 @@ class PretrainedJudge:
         table = generator.shared.weight
         left, sizes, _ = torch.linalg.svd(self.network.known.to(table.device), full_matrices=False)
         placed = (left * sizes)[:, : table.shape[1]]
-        if float(placed.std()) > 0:  # one class alone has no place
+        spread = placed.std(correction=0)
+        if float(spread) > 0:  # one class alone has no place
             nn.init.normal_(table, std=_EMBEDDED)
-            table[:, : placed.shape[1]] = placed * (_EMBEDDED / placed.std())
+            table[:, : placed.shape[1]] = placed * (_EMBEDDED / spread)
 
 
 def _pooled(maps: Mapping[int, Tensor]) -> Tensor:
