@@ -176,7 +176,8 @@ class PretrainedJudge:
         length = self.network.known.shape[1]
         by_class = torch.zeros(classes, length + 1, dtype=torch.float64)  # sums of pooled maps, and images
         squares = torch.zeros(length, dtype=torch.float64)
-        for part in torch.split(chosen, _AT_ONCE):
+        for first in range(0, len(chosen), _AT_ONCE):
+            part = chosen[first : first + _AT_ONCE]
             maps = self._maps(to_network(pack.images[part].to(self.enlarge.device)))
             for stride, total in sums.items():
                 values = maps[stride].double()

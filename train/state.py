@@ -74,7 +74,7 @@ class TrainingState:
         )
         pack.open(self._epochs.shards)  # a missing file is told now
         if pretrained is not None:
-            pretrained.measure(pack, self._epochs.images, world)
+            pretrained.measure(pack, self._epochs.read_first, world)
             pretrained.place_classes(self.generator)
         self.ema = Ema(self.generator, optimisation.ema_half_life, optimisation.ema_ramp)
         self._resident = self._pixels_on_device()
