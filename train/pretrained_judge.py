@@ -116,6 +116,11 @@ class PretrainedJudge:
         self.side = SIDES[config.resolution]
         self.enlarge = _enlarging(config.resolution, self.side).to(passes.device, passes.dtype)
 
+    @property
+    def seen_with(self) -> dict[str, str]:
+        """How states and checkpoints name the network."""
+        return {"network": f"efficientnet-{NETWORK}", "sha256": self.eye.sha256}
+
     def normalise(self) -> None:
         for head in cast(Iterable[Head], self.network.heads.values()):
             spectral_normalise(head.body)
