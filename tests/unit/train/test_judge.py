@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from train.data import pack as write_pack
 from train.distributed import World
 from train.efficientnet import NETWORKS, open_network
 from train.errors import PretrainedError
+from train.execution import Execution
 from train.loop import GENERATOR, STATE, train
 from train.observers import SNAPSHOTS, Served, Snapshots
 from train.pretrained_judge import NETWORK, PretrainedJudge
@@ -401,6 +403,22 @@ def test_without_a_guide_there_is_no_probe() -> None:
 def test_a_judge_that_cannot_be_is_refused_with_the_way_out(setting: str, value: str, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         tiny(**{f"optimisation__{setting}": value})
+
+
+# -- compiled -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, which it hides elsewhere
+def test_what_is_compiled_is_one_graph_each_and_has_the_same_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = judged(optimisation__augment="colour,translation,cutout", optimisation__guide_steps="2")
+    eager = begun(recipe)
+    # traced as one graph each, and no more: differentiating it ahead of time takes as long again
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    compiled = TrainingState(recipe, make_pack(20), World(), Execution(compile=True))
+    for _ in range(2):
+        eager.advance()
+        compiled.advance()
+        torch.testing.assert_close(compiled.losses, eager.losses, rtol=1e-4, atol=1e-5)
 
 
 # -- choosing -----------------------------------------------------------------------------------------------
