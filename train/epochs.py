@@ -51,6 +51,12 @@ class Epochs:
         """Where the images of these shards lie in the whole pack."""
         return range(self._starts[self.shards.start], self._starts[self.shards.stop])
 
+    @property
+    def read_first(self) -> range:
+        """Of these, those that no process before this one reads: all processes' make the whole pack, once."""
+        first = -(-self.rows.start // self._each)  # the first shard that begins in our rows
+        return range(self._starts[first], self.images.stop)
+
     def indices(self, play: int) -> Tensor:
         """This process's images of batch number `play`: int64 [rows], indices into the whole pack."""
         chosen = []

@@ -26,7 +26,7 @@ from train.packing import FEW, PackReport
 from train.pictures import square_around
 from train.recipe import Recipe, parse_recipe, read_recipe
 from train.sources import Source, open_source
-from train.state import StateError
+from train.state import StateError, check_judge
 
 PACK = "data.safetensors"
 ABOUT = "data.json"
@@ -67,23 +67,27 @@ def prepare(
         raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
     if name != AUTO:
         recipe = read_recipe(name, overrides)
-        resolution = recipe.config(classes=1).resolution
-        return recipe, _images(data, out, resolution, console, resume=resume)
+        return recipe, _images(data, out, _resolution(recipe), console, resume=resume)
     if resume:
         recipe = chosen_recipe(out, overrides)
-        return recipe, _images(data, out, recipe.config(classes=1).resolution, console, resume=True)
+        return recipe, _images(data, out, _resolution(recipe), console, resume=True)
     survey = _survey(data)
     choices = choose(survey, on_cpu, overrides)
     text = to_toml(f"A SAGAN for the pictures of {_shown_name(data)}", choices)
     recipe = parse_recipe(AUTO, text)
-    resolution = recipe.config(classes=1).resolution  # refused before anything is written
-    images = _images(data, out, resolution, console, resume=False)
+    images = _images(data, out, _resolution(recipe), console, resume=False)
     check_enough(len(images))
     write_whole(out / RECIPE, text.encode())
     _say(console, f"The recipe for them, chosen by number and size; {out / RECIPE} has it to be changed:")
     for choice in choices:
         _say(console, f"  {choice.setting()} ({choice.reason})")
     return recipe, images
+
+
+def _resolution(recipe: Recipe) -> int:
+    """Its images', in pixels. What cannot be trained here is refused now, before anything is written."""
+    check_judge(recipe)
+    return recipe.config(classes=1).resolution
 
 
 def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:

@@ -335,6 +335,8 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
         "precision": state.precision,
         "torch": torch.__version__,
     }
+    if state.pretrained:
+        metadata["pretrained"] = state.pretrained
     save_generator(path, served, state.pack.class_names, metadata=metadata)
 
 

@@ -121,6 +121,11 @@ class PretrainedJudge:
         self.side = SIDES[config.resolution]
         self.enlarge = _enlarging(config.resolution, self.side).to(passes.device, passes.dtype)
 
+    @property
+    def seen_with(self) -> dict[str, str]:
+        """How states and checkpoints name the network."""
+        return {"network": f"efficientnet-{NETWORK}", "sha256": self.eye.sha256}
+
     def normalise(self) -> None:
         for head in cast(Iterable[Head], self.network.heads.values()):
             spectral_normalise(head.body)
@@ -214,6 +219,7 @@ class PretrainedJudge:
             layer.bias.copy_(-layer.weight[:, :, 0, 0] @ mean)
         mean, variance = seen.moments()
         known = (seen.means() - mean) / variance.sqrt()
+        known[seen.count[:, 0] == 0] = 0  # a class without images: as the mean of all
         self.network.mean.copy_(mean)
         self.network.deviation.copy_(variance.sqrt())
         self.network.known.copy_(known / known.std().clamp_min(_LEAST))
@@ -227,9 +233,10 @@ class PretrainedJudge:
         table = generator.shared.weight
         left, sizes, _ = torch.linalg.svd(self.network.known.to(table.device), full_matrices=False)
         placed = (left * sizes)[:, : table.shape[1]]
-        if float(placed.std()) > 0:  # one class alone has no place
+        spread = placed.std(correction=0)
+        if float(spread) > 0:  # one class alone has no place
             nn.init.normal_(table, std=_EMBEDDED)
-            table[:, : placed.shape[1]] = placed * (_EMBEDDED / placed.std())
+            table[:, : placed.shape[1]] = placed * (_EMBEDDED / spread)
 
 
 class _Sums:

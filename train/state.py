@@ -56,6 +56,7 @@ class TrainingState:
         self.precision = precision(optimisation.precision, world.device)
         self._passes = Passes(world.device, self.precision)
         self.judge, pretrained = _judge(self.config, optimisation, self._passes)
+        self.pretrained = pretrained.seen_with if pretrained else None  # the network that no state holds
         self.discriminator = self.judge.network
         if optimisation.generator_spectral_norm:
             spectral_normalise(self.generator)
@@ -77,7 +78,7 @@ class TrainingState:
         )
         pack.open(self._epochs.shards)  # a missing file is told now
         if pretrained is not None:
-            pretrained.measure(pack, self._epochs.images, world)
+            pretrained.measure(pack, self._epochs.read_first, world)
             pretrained.place_classes(self.generator)
         self.ema = Ema(self.generator, optimisation.ema_half_life, optimisation.ema_ramp)
         self._resident = self._pixels_on_device()
@@ -231,6 +232,7 @@ class TrainingState:
             "recipe": json.dumps(self.recipe.to_json()),
             "data": str(self.pack.metadata.get("sha256", "")),
             "from": json.dumps(self.began_from),
+            **({"pretrained": json.dumps(self.pretrained)} if self.pretrained else {}),
         }
         write_whole(path, save(tensors, metadata=header))
 
@@ -267,6 +269,7 @@ class TrainingState:
             raise StateError(f"{path} comes from another recipe. Resume with that one, or use a new --out.")
         if header["data"] != str(self.pack.metadata.get("sha256", "")):
             raise StateError(f"{path} comes from other data. Resume with that, or use a new --out.")
+        _check_network(path, header, self.pretrained)
         self._make_moments()
         ours = dict(self._tensors())
         if ours.keys() != tensors.keys() or any(ours[n].shape != t.shape for n, t in tensors.items()):
@@ -321,7 +324,8 @@ def saved_judge(path: Path, classes: int, device: torch.device) -> tuple[Judge, 
     """
     with _opened(path) as (header, file):
         recipe = Recipe.from_json(json.loads(header["recipe"]))
-        judge, _ = _judge(recipe.config(classes), recipe.optimisation, Passes(device, "float32"))
+        judge, pretrained = _judge(recipe.config(classes), recipe.optimisation, Passes(device, "float32"))
+        _check_network(path, header, pretrained.seen_with if pretrained else None)
         if recipe.optimisation.discriminator_spectral_norm:
             judge.normalise()
         names = judge.network.state_dict().keys()
@@ -343,6 +347,21 @@ def _judge(
         return plain, None
     pretrained = PretrainedJudge(open_network(NETWORK), config, optimisation, passes)
     return (BothJudges(plain, pretrained) if plain else pretrained), pretrained
+
+
+def check_judge(recipe: Recipe) -> None:
+    """Raises PretrainedError where the recipe's judge sees with a network that is not on this machine."""
+    if recipe.optimisation.judge != "plain":
+        open_network(NETWORK)
+
+
+def _check_network(path: Path, header: Mapping[str, str], ours: Mapping[str, str] | None) -> None:
+    theirs = json.loads(header.get("pretrained", "null"))  # null: plain, or from before it was named
+    if theirs is not None and theirs != ours:
+        raise StateError(
+            f"{path} was judged through {theirs['network']} (sha256 {theirs['sha256'][:16]}…), not through "
+            "the network that is here. Use the version of this package that began it, or a new --out."
+        )
 
 
 def saved_step(path: Path) -> int:

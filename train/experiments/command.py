@@ -23,6 +23,7 @@ from train.experiments.runs import DIVERGED, perform, task
 from train.features import Features, open_trusted, train_features
 from train.inception import open_inception
 from train.recipe import Recipe, overrides_of, read_recipe
+from train.state import check_judge
 
 SETTINGS = "experiment.json"
 FEATURES = "features.safetensors"
@@ -64,6 +65,8 @@ def run_experiment(
         raise ExperimentError(f"--inception-weights is for {BLINDNESS}; {name} measures in own features.")
     base = read_recipe(recipe or experiment.recipe, overrides_of(settings)) if trains else None
     wanted = _wanted(experiment, base, only) if base else []
+    if base:
+        check_judge(base)
     with image_progress(console) as progress:
         pack = open_data(data, base.model.get("resolution") if base else None, progress=progress)
     with joined(device) as world:

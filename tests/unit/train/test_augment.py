@@ -12,6 +12,7 @@ from torch import Tensor
 from tests.unit.train.test_training import StopAt, make_pack, same, tiny, weights
 from train.augment import AUGMENTATIONS, DRAWS, augment, draw
 from train.distributed import World
+from train.judge import PlainJudge
 from train.loop import train
 from train.recipe import RecipeError, read_recipe
 from train.state import TrainingState
@@ -186,4 +187,5 @@ def test_an_unknown_augmentation_is_refused_with_the_way_out(value: str, said: s
 def test_augmentations_are_named_in_any_order_with_or_without_spaces() -> None:
     for value in ("cutout,translation", " translation , cutout"):
         state = TrainingState(tiny(optimisation__augment=value), make_pack(), World())
-        assert set(state.augmentations) == {"translation", "cutout"}
+        assert isinstance(state.judge, PlainJudge)
+        assert set(state.judge.kinds) == {"translation", "cutout"}

@@ -32,7 +32,7 @@ from train.features import FeaturesRecipe, extract, open_features, split, train_
 from train.loop import GENERATOR, STATE, train
 from train.metrics import GeneratorSampler, stratified
 from train.observers import SNAPSHOTS, Served, Snapshots
-from train.state import StateError, TrainingState, saved_discriminator
+from train.state import StateError, TrainingState, saved_judge
 
 SETTINGS = {
     "optimisation__steps": "5",
@@ -105,14 +105,14 @@ def test_the_discriminator_of_a_state_scores_as_it_did_in_the_run(tmp_path: Path
     for _ in range(3):
         state.advance()
     state.save(tmp_path / STATE)
-    judge, found, step = saved_discriminator(tmp_path / STATE, 2)
+    judge, found, step = saved_judge(tmp_path / STATE, 2, World().device)
     images, labels = to_network(pack.images[:8]), pack.labels[:8]
     with torch.no_grad():
-        assert torch.equal(judge(images, labels), state.discriminator(images, labels))
+        assert torch.equal(judge.scores(images, labels), state.judge.scores(images, labels))
     assert (found, step) == (recipe, 3)
-    assert not any(p.requires_grad for p in judge.parameters())
+    assert not any(p.requires_grad for p in judge.network.parameters())
     with pytest.raises(StateError, match="no discriminator for 3 classes"):
-        saved_discriminator(tmp_path / STATE, 3)
+        saved_judge(tmp_path / STATE, 3, World().device)
 
 
 def test_the_snapshot_that_the_last_discriminator_likes_best_is_chosen(copy: Path, pack: Pack) -> None:
@@ -120,19 +120,19 @@ def test_the_snapshot_that_the_last_discriminator_likes_best_is_chosen(copy: Pat
     assert [one.step for one in sorted(choice.ranked, key=lambda one: one.step)] == [2, 4, 5]
     assert choice.judge == 5
     assert choice.verdict() == ()
-    judge, _, _ = saved_discriminator(copy / STATE, 2)
+    judge, _, _ = saved_judge(copy / STATE, 2, World().device)
     labels = torch.from_numpy(stratified(pack.labels.numpy(), 20))
     for one in choice.ranked:
         found = load_generator(one.path)
         made = GeneratorSampler(found.generator, found.class_names)(labels, 3, 0)
         with torch.no_grad():
-            wanted = judge(to_network(made), labels).mean().item()
+            wanted = judge.scores(to_network(made), labels).mean().item()
         assert one.score == pytest.approx(wanted, rel=1e-4, abs=1e-6)
         assert one.frechet is None
     assert choice.ranked[0].score == max(one.score for one in choice.ranked)
     held = torch.from_numpy(split(100)[1])
     with torch.no_grad():
-        real = judge(to_network(pack.images[held]), pack.labels[held]).mean().item()
+        real = judge.scores(to_network(pack.images[held]), pack.labels[held]).mean().item()
     assert choice.real == pytest.approx(real, rel=1e-4)
     chosen, best = load_generator(copy / CHOSEN), load_generator(choice.ranked[0].path)
     for (name, a), b in zip(

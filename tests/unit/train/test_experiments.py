@@ -118,6 +118,17 @@ def test_an_experiment_killed_between_milestones_ends_as_if_it_never_was(
     assert told(broken) == told(whole)
 
 
+def test_an_experiment_may_be_judged_through_the_pretrained_network(
+    experiment: Callable[..., bool], tmp_path: Path
+) -> None:
+    settings = [*SETTINGS, "optimisation.judge=pretrained"]
+    assert experiment(tmp_path, only="none", scale=SCALE / 4, settings=settings)
+    assert len(figures(tmp_path)) == 3
+    log = (tmp_path / "runs" / "none" / "seed-0" / "log.jsonl").read_text().splitlines()
+    assert len(log) == 3
+    assert all(math.isfinite(json.loads(line)["loss/generator"]) for line in log)
+
+
 def test_what_is_there_is_neither_trained_nor_measured_again(
     experiment: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

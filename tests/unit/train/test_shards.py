@@ -133,6 +133,15 @@ def test_the_batch_is_the_same_for_any_number_of_processes(lengths: tuple[int, .
             assert torch.equal(torch.cat([peer.indices(play) for peer in peers]), alone.indices(play))
 
 
+@pytest.mark.parametrize("lengths", [(22,), (6, 6, 5, 5), (11, 11)])
+def test_every_image_is_read_first_by_one_process(lengths: tuple[int, ...]) -> None:
+    for processes in (1, 2, 3, 4, 12):
+        each = 12 // processes
+        peers = [Epochs(lengths, 12, range(i * each, (i + 1) * each), draw) for i in range(processes)]
+        assert sorted(i for peer in peers for i in peer.read_first) == list(range(22))
+        assert all(set(peer.read_first) <= set(peer.images) for peer in peers)
+
+
 def test_each_shard_gives_all_its_images_before_any_comes_again() -> None:
     lengths, each = (6, 6, 4, 4), 3
     epochs = Epochs(lengths, 12, range(12), draw)

@@ -132,11 +132,11 @@ def test_each_step_trains_each_network_by_its_own_loss_alone() -> None:
     state = TrainingState(tiny(), make_pack(), World())
     before = [p.clone() for p in state.discriminator.parameters()]
     play = state._drawn(0)
-    state._generator_step(play, state._fakes(play.z, play.y))
+    state._generator_step(play, state.judge.look(state._fakes(play.z, play.y), play), torch.tensor(0.0))
     assert all(torch.equal(a, b) for a, b in zip(before, state.discriminator.parameters(), strict=True))
     assert all(p.grad is None for p in state.discriminator.parameters())
     generator = [p.clone() for p in state.generator.parameters()]
-    state._discriminator_step(play, state._fakes(play.z, play.y))
+    state._discriminator_step(play, state.judge.look(state._fakes(play.z, play.y), play))
     assert all(torch.equal(a, b) for a, b in zip(generator, state.generator.parameters(), strict=True))
 
 
