@@ -79,8 +79,13 @@ def train(
     ] = "auto",
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A generator of the same shape whose weights to begin with")
+    ] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="section.field=value")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
+    ] = None,
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; unless told, on a GPU")
     ] = None,
@@ -97,10 +102,21 @@ def train(
     from train.run import run, run_features, seconds
 
     try:
-        if recipe == "features":
-            run_features(source, out, device, console)
-            return
         limit = seconds(stop_after) if stop_after else None
+        if recipe == "features":
+            features = run_features(
+                source,
+                out,
+                console=console,
+                device=device,
+                resume=resume,
+                start=start,
+                stop_after=limit,
+                settings=settings or [],
+                compile=compile,
+            )
+            _warn(features.doubt)
+            return
         outcome = run(
             recipe,
             source,
@@ -108,6 +124,7 @@ def train(
             console=console,
             device=device,
             resume=resume,
+            start=start,
             stop_after=limit,
             settings=settings or [],
             compile=compile,
@@ -230,6 +247,9 @@ def evaluate(
     cas: Annotated[
         bool, typer.Option("--cas", help="Train a classifier on generated images, test it on real ones")
     ] = False,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="In the features of a network that ImageNet taught")
+    ] = False,
     samples: Annotated[
         int | None,
         typer.Option(help="Images to make; unless told 5,000, for Inception 10,000 or 50,000", min=2),
@@ -246,8 +266,8 @@ def evaluate(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
-    """Measure a generator beside real images: in our own classifier's features (not FID), in Inception's, or
-    by what a classifier learns from its images.
+    """Measure a generator beside real images: in our own classifier's features (not FID), in those of a
+    network that ImageNet taught, in Inception's, or by what a classifier learns from its images.
     """
     _wait_passively()
     from model.errors import ModelError
@@ -262,6 +282,7 @@ def evaluate(
             inception,
             inception_weights,
             cas,
+            pretrained,
             samples=samples,
             reference=reference,
             seed=seed,
@@ -270,6 +291,9 @@ def evaluate(
             precision=precision,
         )
         console.print_json(data=figures)
+        own = figures.get("own_features")
+        if isinstance(own, dict):
+            _warn(own["protocol"].get("warning"))
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
@@ -440,6 +464,14 @@ def _wait_passively() -> None:
 
 def _tell(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _warn(doubt: str | None) -> None:
+    """On standard error, so that what is piped on stays as it is. None: nothing to warn of."""
+    if doubt:
+        Console(stderr=True).print(
+            f"sagan: warning: {doubt}", style="yellow", highlight=False, markup=False, soft_wrap=True
+        )
 
 
 def _fail(error: Exception) -> NoReturn:

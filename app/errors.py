@@ -27,7 +27,6 @@
 Errors of `worker.jobs` are given the same form by `_of_jobs`.
 """
 
-import difflib
 import http
 import logging
 from collections.abc import Sequence
@@ -40,6 +39,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
 from worker import jobs
+from worker.classes import nearest_name
 
 log = logging.getLogger("sagan.app")
 
@@ -126,11 +126,8 @@ class UnknownClass(Invalid):
     slug, title = "unknown-class", "Unknown class"
 
     def __init__(self, asked: str, known: Sequence[str]) -> None:
-        spoken = {name.casefold(): name for name in known}
-        near = difflib.get_close_matches(asked.casefold(), spoken, n=1, cutoff=0.5)
-        hint = f"It has 0 to {len(known) - 1}; see /classes."
-        if near:
-            hint = f"Did you mean {spoken[near[0]]!r}?"
+        near = nearest_name(asked, known)
+        hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(known) - 1}; see /classes."
         super().__init__(f"This model has no class {shorten(asked)}. {hint}")
 
 

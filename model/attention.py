@@ -53,9 +53,9 @@ class SelfAttention(nn.Module):
             # A head (fused kernels take four dimensions) and zeros up to a common width, which leave the
             # products as they are, let a kernel run that never builds the N×N map.
             width = max(query.shape[-1], value.shape[-1])
-            q, k, v = (F.pad(t, (0, width - t.shape[-1]))[:, None] for t in (query, key, value))
+            query, key, padded = (F.pad(t, (0, width - t.shape[-1]))[:, None] for t in (query, key, value))
             # scale=1: SAGAN does not divide by √d
-            out = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0, :, : value.shape[-1]]
+            out = F.scaled_dot_product_attention(query, key, padded, scale=1.0)[:, 0, :, : value.shape[-1]]
         else:
             out = self._pairwise(query, key) @ value
         return x + self.gamma * self._lead_back(out, x)

@@ -9,6 +9,8 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
+from model.processor import has_vnni
+
 # Of a channel's values one in so many may be beyond the range: one for all of them would be a coarse one.
 CLIPPED: Final = 10_000
 
@@ -17,7 +19,7 @@ def has_int8(device: torch.device) -> bool:
     """Whether it has instructions for 8-bit products, and torch oneDNN's convolutions of these."""
     ops = torch.ops.onednn
     there = all(hasattr(ops, name) for name in ("qconv2d_pointwise", "qconv_prepack"))
-    return device.type == "cpu" and there and bool(torch.cpu._is_vnni_supported())
+    return device.type == "cpu" and there and has_vnni()
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model import processor
 from model.errors import PrecisionError
 from model.fused import FusedGenerator
 from model.generator import Generator
@@ -28,7 +29,7 @@ def has_bf16(device: torch.device) -> bool:
     """Whether it has bf16 instructions; elsewhere bf16 is emulated, slower than float32."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return processor.has_bf16()
 
 
 def in_precision(generator: Generator, device: torch.device, precision: str) -> tuple[FusedGenerator, str]:

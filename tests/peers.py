@@ -23,12 +23,14 @@ STEPS = 6
 LATER = 3  # the step at which a run moves to another number of processes
 
 
-def recipe(steps: int = STEPS, *, cross_replica_norm: bool = True) -> Recipe:
+def recipe(steps: int = STEPS, *, cross_replica_norm: bool = True, precision: str = "float32") -> Recipe:
+    """The precision is said, as "auto" would let the machine decide how near two runs come."""
     return read_recipe(
         "tiny",
         {
             "optimisation.steps": str(steps),
             "optimisation.cross_replica_norm": str(cross_replica_norm).lower(),
+            "optimisation.precision": precision,
             "schedule.log_every": "1",
             "schedule.save_every": "2",
         },
@@ -126,6 +128,7 @@ def main(folder: Path) -> None:
             single = folder / "pack.safetensors"
             found["one file"] = run(single, out / "one", world, recipe())
             found["own norms"] = run(single, out / "own", world, recipe(1, cross_replica_norm=False))
+            found["bf16"] = run(single, out / "bf16", world, recipe(precision="bf16"))
             run(shards, out / "moved", world, recipe(LATER))
         else:
             found["shards"] = run(shards, out / "shards", world, recipe())

@@ -16,7 +16,7 @@ from torch import Tensor
 from train.data import Pack
 from train.distances import Labels
 from train.errors import FeaturesError
-from train.features import FeaturesRecipe, fit, held_out_accuracy, split
+from train.features import FeaturesRecipe, fit, fitting_batch, held_out_accuracy, split
 from train.metrics import SAMPLES, Sampler, check_classes, generate, some, stratified
 
 _SEEN = 50_000  # images that a classifier sees in training, at least; few are shown again and again
@@ -36,14 +36,16 @@ def classification_accuracy(
 
     Beside it that of the same classifier trained, with the same recipe, on as many real images of the nine
     tenths of the pack that `split` names (which bounds `samples`); both are tested on the other tenth.
-    recipe: None: as many epochs as show 50,000 images, 8 to 30.
+    recipe: None: as many epochs as show 50,000 images, 8 to 30, in batches that fit as many images.
     Returns {"protocol", "generated", "real"}, ready for JSON.
     Raises FeaturesError where classes, sizes or numbers do not fit.
     """
     check_classes("reference", pack.class_names, "generator", sampler.class_names)
     train, held = split(len(pack))
     samples = min(samples, len(train))  # so that there are as many real ones
-    recipe = recipe or replace(FeaturesRecipe(), epochs=min(max(_SEEN // samples, _EPOCHS[0]), _EPOCHS[1]))
+    recipe = recipe or FeaturesRecipe(
+        batch=fitting_batch(samples), epochs=min(max(_SEEN // samples, _EPOCHS[0]), _EPOCHS[1])
+    )
     started = time.monotonic()
     labels = stratified(pack.labels.numpy()[train], samples)
     parts: list[Tensor] = []

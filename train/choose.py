@@ -22,7 +22,7 @@ from train.augment import augment, draw, to_network
 from train.data import Pack
 from train.distances import frechet
 from train.errors import TrainError
-from train.features import look, open_features, split
+from train.features import look, open_trusted, split
 from train.judge import Judge
 from train.loop import GENERATOR, STATE
 from train.metrics import (
@@ -69,6 +69,7 @@ class Choice:
     judge: int  # step of the discriminator
     samples: int  # images of each snapshot
     real: float  # mean score of as many real images, at most
+    doubt: str | None = None  # why the distances are not to be trusted; None: nothing speaks against it
 
     def table(self) -> Table:
         """For a terminal."""
@@ -84,18 +85,20 @@ class Choice:
         return table
 
     def verdict(self) -> tuple[str, ...]:
-        """Whether the choice is the distance's too, in a line; none where nothing was measured."""
+        """Whether the choice is the distance's too, and what speaks against these; none without distances."""
         distances = [one.frechet for one in self.ranked if one.frechet is not None]
         if not distances:
             return ()
+        doubts = (f"warning: {self.doubt}",) if self.doubt else ()
         place = sorted(distances).index(distances[0]) + 1
         text = f"By the Fréchet distance in own features the chosen one is number {place} of {len(distances)}"
         if len(distances) < FEW:
-            return (f"{text}; too few to compare the two orders.",)
+            return (f"{text}; too few to compare the two orders.", *doubts)
         closeness = rank_correlation([one.score for one in self.ranked], [-d for d in distances])
         return (
             f"{text}; Spearman's rank correlation of score and closeness is {closeness:+.2f} "
             "(+1: the same order, 0: no relation).",
+            *doubts,
         )
 
 
@@ -155,7 +158,7 @@ def choose(
         "seed": seed,
     }
     save_generator(run / CHOSEN, best.generator, names, best.metrics, {**best.metadata, "chosen": about})
-    return Choice(ranked, step, samples, float(real.mean()))
+    return Choice(ranked, step, samples, float(real.mean()), eye.doubt if eye else None)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
@@ -222,7 +225,8 @@ class _Eye:
     """An extractor that collects what it sees, until it is asked how far that is from real images."""
 
     def __init__(self, file: Path, pack: Pack, device: str) -> None:
-        features = open_features(file)
+        features = open_trusted(file)
+        self.doubt = features.doubt
         check_classes("data", pack.class_names, "extractor", features.class_names)
         self.network, self.device = features.network.to(device), device
         self.seen: list[npt.NDArray[np.float32]] = []

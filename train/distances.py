@@ -95,6 +95,31 @@ def intra_class(
     return (float(np.mean(list(found.values()))) if found else None), found
 
 
+def within_class_variance(
+    reference: Points, reference_labels: Labels, images: Points, labels: Labels, class_names: Sequence[str]
+) -> tuple[float | None, dict[str, float]]:
+    """Variance of `images` within their classes, as a share of the reference's, and that of each class.
+
+    A class's variance is the trace of the unbiased covariance of its features, so that few images do not
+    make it smaller; the share is that of the means over all classes with two images in both sets, and so 1
+    for images as varied as the reference, 0 for one image a class. None: no such class, or its reference
+    does not vary; such a class has no share of its own either.
+    """
+    made, real, names = [], [], []
+    for label, name in enumerate(class_names):
+        here, there = images[labels == label], reference[reference_labels == label]
+        if min(len(here), len(there)) >= 2:
+            made.append(_variance(here))
+            real.append(_variance(there))
+            names.append(name)
+    shares = {name: a / b for name, a, b in zip(names, made, real, strict=True) if b > 0}
+    return (sum(made) / sum(real) if sum(real) > 0 else None), shares
+
+
+def _variance(features: Points) -> float:
+    return float(features.var(0, ddof=1, dtype=np.float64).sum())
+
+
 def kernel_distance(
     a: Points, b: Points, rng: np.random.Generator, subsets: int = KID_SUBSETS, device: str = "cpu"
 ) -> tuple[float, float]:

@@ -14,9 +14,9 @@ import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,10 @@ from train.errors import FeaturesError
 
 FORMAT = "sagan-features-1"
 HELD_OUT = 0.1  # share of a pack that the extractor never trains on
+LEAST_STEPS = 500  # optimiser steps; a pack of few images is shown again and again until then
+LEAST_BATCH = 32  # images; as far down as a batch is halved for a small pack
+EPOCH_STEPS = 16  # in an epoch, before a batch is halved
+POOR = 0.25  # skill under which figures are not to be trusted
 SPLIT_SEED = 0  # the same for every pack, so that anyone can name the held-out images again
 SPATIAL_CHANNELS = 7  # of an inner map that keeps its places, as sFID takes them (Nash et al. 2021)
 
@@ -54,7 +58,7 @@ class FeaturesConfig:
 
 @dataclass(frozen=True)
 class FeaturesRecipe:
-    """How it is trained."""
+    """How it is trained; the defaults are for 16,000 images and more, `fitting` is for any number."""
 
     epochs: int = 8
     batch: int = 256
@@ -63,6 +67,21 @@ class FeaturesRecipe:
     shift: float = 1 / 8  # of the side; images move up to this far in each direction, reflected at the edge
     flips: bool = True
     seed: int = 0
+
+    @classmethod
+    def fitting(cls, images: int, **settings: Any) -> FeaturesRecipe:
+        """For so many images to train on; `settings` are fields, and win.
+
+        The batch is halved, down to 32, while an epoch has fewer than 16 steps; then there are as many more
+        epochs as 500 steps take. From 4,096 images on the batch is the default, from 16,128 on all of it.
+        """
+        recipe = cls(**settings)
+        if "batch" not in settings:
+            recipe = replace(recipe, batch=fitting_batch(images, recipe.batch))
+        if "epochs" not in settings:
+            steps = max(1, images // recipe.batch)  # an epoch
+            recipe = replace(recipe, epochs=max(recipe.epochs, math.ceil(LEAST_STEPS / steps)))
+        return recipe
 
 
 class Extractor(Protocol):
@@ -105,8 +124,35 @@ class Features:
     network: FeatureNet
     class_names: tuple[str, ...]
     accuracy: float  # 0 to 1, on the held-out images of its pack
-    metadata: dict[str, object]  # pack_sha256, licence, recipe, seconds ...
+    metadata: dict[str, Any]  # pack_sha256, licence, recipe, seconds ...
     sha256: str  # of the file
+
+    @property
+    def guess(self) -> float:
+        """Accuracy of always naming the pack's largest class; of older files, as if all were equal."""
+        return float(self.metadata.get("guess", 1 / len(self.class_names)))
+
+    @property
+    def is_guessing(self) -> bool:
+        """Whether the held-out images leave it possible: the accuracy is within two standard errors of it."""
+        error = math.sqrt(self.guess * (1 - self.guess) / self.metadata["held_out"])
+        return self.accuracy <= self.guess + 2 * error
+
+    @property
+    def doubt(self) -> str | None:
+        """Why figures in these features are not to be trusted, a sentence; None: nothing speaks against it.
+
+        The measure is skill, (accuracy - guess) / (1 - guess): 0 for guessing, 1 for always right.
+        """
+        known = (
+            f"{self.accuracy:.1%} right on {self.metadata['held_out']:,} images that it never saw, where a "
+            f"guess has {self.guess:.1%}"
+        )
+        if self.is_guessing:
+            return f"The classifier only guesses ({known}): figures in its features mean nothing."
+        if self.accuracy - self.guess < POOR * (1 - self.guess):
+            return f"The classifier is a poor judge ({known}): figures in its features say little."
+        return None
 
 
 class _Block(nn.Module):
@@ -164,6 +210,13 @@ class FeatureNet(nn.Module):
         return features, inner[:, :SPATIAL_CHANNELS].flatten(1), self.head(features)
 
 
+def fitting_batch(images: int, batch: int = FeaturesRecipe.batch) -> int:
+    """`batch`, halved while an epoch of so many images has fewer than 16 steps, but not below 32."""
+    while batch >= 2 * LEAST_BATCH and images < EPOCH_STEPS * batch:
+        batch //= 2
+    return batch
+
+
 def split(count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Sorted indices of a pack's training part and of its held-out tenth; the same for the same count."""
     order = np.random.Generator(np.random.Philox(key=[SPLIT_SEED, count])).permutation(count)
@@ -181,11 +234,12 @@ def train_features(
 ) -> Features:
     """Train an extractor on nine tenths of a pack, measure it on the rest, write and return it.
 
+    recipe: None: what fits the number of images. How far the extractor is to be trusted is in its `doubt`.
     Raises FeaturesError where the pack does not fit or the loss is no longer finite.
     """
-    recipe = recipe or FeaturesRecipe()
     started = time.monotonic()
     train, held = (torch.from_numpy(part) for part in split(len(pack)))
+    recipe = recipe or FeaturesRecipe.fitting(len(train))
     network = fit(pack, train, recipe, widths, device, progress)
     accuracy = held_out_accuracy(network, pack, held, device)
     metadata = {
@@ -193,6 +247,7 @@ def train_features(
         "config": asdict(network.config),
         "class_names": pack.class_names,
         "accuracy": accuracy,
+        "guess": float(pack.labels.bincount().max()) / len(pack),
         "held_out": len(held),
         "trained_on": len(train),
         "pack": pack.metadata.get("source"),
@@ -233,6 +288,14 @@ def held_out_accuracy(network: FeatureNet, pack: Pack, held: Tensor, device: str
     return float(np.mean(predicted == pack.labels[held].numpy()))
 
 
+def open_trusted(path: Path) -> Features:
+    """As `open_features`, to measure with. Raises FeaturesError also for one that only guesses."""
+    features = open_features(path)
+    if features.is_guessing:
+        raise FeaturesError(f"{path}: {features.doubt} Train it on more images, or with --set epochs=50.")
+    return features
+
+
 def open_features(path: Path) -> Features:
     """The extractor in a file, in eval mode on the CPU. Raises FeaturesError for any other file."""
     try:
@@ -245,6 +308,7 @@ def open_features(path: Path) -> Features:
         network = FeatureNet(config)
         network.load_state_dict(weights)
         class_names, accuracy = tuple(about["class_names"]), float(about["accuracy"])
+        int(about["held_out"])  # what the accuracy is worth
     except FileNotFoundError:
         raise FeaturesError(f"There is no file {path}.") from None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

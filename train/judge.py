@@ -7,7 +7,7 @@ A judge looks at the fakes once a step; both players then go by what it saw.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -43,8 +43,7 @@ class Verdict(NamedTuple):
     """Of one discriminator step."""
 
     loss: Tensor  # what the judge's own optimiser lowers
-    real: Tensor  # mean score of the reals, without gradient
-    fake: Tensor
+    figures: Mapping[str, Tensor]  # scalars to log, without gradient: score_real, score_fake ...
 
 
 class Judge(Protocol):
@@ -91,7 +90,8 @@ class PlainJudge:
         with self.passes.autocast():
             scores = self.network(images, torch.cat([play.labels, play.y]))
         real, fake = scores.chunk(2)
-        return Verdict(discriminator_hinge(real, fake), real.detach().mean(), fake.detach().mean())
+        figures = {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}
+        return Verdict(discriminator_hinge(real, fake), figures)
 
     def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         images = augment(seen[0], play.for_answers, self.kinds)
@@ -104,7 +104,7 @@ class PlainJudge:
 
 
 class BothJudges:
-    """Two judges whose losses are added: the generator must convince either."""
+    """Two judges whose losses are added: the generator must convince either. The second is logged."""
 
     def __init__(self, first: Judge, second: Judge) -> None:
         self.judges = (first, second)
@@ -121,7 +121,7 @@ class BothJudges:
 
     def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
         a, b = (judge.judge(play, part) for judge, part in zip(self.judges, self._parts(seen), strict=True))
-        return Verdict(a.loss + b.loss, (a.real + b.real) / 2, (a.fake + b.fake) / 2)
+        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
 
     def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         a, b = (

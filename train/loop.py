@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,8 @@ from train.errors import TrainError
 from train.execution import Execution
 from train.recipe import Recipe
 from train.state import StateError, TrainingState, saved_step
+
+log = logging.getLogger(__name__)
 
 STATE = "state.safetensors"  # in the run's folder: what --resume goes on from
 GENERATOR = "generator.safetensors"  # in the run's folder: what is sampled and served
@@ -53,6 +56,7 @@ def train(
     observers: Sequence[Observer],
     *,
     resume: bool = False,
+    start: Path | None = None,  # a generator to begin with; None: a new one
     stop_after: float | None = None,  # seconds; None: run to the recipe's last step
     execution: Execution | None = None,  # None: nothing compiled or recorded
 ) -> Outcome:
@@ -69,6 +73,8 @@ def train(
     if world.leads:
         if starting_step(out, resume):
             state.load(saved)
+        elif start is not None and not state.begin_from(start):
+            log.warning("%s has other classes: they begin anew.", start)
         _forget_halves(out)
     state.follow()
     deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")

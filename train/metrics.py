@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -39,12 +40,13 @@ from train.distances import (
 from train.distances import frechet_distance as frechet_distance
 from train.distances import moments as moments
 from train.errors import FeaturesError
-from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_features, split
+from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_trusted, split
 from train.inception import Inception
+from train.sources.base import spoken
 
 SAMPLES = 5000  # generated images, unless told
 REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
-NEIGHBOUR_IMAGES = 5000  # of each set, at most, in own features
+NEIGHBOUR_IMAGES = 5000  # of each set, at most, but with Inception
 INCEPTION_NEIGHBOUR_IMAGES = 10_000
 INCEPTION_KID_SUBSETS = 100  # as torch-fidelity
 INCEPTION_SAMPLES = (10_000, 50_000)  # a smaller pack's, and one's of at least as many images
@@ -103,13 +105,14 @@ def evaluate(
     Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
     that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
     images that are not in its reference, and tells how far a perfect generator would come with that many.
-    Returns {"protocol", "generated", "real_held_back"}, ready for JSON.
-    Raises FeaturesError where classes, sizes or numbers do not fit.
+    Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge
+    the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers do not fit, and for an
+    extractor that only guesses.
     """
-    features = open_features(features_file)
+    features = open_trusted(features_file)
     _check(sampler, features, reference_pack)
     names = features.class_names
-    yardstick = _Yardstick(
+    yardstick = Yardstick(
         features.network.to(device),
         NEIGHBOURS + 1,
         lambda known, images: own_figures(known, images, names, seed, device),
@@ -117,6 +120,7 @@ def evaluate(
             "features": "own classifier (not Inception: this is no FID)",
             "features_sha256": features.sha256,
             "features_accuracy": features.accuracy,
+            **({"warning": features.doubt} if features.doubt else {}),
             "features_pack_sha256": features.metadata.get("pack_sha256"),
             "kid": f"cubic kernel, mean of {KID_SUBSETS} subsets of at most {KID_SIZE}",
             "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
@@ -124,8 +128,8 @@ def evaluate(
             "intra_class": "mean over classes; classes with one image in either set are left out",
         },
     )
-    chosen = _choose(reference, len(reference_pack), samples, REFERENCE_IMAGES)
-    return _compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
+    chosen = choose_reference(reference, len(reference_pack), samples, REFERENCE_IMAGES)
+    return compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
 
 
 def evaluate_with_inception(
@@ -146,7 +150,7 @@ def evaluate_with_inception(
     names = tuple(reference_pack.class_names)
     if samples is None:
         samples = INCEPTION_SAMPLES[len(reference_pack) >= INCEPTION_SAMPLES[1]]
-    yardstick = _Yardstick(
+    yardstick = Yardstick(
         inception.to(device),
         SPLITS,
         lambda known, images: inception_figures(known, images, names, seed, device),
@@ -159,8 +163,8 @@ def evaluate_with_inception(
             "intra_fid": "mean over classes; classes with one image in either set are left out",
         },
     )
-    chosen = _choose(reference, len(reference_pack), samples, None)
-    return _compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
+    chosen = choose_reference(reference, len(reference_pack), samples, None)
+    return compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
 
 
 def own_figures(
@@ -200,15 +204,17 @@ def inception_figures(
     } | _neighbourhoods(reference.features, images.features, rng, INCEPTION_NEIGHBOUR_IMAGES, device)
 
 
-def figures(reference: Points, images: Points, seed: int = 0, device: str = "cpu") -> dict[str, object]:
-    """All distances between two sets of own features [N, D] and [M, D]."""
+def figures(
+    reference: Points, images: Points, seed: int = 0, device: str = "cpu", eye: str = "own_features"
+) -> dict[str, object]:
+    """All distances between two sets of features [N, D] and [M, D]; `eye` is part of their names."""
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     kid, spread = kernel_distance(reference, images, rng, KID_SUBSETS, device)
     return {
         "images": len(images),
-        "frechet_own_features": frechet(reference, images, device),
-        "kid_own_features": kid,
-        "kid_own_features_std": spread,
+        f"frechet_{eye}": frechet(reference, images, device),
+        f"kid_{eye}": kid,
+        f"kid_{eye}_std": spread,
     } | _neighbourhoods(reference, images, rng, NEIGHBOUR_IMAGES, device)
 
 
@@ -240,7 +246,7 @@ def some(indices: Labels, count: int) -> Labels:
 
 
 @dataclass(frozen=True)
-class _Yardstick:
+class Yardstick:
     """What looks at images, what it tells of a set beside a reference, and how that is to be read."""
 
     extractor: Extractor
@@ -250,7 +256,7 @@ class _Yardstick:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class Reference:
     """Which images of a pack are the measure, and which real ones stand beside the generated ones."""
 
     images: Labels  # indices into the pack, sorted
@@ -258,23 +264,24 @@ class _Reference:
     text: str
 
 
-def _choose(which: str, count: int, samples: int, limit: int | None) -> _Reference:
+def choose_reference(which: str, count: int, samples: int, limit: int | None) -> Reference:
+    """Of a pack of `count` images. limit: images of "train", at most. Raises FeaturesError."""
     train, held = split(count)
     if which == "train":
-        return _Reference(
+        return Reference(
             some(train, limit or count),
             some(held, samples),
             "drawn from nine tenths of the pack; real_held_back from the other tenth",
         )
     if which == "held-out":
-        return _Reference(
+        return Reference(
             held,
             some(train, samples),
             "the tenth of the pack that no extractor trains on, though a generator may have; "
             "real_held_back from the other nine tenths",
         )
     if which == "all":
-        return _Reference(
+        return Reference(
             np.arange(count),
             some(held, samples),
             "all images of the pack; real_held_back: images of one tenth against all the others",
@@ -282,24 +289,27 @@ def _choose(which: str, count: int, samples: int, limit: int | None) -> _Referen
     raise FeaturesError(f"There is no reference {which!r}: choose all, train or held-out.")
 
 
-def _compare(
+def compare(
     sampler: Sampler,
-    yardstick: _Yardstick,
+    yardstick: Yardstick,
     pack: Pack,
-    reference: _Reference,
+    reference: Reference,
     samples: int,
     seed: int,
     device: str,
     progress: Progress | None,
+    see: Callable[[Labels], Seen] | None = None,
 ) -> dict[str, object]:
+    """The report of one yardstick. see: what it sees in the pack's images of these numbers; None: looks."""
     extractor, least = yardstick.extractor, yardstick.least
+    see = see or partial(look_at_pack, extractor, pack, device=device, progress=progress)
     if min(samples, len(reference.images), len(reference.real)) < least:
         raise FeaturesError(
             f"At least {least} generated and {10 * least} real images are needed, "
             f"not {samples} and {len(pack)}."
         )
     started = time.monotonic()
-    known = _look_at_pack(extractor, pack, reference.images, device, progress)
+    known = see(reference.images)
     parts: list[Seen] = []
     generate(
         sampler,
@@ -308,7 +318,7 @@ def _compare(
         lambda images, labels: parts.append(look(extractor, images, labels, device)),
         progress,
     )
-    real = _look_at_pack(extractor, pack, reference.real, device, progress)
+    real = see(reference.real)
     rows = {
         "generated": yardstick.measure(known, Seen.joined(parts)),
         "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
@@ -338,9 +348,10 @@ def _compare(
     }
 
 
-def _look_at_pack(
+def look_at_pack(
     extractor: Extractor, pack: Pack, indices: Labels, device: str, progress: Progress | None
 ) -> Seen:
+    """What the extractor sees in the pack's images `indices`, in their order."""
     parts = []
     task = progress.add_task("real images", total=len(indices)) if progress else None
     for start in range(0, len(indices), _BATCH):
@@ -380,8 +391,11 @@ def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
 
 
 def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
-    """Raises FeaturesError unless both have the same classes in the same order."""
-    if tuple(names) != tuple(known):
+    """Raises FeaturesError unless both have the same classes in the same order.
+
+    Packs made before names were written with spaces have the folders' underscores.
+    """
+    if spoken(names) != spoken(known):
         raise FeaturesError(
             f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
             f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."

@@ -328,6 +328,7 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
         "recipe": state.recipe.to_json(),
         "steps": state.step,
         "images_seen": state.images_seen,
+        **({"from": state.began_from} if state.began_from else {}),
         "data": {k: v for k, v in state.pack.metadata.items() if k != "skipped"},
         "licence": state.pack.metadata.get("licence", ""),
         "machine": f"{state.world.size} × {state.world.device} on {platform.machine()}",

@@ -71,6 +71,7 @@ class Heads(nn.Module):
     mean: Tensor
     deviation: Tensor
     known: Tensor
+    spread: Tensor
 
     def __init__(self, eye: EfficientNetLite, config: ModelConfig, optimisation: Optimisation) -> None:
         super().__init__()
@@ -84,6 +85,7 @@ class Heads(nn.Module):
         self.register_buffer("mean", torch.zeros(length))  # of pooled maps
         self.register_buffer("deviation", torch.ones(length))
         self.register_buffer("known", torch.zeros(config.classes, length))  # what is seen of each class
+        self.register_buffer("spread", torch.ones(config.classes))  # variance within each class
         side = SIDES[config.resolution]
         shapes = {str(stride): (c, side // stride, WIDTH) for stride, c in MIXED.items()}
         if optimisation.pixel_head:
@@ -112,6 +114,7 @@ class PretrainedJudge:
         self.eye = eye.to(passes.device, passes.dtype)
         self.network = Heads(eye, config, optimisation)
         self.kinds = comma_list(optimisation.augment)
+        self.variety = optimisation.variety
         self.passes = passes
         self.side = SIDES[config.resolution]
         self.enlarge = _enlarging(config.resolution, self.side).to(passes.device, passes.dtype)
@@ -139,7 +142,10 @@ class PretrainedJudge:
         if self.network.probe is not None:
             loss = loss + F.cross_entropy(self.network.probe(pooled), play.labels)
         real, fake = (torch.stack([s.detach().mean() for s in of]).mean() for of in zip(*scores, strict=True))
-        return Verdict(loss, real, fake)
+        figures = {"score_real": real, "score_fake": fake}
+        if self.variety:
+            figures["variety"] = self._variety(seen[-1], play.y)
+        return Verdict(loss, figures)
 
     def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         *maps, pooled = seen
@@ -148,7 +154,17 @@ class PretrainedJudge:
         loss = torch.stack([generator_hinge(part) for part in scores]).sum()
         if self.network.probe is not None:
             loss = loss + guide * F.cross_entropy(self.network.probe(pooled), play.y)
+        if self.variety:
+            loss = loss + self.variety * F.relu(1 - self._variety(pooled, play.y))
         return loss
+
+    def _variety(self, pooled: Tensor, y: Tensor) -> Tensor:
+        """How far pairs of one class lie apart, as a share of what real ones do: 1 for as varied as real.
+
+        Mode seeking GANs (Mao et al. 2019) reward any distance; here the reals' own is enough.
+        """
+        apart = (pooled[::2] - pooled[1::2]).square().mean(1)
+        return (apart / (2 * self.network.spread[y[::2]])).mean()
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:
         *maps, _ = self._look(images)
@@ -180,7 +196,7 @@ class PretrainedJudge:
         sums = {s: torch.zeros(3, c, dtype=torch.float64) for s, c in self.eye.channels.items() if s in MIXED}
         length = self.network.known.shape[1]
         by_class = torch.zeros(classes, length + 1, dtype=torch.float64)  # sums of pooled maps, and images
-        squares = torch.zeros(length, dtype=torch.float64)
+        squares = torch.zeros(classes, length, dtype=torch.float64)
         for first in range(0, len(chosen), _AT_ONCE):
             part = chosen[first : first + _AT_ONCE]
             maps = self._maps(to_network(pack.images[part].to(self.enlarge.device)))
@@ -189,7 +205,7 @@ class PretrainedJudge:
                 count = torch.full_like(values[0, :, 0, 0], values[:, 0].numel())
                 total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]).cpu()
             pooled = _pooled(maps).double().cpu()
-            squares += pooled.square().sum(0)
+            squares.index_add_(0, pack.labels[part], pooled.square())
             by_class.index_add_(0, pack.labels[part], F.pad(pooled, (0, 1), value=1.0))
         for tensor in (*sums.values(), by_class, squares):
             world.sum(tensor)
@@ -197,16 +213,18 @@ class PretrainedJudge:
             mean = total / count
             deviation = (square / count - mean.square()).clamp_min(1e-6).sqrt()
             layer = cast(FrozenConv, self.network.mix[str(stride)])
-            layer.weight.div_(deviation[None, :, None, None])
+            layer.weight.div_(deviation.to(layer.weight.device)[None, :, None, None])
             layer.bias.copy_(-layer.weight[:, :, 0, 0] @ mean.float().to(layer.weight.device))
-        images = by_class[:, -1:].clamp_min(1)
-        mean = by_class[:, :-1].sum(0) / by_class[:, -1].sum()
-        deviation = (squares / by_class[:, -1].sum() - mean.square()).clamp_min(1e-6).sqrt()
-        known = (by_class[:, :-1] / images - mean) / deviation
-        known[by_class[:, -1] == 0] = 0  # a class without images: as the mean of all
+        total, images = by_class[:, :-1], by_class[:, -1:]
+        mean = total.sum(0) / images.sum()
+        variance = (squares.sum(0) / images.sum() - mean.square()).clamp_min(1e-6)
+        known = (total / images.clamp_min(1) - mean) / variance.sqrt()
+        known[images[:, 0] == 0] = 0  # a class without images: as the mean of all
+        within = (squares - total.square() / images.clamp_min(1)) / (images - 1).clamp_min(1) / variance
         self.network.mean.copy_(mean)
-        self.network.deviation.copy_(deviation)
+        self.network.deviation.copy_(variance.sqrt())
         self.network.known.copy_(known / known.std().clamp_min(1e-6))
+        self.network.spread.copy_(within.mean(1).clamp_min(1e-2))
 
     @torch.no_grad()
     def place_classes(self, generator: Generator) -> None:

@@ -37,6 +37,7 @@ class Optimisation:
     beta2: float = 0.9
     generator_spectral_norm: bool = True
     discriminator_spectral_norm: bool = True
+    attention_spectral_norm: bool = False  # of G's attention alone, where the rest of G has none
     flips: bool = True  # mirror half of the real images
     precision: str = "auto"  # of the passes: "float32", "bf16", or bf16 where the device has it
     augment: str = ""  # DiffAugment on all that D sees: a comma list of AUGMENTATIONS; "": none
@@ -44,6 +45,7 @@ class Optimisation:
     judge: str = "plain"  # SAGAN's D; "pretrained": heads on a frozen pretrained network; or "both"
     guide: float = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
     guide_steps: int = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
+    variety: float = 0.0  # weight in G's loss of what the pretrained judge misses in variety within classes
     pixel_head: bool = True  # one of the pretrained judge's heads looks at the pixels: the maps miss colours
     initialisation: str = "xavier"  # one of INITIALISATIONS; the projections of a class embedding have it too
     ema_half_life: float = 10_000  # images; 0: no average, the generator as it is
@@ -124,13 +126,29 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
     for section in ("model", "optimisation", "schedule"):
         if not isinstance(values.setdefault(section, {}), dict):
             raise RecipeError(f"recipe {name}: {section} must be a table of settings, [{section}].")
+    optimisation = _section(name, Optimisation, values["optimisation"])
+    if optimisation.variety and optimisation.batch % 2:
+        raise RecipeError(
+            f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
+        )
     return Recipe(
         name=name,
         model=values["model"],
-        optimisation=_section(name, Optimisation, values["optimisation"]),
+        optimisation=optimisation,
         schedule=_section(name, Schedule, values["schedule"]),
         description=values.get("description", ""),
     )
+
+
+def settings_of(section: str, kind: type[Any], settings: Sequence[str]) -> dict[str, Any]:
+    """What `--set` was given where there is one section alone: its dataclass's fields, checked.
+
+    settings: "field=value" or "section.field=value". Raises RecipeError.
+    """
+    values = {
+        key.removeprefix(f"{section}."): setting_value(text) for key, text in overrides_of(settings).items()
+    }
+    return _checked(section, kind, values)
 
 
 def overrides_of(settings: Sequence[str]) -> dict[str, str]:
@@ -172,13 +190,22 @@ _LISTS = ("augment",)  # of which more than one may be named, or none
 
 
 def _section(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
+    try:
+        return kind(**_checked(recipe, kind, values))
+    except TypeError:
+        needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
+        raise RecipeError(f"recipe {recipe}: it must say {', '.join(needed)}.") from None
+
+
+def _checked(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a section, each of a field that `kind` has, of its type and within its bounds."""
     fields = {f.name: f for f in dataclasses.fields(kind)}
-    read: dict[str, object] = {}
+    read: dict[str, Any] = {}
     for name, value in values.items():
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise RecipeError(f"recipe {recipe}: unknown setting {name!r}.{hint}")
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(fields)}."
+            raise RecipeError(f"recipe {recipe}: unknown setting {name!r}. {hint}")
         wanted = str(fields[name].type)
         if wanted == "float | None" and value == "none":  # TOML has no word for it
             value = None
@@ -187,17 +214,13 @@ def _section(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
         least = 0 if name in _MAY_BE_0 else 1
         if wanted == "int" and name != "seed" and value < least:
             raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least {least}.")
-        limit = 1 if name in ("beta1", "beta2") else math.inf
+        limit = 1 if name in ("beta1", "beta2", "shift") else math.inf
         if wanted.startswith("float") and value is not None and not 0 <= value < limit:  # so that nan fails
             raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least 0 and under {limit}.")
         if name in _CHOICES:
             _check_choice(recipe, name, value)
         read[name] = value
-    try:
-        return kind(**read)
-    except TypeError:
-        needed = [f.name for f in fields.values() if f.default is dataclasses.MISSING]
-        raise RecipeError(f"recipe {recipe}: it must say {', '.join(needed)}.") from None
+    return read
 
 
 def _check_choice(recipe: str, name: str, value: str) -> None:

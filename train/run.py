@@ -21,16 +21,18 @@ from train.cas import classification_accuracy
 from train.choose import CHOSEN, choose
 from train.data import image_progress, open_data
 from train.distributed import World, check_device, joined
+from train.efficientnet import open_network
 from train.errors import TrainError
 from train.execution import Execution
-from train.features import train_features
+from train.eye import NETWORK, evaluate_with_pretrained
+from train.features import Features, FeaturesRecipe, open_trusted, split, train_features
 from train.folder import AUTO, prepare
 from train.inception import open_inception
 from train.loop import GENERATOR, Observer, Outcome, starting_step, train
 from train.metrics import SAMPLES as MEASURED
 from train.metrics import GeneratorSampler, evaluate, evaluate_with_inception
 from train.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
-from train.recipe import overrides_of
+from train.recipe import overrides_of, settings_of
 
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
 
@@ -43,6 +45,7 @@ def run(
     console: Console,
     device: str = "auto",
     resume: bool = False,
+    start: Path | None = None,
     stop_after: float | None = None,
     settings: Sequence[str] = (),
     compile: bool | None = None,
@@ -50,8 +53,10 @@ def run(
     """Train `recipe_name` on `data` into the folder `out`; TrainError says what to do about it.
 
     stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
-    compile: None: where it pays.
+    start: a generator whose weights it begins with. compile: None: where it pays.
     """
+    if resume and start:
+        raise TrainError("--resume goes on with the run's own weights: leave --from out.")
     overrides = overrides_of(settings)
     with _told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
@@ -89,16 +94,54 @@ def run(
             console.print(about, markup=False, soft_wrap=True)
         execution = Execution.fitting(world.device, world.size, compile)
         return train(
-            recipe, pack, out, world, observers, resume=resume, stop_after=stop_after, execution=execution
+            recipe,
+            pack,
+            out,
+            world,
+            observers,
+            resume=resume,
+            start=start,
+            stop_after=stop_after,
+            execution=execution,
         )
 
 
-def run_features(data: Path, out: Path, device: str, console: Console) -> None:
-    """Train the classifier that images are measured with; TrainError says what to do about it."""
+def run_features(
+    data: Path,
+    out: Path,
+    *,
+    console: Console,
+    device: str = "auto",
+    resume: bool = False,
+    start: Path | None = None,
+    stop_after: float | None = None,
+    settings: Sequence[str] = (),
+    compile: bool | None = None,
+) -> Features:
+    """Train the classifier that images are measured with; TrainError says what to do about it.
+
+    settings: fields of FeaturesRecipe, "field=value"; what they leave out fits the number of images.
+    Takes the options of `run`, and refuses those that mean nothing here.
+    """
+    for option, given in (
+        ("--resume", resume),
+        ("--from", start is not None),
+        ("--stop-after", stop_after is not None),
+        ("--compile", compile is True),
+        ("--no-compile", compile is False),
+    ):
+        if given:
+            raise TrainError(
+                f"{option} is for networks: features are trained whole, in minutes. Leave it out."
+            )
+    wanted = settings_of("features", FeaturesRecipe, settings)
+    where = _one_device(device)
     with image_progress(console) as progress:
         pack = open_data(data, progress=progress)
-        features = train_features(pack, out, device=_one_device(device), progress=progress)
+        recipe = FeaturesRecipe.fitting(len(split(len(pack))[0]), **wanted)
+        features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")
+    return features
 
 
 def run_evaluation(
@@ -108,6 +151,7 @@ def run_evaluation(
     inception: bool = False,
     inception_weights: Path | None = None,
     cas: bool = False,
+    pretrained: bool = False,
     *,
     samples: int | None = None,
     reference: str | None = None,
@@ -116,19 +160,23 @@ def run_evaluation(
     device: str = "auto",
     precision: str | None = None,
 ) -> dict[str, object]:
-    """What was asked for of a checkpoint: "own_features", "inception", "cas", each with its protocol.
+    """What was asked for: "own_features", "inception", "pretrained", "cas", each with its protocol.
 
     features: file of the own classifier. inception_weights: its file; None: the library's download.
     precision: measure it as a worker runs it in that; None: as it was trained.
     samples, reference: None: what each measurement has as its own. Raises TrainError or ModelError.
     """
     inception = inception or inception_weights is not None
-    if not (features or inception or cas):
+    if not (features or inception or cas or pretrained):
         raise TrainError(
-            "Nothing to measure with: give --features FILE, --inception-weights FILE, --inception or --cas."
+            "Nothing to measure with: give --features FILE, --pretrained, --inception-weights FILE, "
+            "--inception or --cas."
         )
     where = _one_device(device)
     eye = open_inception(inception_weights) if inception else None  # fails before the long work
+    network = open_network(NETWORK) if pretrained else None
+    if features:
+        open_trusted(features)  # likewise
     loaded = load_generator(checkpoint)
     generator: Generator | FusedGenerator = loaded.generator.to(where)
     if precision is not None:
@@ -144,6 +192,10 @@ def run_evaluation(
         if eye:
             reports["inception"] = evaluate_with_inception(
                 sampler, eye, pack, samples, seed, where, progress, reference or "all"
+            )
+        if network:
+            reports["pretrained"] = evaluate_with_pretrained(
+                sampler, network, pack, samples or MEASURED, seed, where, progress, reference or "train"
             )
         if cas:
             reports["cas"] = classification_accuracy(

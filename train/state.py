@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from model.checkpoint import write_whole
+from model.checkpoint import load_generator, write_whole
 from model.config import ModelConfig
 from model.generator import Generator
 from model.layers import power_iterate, spectral_normalise
@@ -60,6 +60,8 @@ class TrainingState:
         self.discriminator = self.judge.network
         if optimisation.generator_spectral_norm:
             spectral_normalise(self.generator)
+        elif optimisation.attention_spectral_norm:
+            spectral_normalise(self.generator.attention)
         if optimisation.discriminator_spectral_norm:
             self.judge.normalise()
         for network in (self.generator, self.discriminator):
@@ -69,6 +71,7 @@ class TrainingState:
         self.generator_adam = self._adam(self.generator, optimisation.generator_lr)
         self.discriminator_adam = self._adam(self.discriminator, optimisation.discriminator_lr)
         self.step = 0
+        self.began_from: dict[str, object] | None = None  # the generator that this run took over
         self.losses: dict[str, Tensor] = {}  # of the last step, on the device: reading one waits for it
         self._epochs = Epochs(
             pack.shards or (len(pack),), optimisation.batch, world.rows(optimisation.batch), self._draw
@@ -120,6 +123,8 @@ class TrainingState:
         noise = self._draw("noise", number)
         z = torch.randn(batch, self.config.latent, generator=noise)
         y = torch.randint(self.config.classes, (batch,), generator=noise)
+        if self.recipe.optimisation.variety:
+            y = y[::2].repeat_interleave(2)  # pairs of one class
         mirrored = torch.rand(batch, generator=self._draw("flips", number)) < 0.5
         if not self.recipe.optimisation.flips:
             mirrored = torch.zeros_like(mirrored)
@@ -172,9 +177,9 @@ class TrainingState:
     def _discriminator_step(self, play: Play, seen: Sequence[Tensor]) -> dict[str, Tensor]:
         self.discriminator_adam.zero_grad(set_to_none=True)
         power_iterate(self.discriminator)
-        loss, real, fake = self._judge(play, [tensor.detach() for tensor in seen])
+        loss, figures = self._judge(play, [tensor.detach() for tensor in seen])
         loss.backward()  # type: ignore[no-untyped-call]
-        losses = {"discriminator": loss.detach(), "score_real": real, "score_fake": fake}
+        losses = {"discriminator": loss.detach(), **figures}
         self.world.average_gradients(self.discriminator.parameters(), *losses.values())
         self.discriminator_adam.step()
         return losses
@@ -226,9 +231,34 @@ class TrainingState:
             "step": str(self.step),
             "recipe": json.dumps(self.recipe.to_json()),
             "data": str(self.pack.metadata.get("sha256", "")),
+            "from": json.dumps(self.began_from),
             **({"pretrained": json.dumps(self.pretrained)} if self.pretrained else {}),
         }
         write_whole(path, save(tensors, metadata=header))
+
+    def begin_from(self, path: Path) -> bool:
+        """Take over the weights of the generator in `path`; whether those of its classes too.
+
+        They count where both have the same classes; else only the classes begin anew. Raises StateError for a
+        network of another shape, CheckpointError for another file.
+        """
+        found = load_generator(path)
+        theirs, known = found.generator.state_dict(), found.class_names == self.pack.class_names
+        with torch.no_grad():
+            for network in (self.generator, self.ema.network):
+                for name, tensor in network.state_dict().items():
+                    plain = name.replace(".parametrizations.weight.original", ".weight")
+                    if ".parametrizations." in plain or (_of_a_class(plain) and not known):
+                        continue
+                    if plain not in theirs or theirs[plain].shape != tensor.shape:
+                        raise StateError(
+                            f"{path} has another shape than this recipe's generator ({plain} does not fit): "
+                            "use the recipe that it was trained with."
+                        )
+                    tensor.copy_(theirs[plain])
+        steps, images = (found.metadata.get(name) for name in ("steps", "images_seen"))
+        self.began_from = {"sha256": found.sha256, "steps": steps, "images_seen": images}
+        return known
 
     def load(self, path: Path) -> None:
         """Become the state in `path`. Raises StateError when it is not a state of this recipe and data."""
@@ -248,6 +278,7 @@ class TrainingState:
             for name, tensor in tensors.items():
                 ours[name].copy_(tensor)
         self.step = int(header["step"])
+        self.began_from = json.loads(header.get("from", "null"))
 
     def follow(self) -> None:
         """Become process 0's state: what it has loaded or begun with, wherever its files are."""
@@ -354,6 +385,11 @@ def _opened(path: Path) -> Iterator[tuple[dict[str, str], Any]]:
             yield header, file
     except (SafetensorError, OSError) as wrong:
         raise StateError(f"{path} cannot be read ({wrong}).") from None
+
+
+def _of_a_class(name: str) -> bool:
+    """Whether a generator's tensor has a row for each class."""
+    return name == "shared.weight" or (name.endswith((".gamma", ".beta")) and ".norm" in name)
 
 
 def _computation(recipe: Mapping[str, object]) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from PIL import Image
 
 from model.checkpoint import write_whole
 from model.errors import ModelError
+from worker.classes import class_number, nearest_name
 from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.engine import Engine, EngineError, choose_device
 from worker.jobs import AttentionMap, JobSpec, Recipe, recipe
@@ -38,7 +38,7 @@ def write_samples(
     engine = _load(checkpoint, device)
     spec = _spec(engine, class_name, count, seed, truncation)
     for k, pixels in enumerate(_images(engine, spec)):
-        path = out / f"{spec.model}-{spec.class_name}-{seed}-{k}.png"
+        path = out / f"{spec.model}-{spec.class_name.replace(' ', '_')}-{seed}-{k}.png"
         write_whole(path, png(pixels, recipe_json(spec, k)))
         yield path
 
@@ -136,13 +136,10 @@ def _load(path: Path, device: str, precision: str = "auto") -> Engine:
 
 def _spec(engine: Engine, asked: str, count: int, seed: int, truncation: float) -> JobSpec:
     names = engine.info.classes
-    if asked in names:
-        class_id = names.index(asked)
-    elif asked.isdecimal() and int(asked) < len(names):
-        class_id = int(asked)
-    else:
-        near = difflib.get_close_matches(asked, names, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"It has 0 to {len(names) - 1}."
+    class_id = class_number(asked, names)
+    if class_id is None:
+        near = nearest_name(asked, names)
+        hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(names) - 1}."
         raise OfflineError(f"{engine.info.name} has no class {asked!r}. {hint}")
     if not 0 < truncation <= 1:
         raise OfflineError(f"truncation is {truncation}; it must be above 0 and at most 1.")

@@ -16,6 +16,7 @@ from app.errors import ClientLeft, UnknownClass
 from app.presence import while_there
 from app.routes.jobs import picture_of, present
 from app.schemas import GenerateAnyIn, GenerateIn, JobOut
+from worker.classes import class_number
 from worker.jobs import BrokerUnavailable, JobSpec, ModelInfo, UnknownJob, new_job_id
 
 
@@ -114,15 +115,15 @@ async def _take(request: Request, asked_class: int | str, body: GenerateIn, call
 
 
 def resolve_class(asked: int | str, model: ModelInfo) -> int:
-    """Number of the class that `asked` names, by number or by name in any case. Raises UnknownClass."""
-    text = str(asked).strip() if isinstance(asked, str) or abs(asked) < 10**40 else "so large a number"
-    # at most 9 digits: longer ones are out of range anyway, and int() refuses thousands of them
-    if text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) < len(model.classes):
-        return int(text)
-    names = {name.casefold(): index for index, name in enumerate(model.classes)}
-    if text.casefold() in names:
-        return names[text.casefold()]
-    raise UnknownClass(text, model.classes)
+    """Number of the class that `asked` names, by number or by name. Raises UnknownClass."""
+    if isinstance(asked, int):
+        if 0 <= asked < len(model.classes):
+            return asked
+        raise UnknownClass(str(asked) if abs(asked) < 10**40 else "so large a number", model.classes)
+    number = class_number(asked, model.classes)
+    if number is None:
+        raise UnknownClass(asked, model.classes)
+    return number
 
 
 @router.post(
@@ -132,7 +133,7 @@ def resolve_class(asked: int | str, model: ModelInfo) -> int:
     openapi_extra={"requestBody": body_example(GenerateIn), "parameters": _HEADERS},
 )
 async def generate_class(
-    class_id: Annotated[str, Path(description="Number or name of a class.", examples=["3", "cat"])],
+    class_id: Annotated[str, Path(description="Name or number of a class.", examples=["3", "cat"])],
     request: Request,
 ) -> Response:
     """Queue a job that makes images of one class."""

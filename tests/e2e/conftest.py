@@ -45,6 +45,7 @@ class Service:
             "SAGAN_REDIS_URL": self.redis.url,
             "SAGAN_CHECKPOINTS": str(folder / "checkpoints"),
             "SAGAN_DEVICE": "cpu",
+            "SAGAN_PRECISION": "float32",  # the same on any machine
             "SAGAN_THREADS": "1",
             **env,
         }

@@ -21,7 +21,7 @@ FORBIDDEN = {
     "train": {"app", "worker"} | WEB,
 }
 # Of the worker, the API may know only the contract and the queue.
-FOR_THE_API = {"worker.jobs", "worker.job_store", "worker.settings"}
+FOR_THE_API = {"worker.classes", "worker.jobs", "worker.job_store", "worker.settings"}
 
 
 def imports(path: Path) -> Iterator[str]:

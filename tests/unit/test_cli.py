@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from model.checkpoint import load_generator
-from support import random_checkpoint
+from support import judge_with, random_checkpoint
+from train.features import open_features
 from worker.encode import read_recipe
 
 CLASSES = ("cat", "dog")
@@ -53,6 +54,15 @@ def test_a_sample_is_what_the_service_makes_and_can_be_made_again(checkpoints: P
     assert recipe["model_hash"] == load_generator(model).sha256
     assert len({p.read_bytes() for p in paths}) == 6
     assert "the same" in sagan("reproduce", paths[5], "--checkpoints", checkpoints)
+
+
+def test_a_class_is_found_however_it_is_written(tmp_path: Path) -> None:
+    model = tmp_path / "m.safetensors"
+    random_checkpoint(model, ("bird_of_paradise", "Border collie"))
+    for asked, found in (("Bird of Paradise", "bird_of_paradise"), ("border_collie", "Border_collie")):
+        told = sagan("sample", model, asked, "--out", tmp_path)
+        assert told.strip() == str(tmp_path / f"m-{found}-0-0.png")  # a file's name without spaces
+    assert "Did you mean 'Border collie'" in sagan("sample", model, "border colie", code=2)
 
 
 def test_an_image_that_was_changed_is_told_apart(checkpoints: Path, tmp_path: Path) -> None:
@@ -121,6 +131,24 @@ def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: P
         (["train", "tiny", "--data", "nowhere", "--out", "y"], "nothing at nowhere"),
         (["train", "tiny", "--data", "x", "--out", "y", "--stop-after", "soon"], "write 90s"),
         (["train", "tiny", "--data", "x", "--out", "y", "--set", "steps"], "section.field=value"),
+        (["train", "features", "--data", "x", "--out", "y", "--resume"], "--resume is for networks"),
+        (
+            ["train", "features", "--data", "x", "--out", "y", "--stop-after", "9m"],
+            "--stop-after is for networks",
+        ),
+        (["train", "features", "--data", "x", "--out", "y", "--compile"], "--compile is for networks"),
+        (["train", "features", "--data", "x", "--out", "y", "--no-compile"], "--no-compile is for networks"),
+        (["train", "features", "--data", "x", "--out", "y", "--set", "epoch=3"], "Did you mean 'epochs'"),
+        (["train", "features", "--data", "x", "--out", "y", "--set", "epochs=0"], "at least 1"),
+        (
+            ["train", "features", "--data", "x", "--out", "y", "--set", "features.flips=5"],
+            "must be of type bool",
+        ),
+        (
+            ["train", "features", "--data", "x", "--out", "y", "--set", "model.latent=5"],
+            "There are epochs, batch",
+        ),
+        (["train", "features", "--data", "x", "--out", "y", "--set", "shift=1.5"], "under 1"),
         (["evaluate", "{}", "--data", "x"], "Nothing to measure with"),
         (["evaluate", "{}", "--data", "x", "--inception-weights", "nowhere"], "nowhere cannot be read"),
         (["evaluate", "{}", "--data", "nowhere", "--cas"], "nothing at nowhere"),
@@ -146,7 +174,9 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     short = ["--set", "optimisation.steps=2", "--set", "schedule.statistics_batches=1", "--device", "cpu"]
     assert "finished" in sagan("train", "tiny", "--data", pack, "--out", run, *short)
     features = tmp_path / "features.safetensors"
-    assert "right on the tenth" in sagan("train", "features", "--data", pack, "--out", features)
+    told = sagan("train", "features", "--data", pack, "--out", features, "--set", "epochs=30")
+    assert "right on the tenth" in told
+    assert "warning" not in told
     made = run / "generator.safetensors"
     measure = ["--features", features, "--cas", "--samples", 20, "--keep", "--device", "cpu"]
     told = sagan("evaluate", made, "--data", pack, *measure)
@@ -167,3 +197,15 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     assert load_generator(made).metrics["cas"] == reports["cas"]
     assert reports["cas"]["protocol"]["images"] == 20
     assert 0 <= reports["cas"]["generated"] <= reports["cas"]["real"] <= 1
+
+    judge_with(features, features, 0.6, 1000)
+    done = CliRunner().invoke(app, ["evaluate", str(made), "--data", str(pack), *map(str, served)])
+    assert done.stderr.count("sagan: warning: The classifier is a poor judge") == 1
+    assert "poor judge" in json.loads(done.stdout)["own_features"]["protocol"]["warning"]
+    less = ["--set", "features.epochs=1", "--set", "learning_rate=0"]  # features. is the same as nothing
+    assert "sagan: warning: The classifier only guesses" in sagan(
+        "train", "features", "--data", pack, "--out", features, *less
+    )
+    recipe = open_features(features).metadata["recipe"]
+    assert (recipe["epochs"], recipe["learning_rate"], recipe["batch"]) == (1, 0, 32)
+    assert "only guesses" in sagan("evaluate", made, "--data", pack, *served, code=2)

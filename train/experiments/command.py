@@ -20,7 +20,7 @@ from train.experiments import blindness, summary
 from train.experiments.catalogue import BLINDNESS, Experiment, Variant, find, milestones
 from train.experiments.measure import Ruler
 from train.experiments.runs import DIVERGED, perform, task
-from train.features import Features, open_features, train_features
+from train.features import Features, open_trusted, train_features
 from train.inception import open_inception
 from train.recipe import Recipe, overrides_of, read_recipe
 from train.state import check_judge
@@ -199,12 +199,15 @@ def _wanted(experiment: Experiment, base: Recipe, only: str | None) -> list[Vari
 def _features(pack: Pack, out: Path, given: Path | None, device: str, console: Console) -> Features:
     """The extractor in a file, or the one of this folder, trained first where it is not there yet."""
     path = given or out / FEATURES
-    if given or path.exists():
-        return open_features(path)
-    if (out / SETTINGS).exists():
-        raise ExperimentError(f"{out} was begun with --features FILE: give the same again.")
-    with image_progress(console) as progress:
-        return train_features(pack, path, device=device, progress=progress)
+    if not given and not path.exists():
+        if (out / SETTINGS).exists():
+            raise ExperimentError(f"{out} was begun with --features FILE: give the same again.")
+        with image_progress(console) as progress:
+            train_features(pack, path, device=device, progress=progress)
+    features = open_trusted(path)
+    if features.doubt:
+        console.print(f"warning: {features.doubt}", highlight=False, markup=False, soft_wrap=True)
+    return features
 
 
 def _looks(own: Features, inception_weights: Path | None, device: str) -> list[blindness.Look]:

@@ -15,6 +15,7 @@ from train.distances import NEIGHBOURS, frechet, kernel_distance, neighbourhoods
 from train.errors import FeaturesError
 from train.features import Extractor, Features, Seen, look, split
 from train.metrics import NEIGHBOUR_IMAGES, REFERENCE_IMAGES, GeneratorSampler, stratified
+from train.sources.base import spoken
 
 NOISE_SEED = 0  # of every image that is measured or shown
 SHOWN = 12  # images in a strip
@@ -52,7 +53,8 @@ class Ruler:
     """
 
     def __init__(self, pack: Pack, features: Features, samples: int, device: str) -> None:
-        if pack.resolution != features.network.config.resolution or pack.class_names != features.class_names:
+        same = spoken(pack.class_names) == spoken(features.class_names)
+        if pack.resolution != features.network.config.resolution or not same:
             raise FeaturesError(
                 "The extractor was trained on other classes or another resolution than this data has: "
                 "leave --features out and one is trained on it."

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -79,6 +80,19 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
             )
         seen[key] = name
     return ordered
+
+
+def spoken(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names as people write them, in the same order: `Border_collie` is "Border collie".
+
+    Those that would become one keep the underscores that tell them apart.
+    """
+    said = [" ".join(name.replace("_", " ").split()) if "_" in name else name for name in names]
+    keys = [unicodedata.normalize("NFC", one).casefold().strip() for one in said]
+    count = Counter(keys)
+    return tuple(
+        one if key and count[key] == 1 else name for one, key, name in zip(said, keys, names, strict=True)
+    )
 
 
 @cache

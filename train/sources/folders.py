@@ -21,6 +21,7 @@ from train.sources.base import (
     class_order,
     is_hidden,
     open_picture,
+    spoken,
 )
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test"}
@@ -106,7 +107,7 @@ def _arrange(path: Path, kind: str, names: list[str], read: Callable[[Entry], Im
     notes = _others(len(visible) - len(images))
     if loose := len(images) - len(inside):
         notes.append(f"{loose:,} images outside any class folder were left out")
-    return Source(path.name, kind, class_names, entries, read, notes=tuple(notes))
+    return Source(path.name, kind, spoken(class_names), entries, read, notes=tuple(notes))
 
 
 def _one_class(
@@ -116,7 +117,7 @@ def _one_class(
     at = path.resolve()
     class_names = class_order([at.name if kind == "folder" else at.stem])
     entries = sorted(Entry("/".join(parts), 0) for parts in images)
-    return Source(path.name, kind, class_names, entries, read, notes=tuple(_others(others)))
+    return Source(path.name, kind, spoken(class_names), entries, read, notes=tuple(_others(others)))
 
 
 def _others(count: int) -> list[str]:

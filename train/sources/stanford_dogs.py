@@ -25,6 +25,7 @@ from train.sources.base import (
     class_order,
     is_hidden,
     open_picture,
+    spoken,
 )
 
 LICENCE = "Stanford Dogs (Khosla et al. 2011): the images are ImageNet's, for non-commercial research only."
@@ -64,7 +65,8 @@ def open_stanford_dogs(path: Path) -> Iterator[Source]:
         if without:
             shown = ", ".join(without[:5]) + (", …" if len(without) > 5 else "")
             notes.append(f"{len(without):,} images without a readable box were left out ({shown})")
-        yield Source(path.name, "stanford-dogs", class_names, entries, read, LICENCE, _CROP, tuple(notes))
+        names_shown = spoken(class_names)  # the numbers stay those of the folders' own names in order
+        yield Source(path.name, "stanford-dogs", names_shown, entries, read, LICENCE, _CROP, tuple(notes))
 
 
 def _breeds(folders: set[str]) -> dict[str, str]:

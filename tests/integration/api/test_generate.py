@@ -59,10 +59,11 @@ async def test_a_class_by_number_by_name_or_in_the_body_is_one_recipe(
     replies = [
         await client.post("/generate/3", json={"seed": 5}, headers=WAIT),
         await client.post("/generate/Cat", json={"seed": 5}, headers=WAIT),
+        await client.post("/generate/%20CAT_", json={"seed": 5}, headers=WAIT),
         await client.post("/generate", json={"class_id": "cat", "seed": 5}, headers=WAIT),
         await client.post("/generate", json={"class_id": 3, "seed": 5}, headers=WAIT),
     ]
-    assert [reply.status_code for reply in replies] == [200] * 4
+    assert [reply.status_code for reply in replies] == [200] * 5
     specs = [reply.json()["spec"] for reply in replies]
     assert all(spec == specs[0] for spec in specs)
     pngs = [(await client.get(reply.json()["links"]["images"][0])).content for reply in replies]

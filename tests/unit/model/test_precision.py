@@ -85,6 +85,32 @@ def test_auto_takes_8_bits_only_where_images_stay_near(monkeypatch: pytest.Monke
         in_precision(generator, CPU, "int8")
 
 
+def test_instructions_that_onednn_may_not_use_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_vnni_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)
+    found = {}
+    for limit in (
+        "",
+        "AVX2",
+        "AVX512_CORE",
+        "AVX512_CORE_VNNI",
+        "avx512_core_bf16",
+        "AVX512_CORE_AMX",
+        "ALL",
+    ):
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        found[limit] = (has_int8(CPU), precision.has_bf16(CPU))
+    assert found == {
+        "": (True, True),
+        "AVX2": (False, False),
+        "AVX512_CORE": (False, False),
+        "AVX512_CORE_VNNI": (True, False),
+        "avx512_core_bf16": (True, True),
+        "AVX512_CORE_AMX": (True, True),
+        "ALL": (True, True),
+    }
+
+
 def test_a_network_in_bfloat16_takes_z_as_it_comes_and_stays_near() -> None:
     generator = lively()
     z, y = torch.randn(4, generator.config.latent), torch.tensor([0, 1, 2, 0])

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory, pack: Pack) -> Path:
     path = tmp_path_factory.mktemp("features") / "features.safetensors"
-    train_features(pack, path, FeaturesRecipe(epochs=1, batch=45))
+    train_features(pack, path, FeaturesRecipe(epochs=6, batch=15, learning_rate=0.05), (8, 8, 16))
     return path
 
 
@@ -186,6 +187,8 @@ def test_the_verdict_says_where_the_distance_puts_the_chosen_one() -> None:
     assert "number 3 of 3" in judged((3, 30), (2, 20), (1, 10)).verdict()[0]
     assert "-1.00" in judged((3, 30), (2, 20), (1, 10)).verdict()[0]
     assert "too few" in judged((3, 30), (2, 20)).verdict()[0]
+    doubted = replace(judged((3, 10), (2, 20), (1, 30)), doubt="It is a poor judge.")
+    assert doubted.verdict()[1:] == ("warning: It is a poor judge.",)
 
 
 def test_rank_correlation_is_spearmans() -> None:

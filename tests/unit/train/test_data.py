@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from train.data import Pack, image_progress, open_data, open_pack, pack
 from train.errors import DataError, NoImages, NotAPack, UnknownSource, UnsafeSource
 from train.pictures import square_around, to_square
-from train.sources.base import Box
+from train.sources import open_source
+from train.sources.base import Box, spoken
 from train.sources.cifar10 import CLASS_NAMES, restricted_loads
 
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
@@ -223,6 +224,28 @@ def test_what_file_managers_leave_behind_and_empty_classes_are_ignored(tmp_path:
     assert report.skipped_count == 0
     assert any("1 file that is not an image" in line for line in report.notes)
     assert any("1 images outside any class" in line for line in report.notes)
+
+
+def test_classes_are_called_as_people_write_them_and_keep_the_order_of_their_folders(tmp_path: Path) -> None:
+    # by what is shown, "a z" would come before "a-b"
+    folders = ["Border_collie", "a-b", "a_z", "bird_of_paradise", "fox_", "one", "sea__lion"]
+    shown = ("Border collie", "a-b", "a z", "bird of paradise", "fox", "one", "sea lion")
+    for number, folder in enumerate(folders):
+        write(tmp_path / "src" / folder / "x.png", encoded(picture((number, 30, 60))))
+    with zipfile.ZipFile(tmp_path / "src.zip", "w") as archive:
+        for path in (tmp_path / "src").rglob("*.png"):
+            archive.write(path, path.relative_to(tmp_path))
+    for source in (tmp_path / "src", tmp_path / "src.zip"):
+        with open_source(source) as found:
+            assert found.class_names == shown
+            assert [entry.name.split("/")[-2] for entry in found.entries] == folders
+            assert [entry.label for entry in found.entries] == list(range(7))
+
+
+def test_classes_that_would_become_one_keep_their_folders_names() -> None:
+    assert spoken(("Sea_lion", "fly_trap", "sea lion")) == ("Sea_lion", "fly trap", "sea lion")
+    assert spoken(("a__b", "a_b", "c_d")) == ("a__b", "a_b", "c d")
+    assert spoken(("_", "x")) == ("_", "x")
 
 
 def test_pictures_that_cannot_be_read_are_named_and_left_out(tmp_path: Path) -> None:
@@ -524,7 +547,7 @@ def test_dogs_are_cropped_around_their_boxes_from_folders_and_from_the_tars(tmp_
             archive.add(source / folder, folder)
     for place in (source, tmp_path / "tars", tmp_path / "tars" / "images.tar"):
         report = pack(place, tmp_path / "out", 32)
-        assert report.class_names == ("Chihuahua", "Maltese_dog")
+        assert report.class_names == ("Chihuahua", "Maltese dog")
         assert report.class_counts == (1, 2)
         assert report.skipped == (
             ("n02085620-Chihuahua/n02085620_0.jpg#1", "the box is 40 pixels, under 48"),

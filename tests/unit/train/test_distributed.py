@@ -39,6 +39,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "T
 SAME_ROUNDING = 1e-5  # losses; the arithmetic is the same, sums over processes are not
 OTHER_ROUNDING = 2e-3  # losses; torch's batch norm over the whole batch against ours over shares
 FIRST_STEP = 1e-6  # losses, before any such step has been made
+BF16_FIRST_STEP, BF16 = 2e-3, 1e-2  # losses in bf16, whose sums are rounded to 2^-8; found: 4e-4 and 3e-3
 
 Curve = list[dict[str, float]]
 
@@ -136,6 +137,17 @@ def test_two_processes_have_the_losses_of_one(two: Runs, one_in_a_file: Curve) -
     assert apart(curve, one_in_a_file) < OTHER_ROUNDING
     # what it takes: each process's norm over its own share is another network from the first step on
     assert apart(two.found[0]["own norms"], one_in_a_file[:1]) > 1000 * FIRST_STEP
+
+
+def test_in_bf16_two_processes_have_nearly_the_losses_of_one(
+    folder: Path, two: Runs, one_in_a_file: Curve
+) -> None:
+    alone = run(folder / "pack.safetensors", folder / "1" / "bf16", World(), recipe(precision="bf16"))
+    curve = two.found[0]["bf16"]
+    assert apart(curve[:1], alone[:1]) < BF16_FIRST_STEP
+    assert apart(curve, alone) < BF16
+    assert apart(curve[:1], one_in_a_file[:1]) > 100 * FIRST_STEP  # it was not float32
+    assert apart(two.found[0]["own norms"], one_in_a_file[:1]) > 2 * BF16_FIRST_STEP  # enough to see those by
 
 
 def test_four_processes_with_a_shard_each_have_the_losses_of_one_with_all(

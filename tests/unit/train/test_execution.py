@@ -76,6 +76,7 @@ def test_in_bf16_convolutions_work_in_bf16_and_scores_in_float32() -> None:
 
 
 def test_auto_is_float32_where_the_processor_has_no_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert precision("auto", CPU) == "float32"
@@ -83,6 +84,12 @@ def test_auto_is_float32_where_the_processor_has_no_bf16(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert precision("auto", CPU) == "bf16"
     assert precision("float32", CPU) == "float32"
+    monkeypatch.setenv(
+        "ONEDNN_MAX_CPU_ISA", "AVX512_CORE_VNNI"
+    )  # oneDNN would emulate it, slower than float32
+    assert precision("auto", CPU) == "float32"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
+    assert precision("auto", CPU) == "bf16"
 
 
 def test_merged_convolutions_are_the_two_operations_they_stand_for() -> None:

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from support import judge_with
 from train.data import Pack, open_pack
 from train.errors import ExperimentError, FeaturesError
 from train.experiments import blindness
@@ -27,7 +28,7 @@ from train.experiments.findings import Run, apart, by_chance, common_step, compa
 from train.experiments.measure import METRICS
 from train.experiments.runs import Task
 from train.experiments.stopping import Stop, stopping_step, stretches
-from train.features import train_features
+from train.features import FeaturesRecipe, train_features
 from train.recipe import RecipeError, read_recipe
 from train.report import Report, Series, chart, ticks
 
@@ -61,7 +62,7 @@ def pack_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def features_file(pack_file: Path) -> Path:
     path = pack_file.with_name("features.safetensors")
-    train_features(open_pack(pack_file), path, widths=(8, 8, 16))
+    train_features(open_pack(pack_file), path, FeaturesRecipe(8, 16, 0.05), (8, 8, 16))
     return path
 
 
@@ -507,6 +508,9 @@ def test_measuring_needs_an_extractor_of_the_same_data(
     experiment: Callable[..., bool], tmp_path: Path
 ) -> None:
     other = Pack(noise_images(60), torch.arange(60) % 2, ("a", "b"), 32, {})
-    train_features(other, tmp_path / "other.safetensors", widths=(8, 8, 16))
+    train_features(other, tmp_path / "other.safetensors", FeaturesRecipe(epochs=1), (8, 8, 16))
+    with pytest.raises(FeaturesError, match="only guesses"):  # of noise there is nothing to know
+        experiment(tmp_path / "out", features=tmp_path / "other.safetensors")
+    judge_with(tmp_path / "other.safetensors", tmp_path / "other.safetensors", 0.9, 1000)
     with pytest.raises(FeaturesError, match="leave --features out"):
         experiment(tmp_path / "out", features=tmp_path / "other.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from train.features import (
     extract,
     look,
     open_features,
+    open_trusted,
     split,
     train_features,
 )
@@ -59,6 +61,56 @@ def test_an_extractor_learns_its_classes_and_its_file_says_how_well(tmp_path: Pa
     assert features.shape == (40, 16)
     assert float(np.mean(guessed == pack.labels[torch.from_numpy(held)].numpy())) == made.accuracy
     assert not opened.network.training
+
+
+def test_a_small_pack_gets_enough_steps_to_be_learned(tmp_path: Path) -> None:
+    made = train_features(coloured_pack(100), tmp_path / "f", widths=WIDTHS)
+    assert made.accuracy == 1  # in batches of 256 and 8 epochs there were 8 steps, and it guessed
+    assert made.metadata["recipe"]["batch"] == 32
+    assert made.metadata["recipe"]["epochs"] * (90 // 32) >= 500
+    assert made.doubt is None
+
+
+def test_the_recipe_fits_the_number_of_images_and_a_large_pack_has_the_one_it_always_had() -> None:
+    for images in (17_522, 45_000, 1_000_000):  # of Stanford Dogs, of CIFAR-10: their figures are published
+        assert FeaturesRecipe.fitting(images) == FeaturesRecipe() == FeaturesRecipe(epochs=8, batch=256)
+    for images in (2, 31, 60, 543, 1_500, 6_669, 16_000):
+        recipe = FeaturesRecipe.fitting(images)
+        assert recipe.epochs * max(1, images // recipe.batch) >= 500
+        assert recipe.batch == 32 or images // recipe.batch >= 16
+    told = FeaturesRecipe.fitting(543, epochs=3, seed=5)
+    assert told == FeaturesRecipe(epochs=3, batch=32, seed=5)
+    assert FeaturesRecipe.fitting(543, batch=256) == FeaturesRecipe(epochs=250, batch=256)
+
+
+def test_a_judge_that_guesses_is_not_let_measure_and_a_poor_one_is_called_so(tmp_path: Path) -> None:
+    pack = coloured_pack(200)
+    shuffled = replace(
+        pack, labels=pack.labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    )
+    made = train_features(shuffled, tmp_path / "f", QUICK, WIDTHS)
+    assert 0.5 <= made.guess < 0.6
+    assert "only guesses" in str(made.doubt)
+    with pytest.raises(FeaturesError, match=r"f: The classifier only guesses .* that it never saw"):
+        open_trusted(tmp_path / "f")
+    for right, classes, held, said in (
+        (
+            0.30,
+            6,
+            60,
+            "is a poor judge (30.0% right on 60 images that it never saw, where a guess has 16.7%)",
+        ),
+        (0.25, 6, 60, "only guesses"),
+        (0.25, 6, 6000, "is a poor judge"),
+        (0.85, 6, 60, None),
+        (0.421, 120, 1947, None),
+        (0.60, 2, 1000, "is a poor judge"),
+        (0.75, 2, 8, "only guesses"),  # 6 of 8
+    ):
+        metadata = {"held_out": held}  # files of before have no "guess"
+        found = replace(made, class_names=("",) * classes, accuracy=right, metadata=metadata).doubt
+        assert (said is None) == (found is None)
+        assert (said or "") in (found or "")
 
 
 def test_held_out_images_have_no_part_in_training(tmp_path: Path) -> None:

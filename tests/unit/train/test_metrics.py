@@ -14,11 +14,13 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.generator import Generator
+from support import judge_with
 from train.data import Pack
 from train.errors import FeaturesError
 from train.features import FeaturesRecipe, split, train_features
 from train.metrics import (
     GeneratorSampler,
+    check_classes,
     evaluate,
     figures,
     stratified,
@@ -124,6 +126,27 @@ def test_what_cannot_be_compared_is_refused(measured: tuple[Path, Pack]) -> None
     larger = Pack(torch.zeros(400, 3, 64, 64, dtype=torch.uint8), pack.labels, pack.class_names, 64, {})
     with pytest.raises(FeaturesError, match="64 px"):
         evaluate(Colours(), file, larger, samples=40)
+
+
+def test_a_class_is_the_same_with_spaces_as_with_underscores() -> None:
+    check_classes("pack", ("Afghan hound", "pug"), "network", ("Afghan_hound", "pug"))
+    with pytest.raises(FeaturesError, match="other classes"):
+        check_classes("pack", ("pug", "Afghan hound"), "network", ("Afghan_hound", "pug"))
+
+
+def test_a_poor_judge_is_named_in_the_protocol_and_one_that_guesses_is_refused(
+    measured: tuple[Path, Pack], tmp_path: Path
+) -> None:
+    file, pack = measured
+    protocol = evaluate(Colours(), file, pack, samples=40)["protocol"]
+    assert isinstance(protocol, dict)
+    assert "warning" not in protocol
+    poor = judge_with(file, tmp_path / "poor", 0.6, 1000)
+    protocol = evaluate(Colours(), poor, pack, samples=40)["protocol"]
+    assert isinstance(protocol, dict)
+    assert "is a poor judge (60.0% right on 1,000 images" in protocol["warning"]
+    with pytest.raises(FeaturesError, match="only guesses"):
+        evaluate(Colours(), judge_with(file, tmp_path / "guessing", 0.5, 1000), pack, samples=40)
 
 
 def test_a_generators_sample_is_a_function_of_its_number_alone(measured: tuple[Path, Pack]) -> None:

@@ -1,0 +1,28 @@
+"""How a request names a class."""
+
+from __future__ import annotations
+
+import pytest
+
+from app.errors import UnknownClass
+from app.routes.generate import resolve_class
+from worker.jobs import ModelInfo
+
+MODEL = ModelInfo("birds", "0" * 64, "float32", 64, ("bird_of_paradise", "Border collie", "0"))
+
+
+def test_a_class_is_named_by_its_number_or_as_people_write_it() -> None:
+    for asked in ("bird_of_paradise", "bird of paradise", "Bird of Paradise", 0):
+        assert resolve_class(asked, MODEL) == 0
+    for asked in ("border_collie", "Border collie", 1, "1"):
+        assert resolve_class(asked, MODEL) == 1
+    assert resolve_class("0", MODEL) == 2  # text is a name first, a JSON number never one
+
+
+@pytest.mark.parametrize("asked", [3, -1, 10**50, "3", "colli", ""])
+def test_what_is_no_class_is_told_with_the_nearest(asked: int | str) -> None:
+    with pytest.raises(UnknownClass) as caught:
+        resolve_class(asked, MODEL)
+    assert "This model has no class" in str(caught.value)
+    if asked == "colli":
+        assert "Did you mean 'Border collie'" in str(caught.value)

@@ -1,0 +1,35 @@
+"""Which class a person means: the one rule for every way of asking."""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Sequence
+
+
+def class_number(asked: str, names: Sequence[str]) -> int | None:
+    """Number of the class that `asked` names; None: there is none, or it might be several.
+
+    Its exact name comes first, then its number, then its name as people write it: in any case, with spaces
+    or underscores.
+    """
+    if asked in names:
+        return names.index(asked)
+    text = asked.strip()
+    # at most 9 digits: longer ones are out of range anyway, and int() refuses thousands of them
+    if text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) < len(names):
+        return int(text)
+    key = _key(text)
+    found = [number for number, name in enumerate(names) if _key(name) == key]
+    return found[0] if len(found) == 1 else None
+
+
+def nearest_name(asked: str, names: Sequence[str]) -> str | None:
+    """The class name most like `asked`; None: none is like it."""
+    by_key = {_key(name): name for name in names}
+    near = difflib.get_close_matches(_key(asked), by_key, n=1, cutoff=0.5)
+    return by_key[near[0]] if near else None
+
+
+def _key(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
