@@ -224,7 +224,9 @@ class PretrainedJudge:
         self.network.mean.copy_(mean)
         self.network.deviation.copy_(variance.sqrt())
         self.network.known.copy_(known / known.std().clamp_min(1e-6))
-        self.network.spread.copy_(within.mean(1).clamp_min(1e-2))
+        spread, several = within.mean(1), images[:, 0] > 1
+        spread[~several] = spread[several].mean() if several.any() else 1.0  # one image has no variance
+        self.network.spread.copy_(spread.clamp_min(1e-2))
 
     @torch.no_grad()
     def place_classes(self, generator: Generator) -> None:
