@@ -301,6 +301,44 @@ def evaluate(
 
 
 @app.command()
+def neighbours(
+    checkpoint: Checkpoint,
+    source: Annotated[Path, typer.Option("--data", help="The pack it was trained on")],
+    out: Annotated[Path, typer.Option(help="The picture, a PNG")] = Path("neighbours.png"),
+    columns: Annotated[int, typer.Option(help="Real images beside a generated one", min=1, max=100)] = 8,
+    rows: Annotated[int, typer.Option(help="Generated images to show", min=1, max=1000)] = 10,
+    samples: Annotated[int, typer.Option(help="Generated images to measure", min=1)] = 1000,
+    seed: Seed = 0,
+    truncation: Truncation = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Draw the real images that are nearest to generated ones, in the features of a network that ImageNet
+    taught, and compare their distance with that of real images to each other: copies are far nearer.
+    """
+    _wait_passively()
+    from model.errors import ModelError
+    from train.errors import TrainError
+    from train.run import run_neighbours
+
+    try:
+        run_neighbours(
+            checkpoint,
+            source,
+            out,
+            samples=samples,
+            columns=columns,
+            rows=rows,
+            seed=seed,
+            truncation=truncation,
+            device=device,
+            console=console,
+        )
+    except (TrainError, ModelError) as error:
+        _fail(error)
+    _tell(str(out))
+
+
+@app.command()
 def experiment(
     name: Annotated[
         str,

@@ -123,7 +123,10 @@ async def body_as(model: type[M], request: Request) -> M:
 
 
 async def served_model(store: JobStore, name: str | None) -> ModelInfo:
-    """The model of that name, None: the first by name. Raises NoWorker, UnknownModel."""
+    """The model of that name; None: the one of the largest images, or first by name.
+
+    Raises NoWorker, UnknownModel.
+    """
     models = await store.models()
     if not models:
         raise NoWorker(

@@ -21,7 +21,7 @@ class Settings(QueueSettings):
     max_wait: int = Field(default=60, ge=0, le=600)  # seconds that Prefer: wait may hold a request
     attention_timeout: float = Field(default=30, gt=0)  # seconds to wait for a worker to make a map, then 503
     max_side: int = Field(default=2048, ge=256)  # pixels of an enlarged image's side
-    default_model: str | None = None  # served when a request names none; None: the first by name
+    default_model: str | None = None  # served when a request names none; None: the largest, or first by name
 
     @field_validator("api_keys", "allowed_origins", mode="before")
     @classmethod

@@ -177,6 +177,24 @@ def neighbourhoods(real: Points, fake: Points, k: int = NEIGHBOURS, device: str 
     }
 
 
+def nearest(
+    points: Points, among: Points, k: int, device: str = "cpu", own: Labels | None = None
+) -> tuple[Array, Labels]:
+    """Distances and numbers [N, k] of the k points of `among` [M, D] that are nearest to each of `points`.
+
+    own: the number in `among` of each point itself, which is no neighbour of its own.
+    """
+    x, y = (torch.as_tensor(part).to(device).double() for part in (points, among))
+    distances, numbers = [], []
+    for rows, between in _distances(x, y):
+        if own is not None:
+            between[torch.arange(len(between)), torch.as_tensor(own[rows])] = torch.inf
+        found = between.topk(k, largest=False)
+        distances.append(found.values)
+        numbers.append(found.indices)
+    return torch.cat(distances).cpu().numpy(), torch.cat(numbers).cpu().numpy()
+
+
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Distances [n, M] of a few rows of x after the other to all of y."""
     rows = max(1, _DISTANCES // len(y))

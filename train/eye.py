@@ -34,7 +34,8 @@ from train.metrics import (
 from train.probe import DECAY, Probe, fit_probe
 
 NETWORK = "lite2"
-# px. The network learnt from 260 px, and sees too little in small images as they are.
+# px. The network learnt from 260, and sees little in small images as they are: the probe names the breed of
+# 33 of 100 held-back dogs at 64 px, and of 66 in the same enlarged to 128.
 LEAST_SIDE = 128
 _BATCH = 32  # images a forward: more are no faster on a CPU
 _NO_PROBE: dict[str, object] = {"probe_accuracy": None, "probe_accuracy_by_class": {}}

@@ -104,7 +104,7 @@ class PlainJudge:
 
 
 class BothJudges:
-    """Two judges whose losses are added: the generator must convince either. The second is logged."""
+    """Two judges whose losses are added; where both have a figure, the second's is logged."""
 
     def __init__(self, first: Judge, second: Judge) -> None:
         self.judges = (first, second)

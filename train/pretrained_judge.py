@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.generator import Generator
 from model.layers import spectral_normalise
-from train.augment import augment, to_network
+from train.augment import augment, draw, to_network
 from train.data import Pack
 from train.distributed import World
 from train.efficientnet import EfficientNetLite, FrozenConv
@@ -36,6 +36,8 @@ WIDTH = 64  # channels of a head; the pixels' has half
 GRID = 6  # largest side of a head's map of scores
 MEASURED = 2_400  # reals by which maps are normalised, at least 16 a class
 _AT_ONCE = 100  # images in one forward while measuring
+_LEAST = 1e-6  # a variance under which a channel counts as constant
+_LEAST_SPREAD = 1e-2  # and one within a class, as a share of that over all
 _EMBEDDED = 0.5  # standard deviation of the class embedding at the start
 
 
@@ -190,43 +192,40 @@ class PretrainedJudge:
     @torch.no_grad()
     def measure(self, pack: Pack, ours: range, world: World) -> None:
         """Normalise maps, and know the classes, by MEASURED reals; each process looks at those of `ours`."""
-        classes = len(pack.class_names)
+        classes, length = self.network.known.shape
         chosen = _of_each_class(pack.labels, classes, max(16, MEASURED // classes))
         chosen = chosen[(chosen >= ours.start) & (chosen < ours.stop)]
-        sums = {s: torch.zeros(3, c, dtype=torch.float64) for s, c in self.eye.channels.items() if s in MIXED}
-        length = self.network.known.shape[1]
-        by_class = torch.zeros(classes, length + 1, dtype=torch.float64)  # sums of pooled maps, and images
-        squares = torch.zeros(classes, length, dtype=torch.float64)
-        for first in range(0, len(chosen), _AT_ONCE):
-            part = chosen[first : first + _AT_ONCE]
-            maps = self._maps(to_network(pack.images[part].to(self.enlarge.device)))
-            for stride, total in sums.items():
-                values = maps[stride].double()
-                count = torch.full_like(values[0, :, 0, 0], values[:, 0].numel())
-                total += torch.stack([values.sum((0, 2, 3)), values.square().sum((0, 2, 3)), count]).cpu()
-            pooled = _pooled(maps).double().cpu()
-            squares.index_add_(0, pack.labels[part], pooled.square())
-            by_class.index_add_(0, pack.labels[part], F.pad(pooled, (0, 1), value=1.0))
-        for tensor in (*sums.values(), by_class, squares):
-            world.sum(tensor)
-        for stride, (total, square, count) in sums.items():
-            mean = total / count
-            deviation = (square / count - mean.square()).clamp_min(1e-6).sqrt()
+        maps_seen = {stride: _Sums(1, self.eye.channels[stride]) for stride in MIXED}
+        seen, changed = _Sums(classes, length), _Sums(classes, length)  # images as they are, and augmented
+        changes = draw(len(pack), torch.Generator().manual_seed(0))
+        device = self.enlarge.device
+        for part in torch.split(chosen, _AT_ONCE):
+            images, labels = to_network(pack.images[part].to(device)), pack.labels[part]
+            maps = self._maps(images)
+            for stride, sums in maps_seen.items():
+                places = maps[stride].permute(0, 2, 3, 1).flatten(0, 2)
+                sums.add(places, torch.zeros(len(places), dtype=torch.int64))
+            seen.add(_pooled(maps), labels)
+            if self.variety:
+                images = augment(images, changes[part].to(device), self.kinds)
+                changed.add(_pooled(self._maps(images)), labels)
+        for sums in (*maps_seen.values(), seen, changed):
+            for tensor in (sums.count, sums.total, sums.square):
+                world.sum(tensor)
+        for stride, sums in maps_seen.items():
             layer = cast(FrozenConv, self.network.mix[str(stride)])
-            layer.weight.div_(deviation.to(layer.weight.device)[None, :, None, None])
-            layer.bias.copy_(-layer.weight[:, :, 0, 0] @ mean.float().to(layer.weight.device))
-        total, images = by_class[:, :-1], by_class[:, -1:]
-        mean = total.sum(0) / images.sum()
-        variance = (squares.sum(0) / images.sum() - mean.square()).clamp_min(1e-6)
-        known = (total / images.clamp_min(1) - mean) / variance.sqrt()
-        known[images[:, 0] == 0] = 0  # a class without images: as the mean of all
-        within = (squares - total.square() / images.clamp_min(1)) / (images - 1).clamp_min(1) / variance
+            mean, variance = (t.to(layer.weight) for t in sums.moments())
+            layer.weight.div_(variance.sqrt()[None, :, None, None])
+            layer.bias.copy_(-layer.weight[:, :, 0, 0] @ mean)
+        mean, variance = seen.moments()
+        known = (seen.means() - mean) / variance.sqrt()
+        known[seen.count[:, 0] == 0] = 0  # a class without images: as the mean of all
         self.network.mean.copy_(mean)
         self.network.deviation.copy_(variance.sqrt())
-        self.network.known.copy_(known / known.std().clamp_min(1e-6))
-        spread, several = within.mean(1), images[:, 0] > 1
+        self.network.known.copy_(known / known.std().clamp_min(_LEAST))
+        spread, several = (changed.within() / variance).mean(1), changed.count[:, 0] > 1
         spread[~several] = spread[several].mean() if several.any() else 1.0  # one image has no variance
-        self.network.spread.copy_(spread.clamp_min(1e-2))
+        self.network.spread.copy_(spread.clamp_min(_LEAST_SPREAD))
 
     @torch.no_grad()
     def place_classes(self, generator: Generator) -> None:
@@ -240,6 +239,35 @@ class PretrainedJudge:
         if float(spread) > 0:  # one class alone has no place
             nn.init.normal_(table, std=_EMBEDDED)
             table[:, : placed.shape[1]] = placed * (_EMBEDDED / spread)
+
+
+class _Sums:
+    """Of values [N, C], by class, in float64 on the CPU."""
+
+    def __init__(self, classes: int, channels: int) -> None:
+        self.count = torch.zeros(classes, 1, dtype=torch.float64)
+        self.total, self.square = torch.zeros(2, classes, channels, dtype=torch.float64)
+
+    def add(self, values: Tensor, labels: Tensor) -> None:
+        values = values.double().cpu()
+        self.count.index_add_(0, labels, torch.ones(len(values), 1, dtype=torch.float64))
+        self.total.index_add_(0, labels, values)
+        self.square.index_add_(0, labels, values.square())
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance over all classes, [C] each."""
+        mean = self.total.sum(0) / self.count.sum()
+        return mean, (self.square.sum(0) / self.count.sum() - mean.square()).clamp_min(_LEAST)
+
+    def means(self) -> Tensor:
+        """Of each class, [K, C]."""
+        means: Tensor = self.total / self.count.clamp_min(1)
+        return means
+
+    def within(self) -> Tensor:
+        """Unbiased variance of each class, [K, C]; 0 for fewer than two."""
+        apart: Tensor = self.square - self.total.square() / self.count.clamp_min(1)
+        return apart / (self.count - 1).clamp_min(1)
 
 
 def _pooled(maps: Mapping[int, Tensor]) -> Tensor:

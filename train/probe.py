@@ -37,9 +37,10 @@ class Probe:
 def fit_probe(features: Points, labels: Labels, device: str = "cpu", decay: float = DECAY) -> Probe:
     """Multinomial logistic regression on standardised features float32 [N, D] of classes [N].
 
-    The loss is convex and taken to its minimum over all images at once, so nothing is drawn and no seed
-    matters. decay: in the features of EfficientNet-Lite2 anything from 1e-4 to 1e-2 is as good within a
-    hundredth (102 flowers, 120 breeds of dogs), so it is fixed. Raises FeaturesError for a single class.
+    The loss is convex and falls over all images at once, so nothing is drawn and no seed matters. decay:
+    of held-back images it names 0.911, 0.911 and 0.906 of 102 flowers at 1e-4, 1e-3 and 3e-3, and 0.653,
+    0.661 and 0.668 of 120 breeds of dogs: fixed, since choosing it would tell less than its own noise, 0.01.
+    Mirrored images as well add nothing. Raises FeaturesError for a single class.
     """
     classes, numbers = np.unique(labels, return_inverse=True)
     if len(classes) < 2:

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from model.checkpoint import load_generator, save_generator
+from model.checkpoint import load_generator, save_generator, write_whole
 from model.fused import FusedGenerator
 from model.generator import Generator
 from model.precision import in_precision
@@ -24,13 +24,14 @@ from train.distributed import World, check_device, joined
 from train.efficientnet import open_network
 from train.errors import TrainError
 from train.execution import Execution
-from train.eye import NETWORK, evaluate_with_pretrained
+from train.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
 from train.features import Features, FeaturesRecipe, open_trusted, split, train_features
 from train.folder import AUTO, prepare
 from train.inception import open_inception
 from train.loop import GENERATOR, Observer, Outcome, starting_step, train
 from train.metrics import SAMPLES as MEASURED
 from train.metrics import GeneratorSampler, evaluate, evaluate_with_inception
+from train.neighbours import find_neighbours
 from train.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
 from train.recipe import overrides_of, settings_of
 
@@ -205,6 +206,35 @@ def run_evaluation(
     if precision is not None:
         about["precision"] = precision
     return {name: about | report for name, report in reports.items()}
+
+
+def run_neighbours(
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    *,
+    samples: int,
+    columns: int,
+    rows: int,
+    seed: int,
+    truncation: float,
+    device: str,
+    console: Console,
+) -> None:
+    """Draw the real images that are nearest to generated ones, and tell how near those are.
+
+    Raises TrainError or ModelError, and then writes nothing.
+    """
+    where = _one_device(device)
+    network = open_network(NETWORK)
+    loaded = load_generator(checkpoint)
+    sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
+    pack = open_data(data)
+    with _told_by_the_system(out), image_progress() as progress:
+        eye = PretrainedEye(pack, network, where, progress=progress)
+        found = find_neighbours(sampler, eye, samples, columns, rows, seed, progress)
+        write_whole(out, found.picture)
+    console.print(found.line(), highlight=False, markup=False, soft_wrap=True)
 
 
 def run_choice(

@@ -337,7 +337,10 @@ class JobStore:
         return sorted(found, key=lambda worker: worker.started_at)
 
     async def models(self) -> list[ModelInfo]:
-        """What the living workers have loaded, by name; of two of one name, the newest worker's."""
+        """What the living workers have loaded, the largest images first, then by name.
+
+        Of two of one name, the newest worker's.
+        """
         return (await self._look())[2]
 
     async def _look(self) -> tuple[float, list[WorkerInfo], list[ModelInfo]]:
@@ -349,7 +352,8 @@ class JobStore:
             found = {model.name: model for worker in workers for model in worker.models}
             # whoever waits for the first worker shall see it at once
             read = monotonic() if workers else -inf
-            self._alive = (read, workers, [found[name] for name in sorted(found)])
+            models = sorted(found.values(), key=lambda model: (-model.resolution, model.name))
+            self._alive = (read, workers, models)
         return self._alive
 
     @_asks_redis

@@ -353,10 +353,11 @@ def test_images_are_shown_as_they_are_until_augmentation_begins(judge: str) -> N
 
 
 def test_variety_asks_as_much_of_a_class_of_one_image_as_of_the_others() -> None:
-    spread = eyes(begun(judged(), pack_of((8, 8, 1, 0)))).network.spread
+    recipe = judged(optimisation__variety="1")
+    spread = eyes(begun(recipe, pack_of((8, 8, 1, 0)))).network.spread
     assert spread[2:].tolist() == pytest.approx([spread[:2].mean().item()] * 2, rel=1e-5)
     assert 0.3 < spread[0] < 3
-    assert torch.equal(eyes(begun(judged(), pack_of((1,) * 4))).network.spread, torch.ones(4))
+    assert torch.equal(eyes(begun(recipe, pack_of((1,) * 4))).network.spread, torch.ones(4))
 
 
 def test_a_share_of_the_batch_without_pairs_is_refused_where_variety_needs_them(tmp_path: Path) -> None:

