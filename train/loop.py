@@ -66,8 +66,11 @@ def train(
     Raises TrainError: a batch that the processes cannot share, a folder in use, a state that does not fit,
     a network that diverged (the last good state stays on disk).
     """
-    if recipe.optimisation.batch % world.size:
-        raise TrainError(f"batch {recipe.optimisation.batch} does not divide by {world.size} processes.")
+    batch = recipe.optimisation.batch
+    if batch % world.size:
+        raise TrainError(f"batch {batch} does not divide by {world.size} processes.")
+    if recipe.optimisation.variety and len(world.rows(batch)) % 2:
+        raise TrainError(f"variety compares pairs, so each process's share of batch {batch} must be even.")
     state = TrainingState(recipe, pack, world, execution)
     saved = out / STATE
     if world.leads:

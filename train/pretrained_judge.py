@@ -223,7 +223,9 @@ class PretrainedJudge:
         self.network.mean.copy_(mean)
         self.network.deviation.copy_(variance.sqrt())
         self.network.known.copy_(known / known.std().clamp_min(_LEAST))
-        self.network.spread.copy_((changed.within() / variance).mean(1).clamp_min(_LEAST_SPREAD))
+        spread, several = (changed.within() / variance).mean(1), changed.count[:, 0] > 1
+        spread[~several] = spread[several].mean() if several.any() else 1.0  # one image has no variance
+        self.network.spread.copy_(spread.clamp_min(_LEAST_SPREAD))
 
     @torch.no_grad()
     def place_classes(self, generator: Generator) -> None:

@@ -25,7 +25,7 @@ from train.data import Pack
 from train.data import pack as write_pack
 from train.distributed import World
 from train.efficientnet import NETWORKS, open_network
-from train.errors import PretrainedError
+from train.errors import PretrainedError, TrainError
 from train.execution import Execution
 from train.loop import GENERATOR, STATE, train
 from train.observers import SNAPSHOTS, Served, Snapshots
@@ -157,6 +157,7 @@ def test_four_steps_are_two_and_two_bit_for_bit(
         optimisation__precision=precision,
         optimisation__generator_spectral_norm=normed,
         optimisation__guide_steps="3",
+        optimisation__variety="0.5",
         optimisation__augment="colour,translation,cutout",
         optimisation__augment_after="3",
     )
@@ -348,7 +349,21 @@ def test_images_are_shown_as_they_are_until_augmentation_begins(judge: str) -> N
     assert not as_they_are[1].any()
 
 
-# -- the guide ----------------------------------------------------------------------------------------------
+# -- variety and the guide ----------------------------------------------------------------------------------
+
+
+def test_variety_asks_as_much_of_a_class_of_one_image_as_of_the_others() -> None:
+    recipe = judged(optimisation__variety="1")
+    spread = eyes(begun(recipe, pack_of((8, 8, 1, 0)))).network.spread
+    assert spread[2:].tolist() == pytest.approx([spread[:2].mean().item()] * 2, rel=1e-5)
+    assert 0.3 < spread[0] < 3
+    assert torch.equal(eyes(begun(recipe, pack_of((1,) * 4))).network.spread, torch.ones(4))
+
+
+def test_a_share_of_the_batch_without_pairs_is_refused_where_variety_needs_them(tmp_path: Path) -> None:
+    recipe = judged(optimisation__batch="6", optimisation__variety="1")
+    with pytest.raises(TrainError, match="each process's share of batch 6 must be even"):
+        train(recipe, make_pack(20), tmp_path, World(rank=0, size=2), [])
 
 
 def test_the_guide_falls_evenly_and_is_0_from_its_last_step_on() -> None:

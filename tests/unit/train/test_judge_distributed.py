@@ -100,13 +100,13 @@ def test_two_processes_have_the_weights_of_one(folder: Path, data: str) -> None:
 
 
 def measured(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    parts = ("discriminator.mix.", "discriminator.mean", "discriminator.deviation", "discriminator.known")
+    parts = tuple(f"discriminator.{part}" for part in ("mix.", "mean", "deviation", "known", "spread"))
     return {name: tensor for name, tensor in tensors.items() if name.startswith(parts)}
 
 
 def test_the_reals_are_measured_once_each_whoever_reads_them(folder: Path) -> None:
     whole = measured(state(folder, "one", "one file"))
-    assert len(whole) == 4 * 2 + 3
+    assert len(whole) == 4 * 2 + 4
     # one process reads a pack of one file first, so nothing is summed in another order
     alike = measured(state(folder, "two", "one file"))
     assert all(torch.equal(alike[name], tensor) for name, tensor in whole.items())
