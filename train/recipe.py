@@ -127,6 +127,8 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
         if not isinstance(values.setdefault(section, {}), dict):
             raise RecipeError(f"recipe {name}: {section} must be a table of settings, [{section}].")
     optimisation = _section(name, Optimisation, values["optimisation"])
+    if optimisation.variety and optimisation.judge == "plain":
+        raise RecipeError(f'recipe {name}: the plain judge knows no variety: choose judge = "pretrained".')
     if optimisation.variety and optimisation.batch % 2:
         raise RecipeError(
             f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
