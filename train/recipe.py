@@ -31,6 +31,7 @@ class Optimisation:
     steps: int  # generator steps in all
     batch: int = 64  # images a discriminator step, over all processes
     discriminator_steps: int = 1  # for each generator step
+    judge_first: int = 0  # steps at the start in which D alone learns: for a generator that has begun already
     generator_lr: float = 1e-4  # Adam step of G; TTUR keeps it below D's
     discriminator_lr: float = 4e-4
     beta1: float = 0.0
@@ -180,7 +181,7 @@ _KINDS: Mapping[str, Any] = {
     "bool": (bool,),
     "str": (str,),
 }
-_MAY_BE_0 = ("statistics_batches", "snapshot_every", "augment_after", "guide_steps")
+_MAY_BE_0 = ("statistics_batches", "snapshot_every", "augment_after", "guide_steps", "judge_first")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "augment": tuple(AUGMENTATIONS),
     "judge": ("plain", "pretrained", "both"),

@@ -105,7 +105,8 @@ class TrainingState:
         inputs: list[Tensor] = [t for i in range(plays) for t in self._drawn(self.step * plays + i)]
         batch = self.recipe.optimisation.batch
         towards = self.ema.weight(batch, self.images_seen + plays * batch)
-        inputs += [self._on_device(torch.tensor(scalar)) for scalar in (towards, self._guide())]
+        learns = float(self.step >= self.recipe.optimisation.judge_first)
+        inputs += [self._on_device(torch.tensor(scalar)) for scalar in (towards, self._guide(), learns)]
         self.losses = self._carry_out(inputs)
         self.step += 1  # last: a step that a lost peer breaks off does not count
 
@@ -161,8 +162,8 @@ class TrainingState:
 
     def _compute(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         """The discriminator's steps, then the generator's, then the average. inputs: plays, one after the
-        other, how far the average moves and how much the guide weighs."""
-        *inputs, towards, guide = inputs
+        other, how far the average moves, how much the guide weighs, and 1, or 0 while D alone learns."""
+        *inputs, towards, guide, learns = inputs
         plays = [Play(*inputs[i : i + len(Play._fields)]) for i in range(0, len(inputs), len(Play._fields))]
         losses: dict[str, Tensor] = {}
         for play in plays:
@@ -170,7 +171,7 @@ class TrainingState:
             with torch.set_grad_enabled(play is plays[-1]):
                 seen = self._look(self._generate(play.z, play.y), play)
             losses |= self._discriminator_step(play, seen)
-        losses |= self._generator_step(plays[-1], seen, guide)
+        losses |= self._generator_step(plays[-1], seen, guide, learns)
         self.ema.update(self.generator, towards)
         return losses
 
@@ -184,11 +185,13 @@ class TrainingState:
         self.discriminator_adam.step()
         return losses
 
-    def _generator_step(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> dict[str, Tensor]:
+    def _generator_step(
+        self, play: Play, seen: Sequence[Tensor], guide: Tensor, learns: Tensor
+    ) -> dict[str, Tensor]:
         self.generator_adam.zero_grad(set_to_none=True)
         self.discriminator.requires_grad_(False)  # its own gradients are not wanted here
         loss = self._answer(play, seen, guide)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(learns * loss)  # Adam stands still where no gradient ever was
         self.discriminator.requires_grad_(True)
         losses = {"generator": loss.detach()}
         self.world.average_gradients(self.generator.parameters(), *losses.values())
