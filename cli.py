@@ -162,15 +162,18 @@ def sheet(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option(help="The sheet, a PNG")] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(help="Images a class", min=1, max=100)] = 10,
+    rows: Annotated[
+        int | None, typer.Option(help="So many classes, spread over all; unless told, every class", min=1)
+    ] = None,
     seed: Seed = 0,
     truncation: Truncation = 1.0,
     device: Device = "auto",
 ) -> None:
-    """A contact sheet for a model card: the first images of one seed, unpicked, a row a class."""
+    """A contact sheet for a model card: the first images of one seed, unpicked, a class a row with its name."""
     from worker.offline import OfflineError, write_sheet
 
     try:
-        write_sheet(checkpoint, out, columns, seed, truncation, device)
+        write_sheet(checkpoint, out, columns, rows, seed, truncation, device)
     except OfflineError as error:
         _fail(error)
     _tell(str(out))

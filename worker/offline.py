@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from model.checkpoint import write_whole
 from model.errors import ModelError
@@ -17,6 +18,9 @@ from worker.classes import class_number, nearest_name
 from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.engine import Engine, EngineError, choose_device
 from worker.jobs import AttentionMap, JobSpec, Recipe, recipe
+
+
+_NAME_SIZE = 13  # px, of the class names on a sheet
 
 
 class OfflineError(Exception):
@@ -43,17 +47,29 @@ def write_samples(
         yield path
 
 
-def write_sheet(checkpoint: Path, out: Path, columns: int, seed: int, truncation: float, device: str) -> None:
-    """Write one PNG of images 0 to columns - 1 of `seed` for every class, a row each. Raises OfflineError."""
+def write_sheet(
+    checkpoint: Path, out: Path, columns: int, rows: int | None, seed: int, truncation: float, device: str
+) -> None:
+    """Write one PNG of images 0 to columns - 1 of `seed`, a class a row, its name before it.
+
+    rows: so many classes, spread evenly over all; None: every class. Raises OfflineError.
+    """
     engine = _load(checkpoint, device)
-    side = engine.info.resolution
-    sheet = Image.new("RGB", (columns * (side + 1) - 1, len(engine.info.classes) * (side + 1) - 1), "white")
-    for row, name in enumerate(engine.info.classes):
+    side, names = engine.info.resolution, engine.info.classes
+    shown = min(rows or len(names), len(names))
+    chosen = [names[round(row * (len(names) - 1) / max(shown - 1, 1))] for row in range(shown)]
+    font = ImageFont.load_default(_NAME_SIZE)
+    left = math.ceil(max(font.getlength(name) for name in chosen)) + _NAME_SIZE
+    sheet = Image.new("RGB", (left + columns * (side + 1) - 1, shown * (side + 1) - 1), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, name in enumerate(chosen):
+        top = row * (side + 1)
+        draw.text((left - _NAME_SIZE / 2, top + side / 2), name, "black", font, anchor="rm")
         spec = _spec(engine, name, columns, seed, truncation)
         for k, pixels in enumerate(_images(engine, spec)):
-            sheet.paste(Image.fromarray(pixels), (k * (side + 1), row * (side + 1)))
+            sheet.paste(Image.fromarray(pixels), (left + k * (side + 1), top))
     content = io.BytesIO()
-    sheet.save(content, "PNG")
+    sheet.save(content, "PNG", optimize=True)
     write_whole(out, content.getvalue())
 
 

@@ -93,13 +93,24 @@ def test_reproducing_needs_a_recipe_and_its_model(checkpoints: Path, tmp_path: P
     assert "no such file" in sagan("reproduce", made, "--checkpoints", tmp_path / "none", code=2)
 
 
-def test_a_sheet_has_a_row_a_class(checkpoints: Path, tmp_path: Path) -> None:
+def test_a_sheet_has_a_row_a_class_with_its_name(checkpoints: Path, tmp_path: Path) -> None:
     sagan("sheet", checkpoints / "pets.safetensors", "--columns", 5, "--out", tmp_path / "sheet.png")
     sagan("sample", checkpoints / "pets.safetensors", "dog", "--count", 5, "--out", tmp_path)
     with Image.open(tmp_path / "sheet.png") as sheet, Image.open(tmp_path / "pets-dog-0-4.png") as last:
-        assert sheet.size == (5 * 33 - 1, 2 * 33 - 1)
-        cell = sheet.crop((4 * 33, 33, 4 * 33 + 32, 65))
+        left = sheet.width - (5 * 33 - 1)
+        assert left > 0
+        assert sheet.height == 2 * 33 - 1
+        cell = sheet.crop((left + 4 * 33, 33, left + 4 * 33 + 32, 65))
         assert np.array_equal(np.asarray(cell), np.asarray(last))
+        for top in (0, 33):
+            assert np.asarray(sheet.crop((0, top, left, top + 32))).min() == 0  # something is written
+
+
+def test_a_sheet_of_fewer_rows_spreads_over_the_classes(checkpoints: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sheet.png"
+    sagan("sheet", checkpoints / "pets.safetensors", "--columns", 1, "--rows", 1, "--out", sheet)
+    with Image.open(sheet) as found:
+        assert found.height == 32
 
 
 def test_the_attention_figure_is_drawn(checkpoints: Path, tmp_path: Path) -> None:
