@@ -19,7 +19,6 @@ from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.engine import Engine, EngineError, choose_device
 from worker.jobs import AttentionMap, JobSpec, Recipe, recipe
 
-
 _NAME_SIZE = 13  # px, of the class names on a sheet
 
 
