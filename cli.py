@@ -169,7 +169,7 @@ def sheet(
     truncation: Truncation = 1.0,
     device: Device = "auto",
 ) -> None:
-    """A contact sheet for a model card: the first images of one seed, unpicked, a class and its name a row."""
+    """A contact sheet for a model card: the first images of one seed, unpicked, a row a class."""
     from worker.offline import OfflineError, write_sheet
 
     try:

@@ -97,7 +97,8 @@ def test_each_player_learns_from_its_own_loss_alone(judge: str) -> None:
     def moved() -> set[str]:
         return {n.split(".")[0] for n, t in tensors(state).items() if n in before and not t.equal(before[n])}
 
-    state._generator_step(play, state.judge.look(state._fakes(play.z, play.y), play), torch.tensor(0.5))
+    seen = state.judge.look(state._fakes(play.z, play.y), play)
+    state._generator_step(play, seen, torch.tensor(0.5), torch.tensor(1.0))
     assert moved() == {"generator"}
     assert all(p.grad is None and p.requires_grad for p in state.discriminator.parameters())
     fakes = state._fakes(play.z, play.y).detach()  # a pass in training moves the batch norms' averages
@@ -358,6 +359,28 @@ def test_variety_asks_as_much_of_a_class_of_one_image_as_of_the_others() -> None
     assert spread[2:].tolist() == pytest.approx([spread[:2].mean().item()] * 2, rel=1e-5)
     assert 0.3 < spread[0] < 3
     assert torch.equal(eyes(begun(recipe, pack_of((1,) * 4))).network.spread, torch.ones(4))
+
+
+def test_variety_is_how_far_pairs_of_a_class_lie_apart() -> None:
+    state = begun(judged(optimisation__variety="1"), pack_of((8, 8, 8)))
+    y = state._drawn(0).y
+    assert torch.equal(y[::2], y[1::2])
+    assert len(y.unique()) > 1
+    state.advance()
+    assert state.losses["variety"] > 0
+    judge = eyes(state)
+    alike = torch.randn(2, judge.network.mean.shape[0]).repeat_interleave(2, dim=0)
+    assert judge._variety(alike, torch.zeros(4, dtype=torch.int64)) == 0
+    apart = alike * torch.tensor([1.0, -1.0]).repeat(2)[:, None]
+    once = judge._variety(apart, torch.zeros(4, dtype=torch.int64))
+    assert judge._variety(2 * apart, torch.zeros(4, dtype=torch.int64)) == pytest.approx(
+        4 * once.item(), rel=1e-4
+    )
+
+
+def test_without_a_pretrained_judge_variety_is_refused() -> None:
+    with pytest.raises(RecipeError, match="plain judge knows no variety"):
+        judged("plain", optimisation__variety="1")
 
 
 def test_a_share_of_the_batch_without_pairs_is_refused_where_variety_needs_them(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""A run that begins with another's generator, and a judge that catches up with it first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn.utils import parameters_to_vector
+
+from model.checkpoint import load_generator
+from model.errors import CheckpointError
+from tests.unit.train.test_training import make_pack, same, tiny
+from train.distributed import World
+from train.errors import TrainError
+from train.loop import GENERATOR, STATE, train
+from train.observers import Served
+from train.recipe import Recipe
+from train.run import run
+from train.state import StateError, TrainingState
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of three steps leaves."""
+    folder = tmp_path_factory.mktemp("first")
+    train(tiny(optimisation__steps="3"), make_pack(20), folder, World(), [Served(folder / GENERATOR, {})])
+    return folder / GENERATOR
+
+
+def begun(recipe: Recipe, path: Path, **pack: object) -> tuple[TrainingState, bool]:
+    state = TrainingState(recipe, replace(make_pack(20), **pack), World())  # type: ignore[arg-type]
+    return state, state.begin_from(path)
+
+
+@pytest.mark.parametrize("norm", ["true", "false"])
+def test_a_run_begins_with_the_weights_of_another(generator: Path, norm: str) -> None:
+    state, known = begun(tiny(optimisation__generator_spectral_norm=norm), generator)
+    found = load_generator(generator)
+    assert known
+    assert same(state.ema.network.state_dict(), found.generator.state_dict())
+    ours = {
+        name.replace(".parametrizations.weight.original", ".weight"): tensor
+        for name, tensor in state.generator.state_dict().items()
+    }
+    assert all(torch.equal(ours[name], t) for name, t in found.generator.state_dict().items())
+    images = 3 * state.recipe.optimisation.batch
+    assert state.began_from == {"sha256": found.sha256, "steps": 3, "images_seen": images}
+
+
+def test_other_classes_begin_anew_and_all_else_is_taken_over(generator: Path) -> None:
+    names = ("left", "right")
+    state, known = begun(tiny(optimisation__generator_spectral_norm="false"), generator, class_names=names)
+    fresh = TrainingState(tiny(optimisation__generator_spectral_norm="false"), make_pack(20), World())
+    assert not known
+    theirs = load_generator(generator).generator.state_dict()
+    for name, tensor in state.generator.state_dict().items():
+        of_a_class = ".norm" in name and name.endswith((".gamma", ".beta"))
+        wanted = fresh.generator.state_dict() if of_a_class else theirs
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_generator_of_another_shape_is_refused(generator: Path) -> None:
+    with pytest.raises(StateError, match="another shape"):
+        begun(tiny(model__latent="16"), generator)
+
+
+def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.safetensors").write_bytes(b"no")
+    with pytest.raises(CheckpointError):
+        begun(tiny(), tmp_path / "no.safetensors")
+
+
+def test_a_run_remembers_what_it_began_with(generator: Path, tmp_path: Path) -> None:
+    served = Served(tmp_path / GENERATOR, {})
+    train(tiny(optimisation__steps="1"), make_pack(20), tmp_path, World(), [served], start=generator)
+    train(tiny(optimisation__steps="2"), make_pack(20), tmp_path, World(), [served], resume=True)
+    assert (tmp_path / STATE).exists()
+    found = load_generator(tmp_path / GENERATOR).metadata
+    assert found["steps"] == 2
+    assert isinstance(found["from"], dict)
+    assert found["from"]["sha256"] == load_generator(generator).sha256
+
+
+def test_to_resume_and_to_begin_anew_at_once_is_refused(generator: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="leave --from out"):
+        run("tiny", tmp_path, tmp_path / "out", console=Console(quiet=True), resume=True, start=generator)
+
+
+def test_the_judge_learns_alone_at_first(generator: Path) -> None:
+    state, _ = begun(tiny(optimisation__judge_first="2"), generator)
+    players = (state.generator, state.discriminator)
+
+    def moved() -> tuple[bool, bool]:
+        before = [parameters_to_vector(player.parameters()) for player in players]
+        state.advance()
+        after = [parameters_to_vector(player.parameters()) for player in players]
+        generator, judge = (not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+        return generator, judge
+
+    assert [moved() for _ in range(3)] == [(False, True), (False, True), (True, True)]
