@@ -164,6 +164,20 @@ class SpectralNorm(nn.Module):
             return weight / sigma
 
 
+class Scaled(nn.Module):
+    """A weight times a fixed factor: its effect is so much smaller, its step by Adam as large as ever."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.factor
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight  # what is there already is scaled, not kept
+
+
 INITIALISATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "xavier": nn.init.xavier_uniform_,  # the authors' code
     "orthogonal": nn.init.orthogonal_,  # BigGAN (Brock et al. 2019)

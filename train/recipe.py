@@ -39,6 +39,9 @@ class Optimisation:
     generator_spectral_norm: bool = True
     discriminator_spectral_norm: bool = True
     attention_spectral_norm: bool = False  # of G's attention alone, where the rest of G has none
+    attention_scale: float = (
+        1.0  # a fixed factor on G's queries, folded into what is saved; under 1: softer maps
+    )
     flips: bool = True  # mirror half of the real images
     precision: str = "auto"  # of the passes: "float32", "bf16", or bf16 where the device has it
     augment: str = ""  # DiffAugment on all that D sees: a comma list of AUGMENTATIONS; "": none

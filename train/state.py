@@ -17,11 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from model.attention import SelfAttention
 from model.checkpoint import load_generator, write_whole
 from model.config import ModelConfig
 from model.generator import Generator
-from model.layers import power_iterate, spectral_normalise
+from model.layers import Scaled, power_iterate, spectral_normalise
 from train.augment import draw, neutral
 from train.cross_replica import join_norms
 from train.data import Pack
@@ -62,6 +64,11 @@ class TrainingState:
             spectral_normalise(self.generator)
         elif optimisation.attention_spectral_norm:
             spectral_normalise(self.generator.attention)
+        if optimisation.attention_scale != 1:
+            for layer in self.generator.attention.modules():
+                if isinstance(layer, SelfAttention) and isinstance(layer.f, nn.Conv2d):
+                    scaled = Scaled(optimisation.attention_scale)
+                    parametrize.register_parametrization(layer.f, "weight", scaled, unsafe=True)
         if optimisation.discriminator_spectral_norm:
             self.judge.normalise()
         for network in (self.generator, self.discriminator):

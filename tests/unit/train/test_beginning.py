@@ -104,3 +104,16 @@ def test_the_judge_learns_alone_at_first(generator: Path) -> None:
         return generator, judge
 
     assert [moved() for _ in range(3)] == [(False, True), (False, True), (True, True)]
+
+
+def test_a_scale_on_the_queries_is_folded_into_what_is_saved(tmp_path: Path) -> None:
+    recipe = tiny(
+        optimisation__steps="1",
+        optimisation__generator_spectral_norm="false",
+        optimisation__attention_scale="0.5",
+    )
+    state = TrainingState(recipe, make_pack(20), World())
+    query = state.generator.attention["16x16"].f
+    assert torch.equal(query.weight, query.parametrizations.weight.original / 2)
+    state.advance()
+    assert torch.equal(state.generator.folded().attention["16x16"].f.weight, query.weight)
