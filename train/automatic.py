@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from model.config import BASE, RESOLUTIONS
@@ -15,8 +16,10 @@ AT_LEAST = 16  # pictures; of fewer nothing can be learned
 MANY = 100_000  # pictures from which DiffAugment is no help any more
 SOME = 10_000  # pictures under which it changes colours as well
 SMALL = 2_000  # pictures under which 128 px are not worth it
-ENOUGH = 20_000  # pictures that teach a discriminator of its own, given a GPU; the pretrained was tried below
-EPOCHS_UNCHANGED = 3  # of the reals as they are, before DiffAugment joins in
+ENOUGH = (
+    20_000  # pictures that, given a GPU, teach SAGAN's discriminator; the pretrained was tried with fewer
+)
+UNCHANGED = 3  # epochs of the pictures as they are, before DiffAugment joins in
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def _judged_plainly(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
 ) -> Iterator[Choice]:
     """What SAGAN's own discriminator, which must learn to see, goes well with."""
+    line = partial(Choice, "optimisation")
     width, why_width = _width(images, on_cpu)
     site = min(resolution // 2, 16 if on_cpu else 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu))
@@ -81,60 +85,44 @@ def _judged_plainly(
     # images shown in all: each so many times, within what a new network needs and what there is time for
     least, each, most = (200_000, 500, 640_000) if on_cpu else (1_600_000, 2_000, 6_400_000)
     steps = _round(min(max(each * images, least), most) / batch)
-    augment, why_augment = _augment(images)
-    few = ": few, so that there are many steps" if batch == 32 else ""
-    yield Choice("optimisation", "steps", steps, _why_steps(steps, batch, images))
-    yield Choice("optimisation", "batch", batch, f"images a step{few}")
-    yield Choice("optimisation", "generator_lr", 2e-4, "twice SAGAN's: a small network and few steps")
-    yield Choice("optimisation", "discriminator_lr", 4e-4, "SAGAN's")
-    yield Choice("optimisation", "augment", augment, why_augment)
-    yield Choice("optimisation", "ema_half_life", 20_000, "images: what is kept is an average of many steps")
+    yield line("steps", steps, _why_steps(steps, batch, images))
+    yield line("batch", batch, _why_batch(few=batch == 32))
+    yield line("generator_lr", 2e-4, "twice SAGAN's: a small network and few steps")
+    yield line("discriminator_lr", 4e-4, "SAGAN's")
+    yield line("augment", *_augment(images, colour=True))
+    yield line("ema_half_life", 20_000, "images: what is kept is an average of many steps")
 
 
 def _judged_by_pretrained(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
 ) -> Iterator[Choice]:
     """What small heads on a network that can see already go well with: they teach much in few steps."""
+    line = partial(Choice, "optimisation")
     large = resolution > 64
     width = (256 if large else 128) if on_cpu else (384 if large else 256)
-    why_width = (
-        "what a CPU can train in an hour or a few" if on_cpu else "enough for what a frozen network sees"
-    )
+    why_width = "what a CPU can train in an hour or a few" if on_cpu else "enough under this judge"
     site = min(resolution // 2, 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu=False))
     yield Choice("model", "class_embedding", 64, "classes begin where the pretrained network sees them")
     batch = _whole(asked, "optimisation.batch", 16 if on_cpu else 64)
+    # images shown in all, as above
     least, each, most = (60_000, 200, 640_000) if on_cpu else (1_000_000, 200, 4_000_000)
     shown = min(max(each * images, least), most)
     steps = _whole(asked, "optimisation.steps", _round(shown / batch))
-    augment = "translation,cutout" if images < MANY else ""
-    after = min(EPOCHS_UNCHANGED * images // batch, steps // 10)
-    kept = 10_000 if on_cpu else 50_000
-    yield Choice("optimisation", "steps", steps, _why_steps(steps, batch, images))
-    yield Choice(
-        "optimisation",
-        "batch",
-        batch,
-        f"images a step{': few, so that there are many steps' if on_cpu else ''}",
-    )
-    yield Choice(
-        "optimisation", "generator_lr", 1e-3, "ten times SAGAN's: few steps, and this judge allows it"
-    )
-    yield Choice("optimisation", "discriminator_lr", 1e-3, "the same: the judge knows much already")
-    yield Choice("optimisation", "beta2", 0.99, "a longer memory of squared gradients for those rates")
-    yield Choice("optimisation", "guide", 0.5, "what the judge knows of the class helps the generator")
-    yield Choice(
-        "optimisation",
-        "guide_steps",
-        max(steps // 2, 1),
-        "less and less, over half the run: then variety counts",
-    )
-    yield Choice("optimisation", "augment", augment, _why_augment(augment))
+    yield line("steps", steps, _why_steps(steps, batch, images))
+    yield line("batch", batch, _why_batch(few=on_cpu))
+    yield line("generator_lr", 1e-3, "ten times SAGAN's: few steps, and this judge allows it")
+    yield line("discriminator_lr", 1e-3, "the same: the judge knows much already")
+    yield line("beta2", 0.99, "a longer memory of squared gradients, for those rates")
+    yield line("guide", 0.5, "what the judge knows of the class helps the generator")
+    yield line("guide_steps", max(steps // 2, 1), "less and less, over half the run: then variety counts")
+    augment, why_augment = _augment(images, colour=False)
+    yield line("augment", augment, why_augment)
     if augment:
-        yield Choice(
-            "optimisation", "augment_after", after, "steps without it: the pictures as they are, first"
-        )
-    yield Choice("optimisation", "ema_half_life", kept, "images: what is kept is an average of many steps")
+        after = min(UNCHANGED * images // batch, steps // 10)
+        yield line("augment_after", after, "steps without it: first the pictures as they are")
+    half_life = 10_000 if on_cpu else 50_000
+    yield line("ema_half_life", half_life, "images: what is kept is an average of many steps")
     if on_cpu:
         yield Choice("schedule", "grid_every", 250, "steps: the first sheet of samples after minutes")
 
@@ -153,9 +141,9 @@ def _judge(survey: Survey, on_cpu: bool, asked: object) -> tuple[str, str]:
         return str(asked), "asked for"
     if not on_cpu and survey.images >= ENOUGH:
         return "plain", f"SAGAN's own discriminator: {ENOUGH:,} pictures and more teach it what to look at"
-    why = "a CPU" if on_cpu else f"fewer than {ENOUGH:,} pictures"
     if survey.pretrained:
-        return "pretrained", f"heads on a network that ImageNet taught to see: for {why} far sooner there"
+        when = "on a CPU" if on_cpu else f"with fewer than {ENOUGH:,} pictures"
+        return "pretrained", f"heads on a network that ImageNet taught to see: recognisable far sooner {when}"
     return "plain", (
         "SAGAN's own discriminator, as no other is installed: pip install 'sagan-service[pretrained]' "
         "would give recognisable pictures sooner"
@@ -228,17 +216,17 @@ def _why_site(site: int, on_cpu: bool) -> str:
     return f"self-attention at this map{', as in SAGAN' if site == 32 else ''}"
 
 
-def _augment(images: int) -> tuple[str, str]:
-    if images < SOME:
-        return "colour,translation,cutout", f"DiffAugment in full: fewer than {SOME:,} pictures"
-    augment = "translation,cutout" if images < MANY else ""
-    return augment, _why_augment(augment)
+def _augment(images: int, colour: bool) -> tuple[str, str]:
+    """colour: whether it may change; in short runs under the pretrained judge that bleaches whites."""
+    if images >= MANY:
+        return "", f"no DiffAugment: {MANY:,} pictures and more do without"
+    if images >= SOME or not colour:
+        return "translation,cutout", f"DiffAugment: fewer than {MANY:,} pictures would be learned by heart"
+    return "colour,translation,cutout", f"DiffAugment in full: fewer than {SOME:,} pictures"
 
 
-def _why_augment(augment: str) -> str:
-    if not augment:
-        return f"no DiffAugment: {MANY:,} pictures and more do without"
-    return f"DiffAugment: fewer than {MANY:,} pictures would be learned by heart"
+def _why_batch(few: bool) -> str:
+    return "images a step" + (": few, so that there are many steps" if few else "")
 
 
 def _why_steps(steps: int, batch: int, images: int) -> str:
