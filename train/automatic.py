@@ -115,7 +115,10 @@ def _judged_by_pretrained(
     yield line("discriminator_lr", 1e-3, "the same: the judge knows much already")
     yield line("beta2", 0.99, "a longer memory of squared gradients, for those rates")
     yield line("guide", 0.5, "what the judge knows of the class helps the generator")
-    yield line("guide_steps", max(steps // 2, 1), "less and less, over half the run: then variety counts")
+    yield line("guide_steps", max(steps // 2, 1), "less and less, over half the run")
+    if batch % 2 == 0:  # it compares pairs
+        why = "without it a run of few classes came to make one image of each, over and over"
+        yield line("variety", 3.0, why)
     augment, why_augment = _augment(images, colour=False)
     yield line("augment", augment, why_augment)
     if augment:

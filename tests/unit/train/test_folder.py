@@ -308,7 +308,7 @@ def test_the_other_choices_are_those_of_the_judge_asked_for(on_cpu: bool) -> Non
     plain = chosen(300, 99, on_cpu)
     assert chosen(300, 99, on_cpu, pretrained=True, optimisation__judge="plain") == plain
     assert (plain["generator_lr"], plain["discriminator_lr"], plain["batch"]) == (2e-4, 4e-4, 32)
-    assert not {"class_embedding", "beta2", "guide", "augment_after"} & plain.keys()
+    assert not {"class_embedding", "beta2", "guide", "variety", "augment_after"} & plain.keys()
     seeing = chosen(300, 99, on_cpu, pretrained=True)
     assert chosen(300, 99, on_cpu, optimisation__judge="pretrained") == seeing
     assert (seeing["generator_lr"], seeing["discriminator_lr"], seeing["class_embedding"]) == (1e-3, 1e-3, 64)
@@ -329,6 +329,8 @@ def test_what_counts_in_steps_follows_the_steps_and_the_batch_asked_for() -> Non
     assert larger["augment_after"] == 3 * 300 // 64
     fewer = chosen(300, 99, True, True, optimisation__steps="100")
     assert (fewer["steps"], fewer["guide_steps"], fewer["augment_after"]) == (100, 50, 10)
+    assert seeing["variety"] > 0
+    assert "variety" not in chosen(300, 99, True, True, optimisation__batch="15")  # it compares pairs
     # what is no number is refused by the recipe
     wrong = choose(Survey(300, (99,), pretrained=True), True, {"optimisation.steps": "many"})
     with pytest.raises(RecipeError, match="steps is 'many'"):
