@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from model.config import BASE, RESOLUTIONS
@@ -15,6 +16,10 @@ AT_LEAST = 16  # pictures; of fewer nothing can be learned
 MANY = 100_000  # pictures from which DiffAugment is no help any more
 SOME = 10_000  # pictures under which it changes colours as well
 SMALL = 2_000  # pictures under which 128 px are not worth it
+ENOUGH = (
+    20_000  # pictures that, given a GPU, teach SAGAN's discriminator; the pretrained was tried with fewer
+)
+UNCHANGED = 3  # epochs of the pictures as they are, before DiffAugment joins in
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Survey:
     images: int
     sides: tuple[int, ...]  # of a sample of the pictures: pixels of the shorter side, sorted; (): not known
     resolution: int | None = None  # pixels, of pictures that are packed already; None: to be chosen
+    pretrained: bool = False  # whether the network that the pretrained judge sees with is on this machine
 
     @property
     def small(self) -> int:
@@ -54,37 +60,97 @@ def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[C
     images = survey.images
     asked = {key: setting_value(text) for key, text in overrides.items()}
     resolution, why = _resolution(survey, on_cpu, asked.get("model.resolution"))
-    width, why_width = _width(images, on_cpu)
-    # as SAGAN's: the same at 4 and 8 pixels, then half at each level
-    widths = [width >> max(level - 1, 0) for level in range((resolution // BASE).bit_length())]
-    site = min(resolution // 2, 16 if on_cpu else 32)
-    batch = 32 if on_cpu or images < 500 else 64
-    # images shown in all: each so many times, within what a new network needs and what there is time for
-    least, each, most = (200_000, 500, 640_000) if on_cpu else (1_600_000, 2_000, 6_400_000)
-    steps = _round(min(max(each * images, least), most) / batch)
-    augment, why_augment = _augment(images)
+    judge, why_judge = _judge(survey, on_cpu, asked.get("optimisation.judge"))
+    rest = _judged_plainly if judge == "plain" else _judged_by_pretrained
     choices = [
         Choice("model", "resolution", resolution, why),
-        Choice("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}"),
-        Choice("model", "discriminator_widths", widths[::-1], "the same, the other way round"),
-        Choice("model", "generator_attention", [site], _why_site(site, on_cpu)),
-        Choice("model", "discriminator_attention", [site], "as in the generator"),
-        Choice("optimisation", "steps", steps, f"each picture is shown {steps * batch / images:,.0f} times"),
-        Choice(
-            "optimisation",
-            "batch",
-            batch,
-            "images a step" + (": few, so that there are many steps" if batch == 32 else ""),
-        ),
-        Choice("optimisation", "generator_lr", 2e-4, "twice SAGAN's: a small network and few steps"),
-        Choice("optimisation", "discriminator_lr", 4e-4, "SAGAN's"),
-        Choice("optimisation", "augment", augment, why_augment),
+        Choice("optimisation", "judge", judge, why_judge),
         Choice("optimisation", "flips", True, "mirrored pictures count too; false for writing and the like"),
-        Choice("optimisation", "ema_half_life", 20_000, "images: what is kept is an average of many steps"),
+        *rest(images, resolution, on_cpu, asked),
     ]
     if on_cpu:
         choices.append(Choice("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
     return _overridden(choices, asked)
+
+
+def _judged_plainly(
+    images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
+) -> Iterator[Choice]:
+    """What SAGAN's own discriminator, which must learn to see, goes well with."""
+    line = partial(Choice, "optimisation")
+    width, why_width = _width(images, on_cpu)
+    site = min(resolution // 2, 16 if on_cpu else 32)
+    yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu))
+    batch = 32 if on_cpu or images < 500 else 64
+    # images shown in all: each so many times, within what a new network needs and what there is time for
+    least, each, most = (200_000, 500, 640_000) if on_cpu else (1_600_000, 2_000, 6_400_000)
+    steps = _round(min(max(each * images, least), most) / batch)
+    yield line("steps", steps, _why_steps(steps, batch, images))
+    yield line("batch", batch, _why_batch(few=batch == 32))
+    yield line("generator_lr", 2e-4, "twice SAGAN's: a small network and few steps")
+    yield line("discriminator_lr", 4e-4, "SAGAN's")
+    yield line("augment", *_augment(images, colour=True))
+    yield line("ema_half_life", 20_000, "images: what is kept is an average of many steps")
+
+
+def _judged_by_pretrained(
+    images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
+) -> Iterator[Choice]:
+    """What small heads on a network that can see already go well with: they teach much in few steps."""
+    line = partial(Choice, "optimisation")
+    large = resolution > 64
+    width = (256 if large else 128) if on_cpu else (384 if large else 256)
+    why_width = "what a CPU can train in an hour or a few" if on_cpu else "enough under this judge"
+    site = min(resolution // 2, 32)
+    yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu=False))
+    yield Choice("model", "class_embedding", 64, "classes begin where the pretrained network sees them")
+    batch = _whole(asked, "optimisation.batch", 16 if on_cpu else 64)
+    # images shown in all, as above
+    least, each, most = (60_000, 200, 640_000) if on_cpu else (1_000_000, 200, 4_000_000)
+    shown = min(max(each * images, least), most)
+    steps = _whole(asked, "optimisation.steps", _round(shown / batch))
+    yield line("steps", steps, _why_steps(steps, batch, images))
+    yield line("batch", batch, _why_batch(few=on_cpu))
+    yield line("generator_lr", 1e-3, "ten times SAGAN's: few steps, and this judge allows it")
+    yield line("discriminator_lr", 1e-3, "the same: the judge knows much already")
+    yield line("beta2", 0.99, "a longer memory of squared gradients, for those rates")
+    yield line("guide", 0.5, "what the judge knows of the class helps the generator")
+    yield line("guide_steps", max(steps // 2, 1), "less and less, over half the run")
+    if batch % 2 == 0:  # it compares pairs
+        why = "without it a run of few classes came to make one image of each, over and over"
+        yield line("variety", 3.0, why)
+    augment, why_augment = _augment(images, colour=False)
+    yield line("augment", augment, why_augment)
+    if augment:
+        after = min(UNCHANGED * images // batch, steps // 10)
+        yield line("augment_after", after, "steps without it: first the pictures as they are")
+    half_life = 10_000 if on_cpu else 50_000
+    yield line("ema_half_life", half_life, "images: what is kept is an average of many steps")
+    if on_cpu:
+        yield Choice("schedule", "grid_every", 250, "steps: the first sheet of samples after minutes")
+
+
+def _networks(resolution: int, width: int, why_width: str, site: int, why_site: str) -> Iterator[Choice]:
+    # as SAGAN's: the same at 4 and 8 pixels, then half at each level
+    widths = [width >> max(level - 1, 0) for level in range((resolution // BASE).bit_length())]
+    yield Choice("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}")
+    yield Choice("model", "discriminator_widths", widths[::-1], "the same, the other way round")
+    yield Choice("model", "generator_attention", [site], why_site)
+    yield Choice("model", "discriminator_attention", [site], "as in the generator")
+
+
+def _judge(survey: Survey, on_cpu: bool, asked: object) -> tuple[str, str]:
+    if asked is not None:
+        return str(asked), "asked for"
+    if not on_cpu and survey.images >= ENOUGH:
+        return "plain", f"SAGAN's own discriminator: {ENOUGH:,} pictures and more teach it what to look at"
+    if survey.pretrained:
+        when = "on a CPU" if on_cpu else f"with fewer than {ENOUGH:,} pictures"
+        return "pretrained", f"heads on a network that ImageNet taught to see: recognisable far sooner {when}"
+    return "plain", (
+        "SAGAN's own discriminator, as no other is installed: pip install 'sagan-service[pretrained]' "
+        "would give recognisable pictures sooner"
+    )
 
 
 def check_enough(images: int) -> None:
@@ -153,12 +219,27 @@ def _why_site(site: int, on_cpu: bool) -> str:
     return f"self-attention at this map{', as in SAGAN' if site == 32 else ''}"
 
 
-def _augment(images: int) -> tuple[str, str]:
+def _augment(images: int, colour: bool) -> tuple[str, str]:
+    """colour: whether it may change; in short runs under the pretrained judge that bleaches whites."""
     if images >= MANY:
         return "", f"no DiffAugment: {MANY:,} pictures and more do without"
-    if images >= SOME:
+    if images >= SOME or not colour:
         return "translation,cutout", f"DiffAugment: fewer than {MANY:,} pictures would be learned by heart"
     return "colour,translation,cutout", f"DiffAugment in full: fewer than {SOME:,} pictures"
+
+
+def _why_batch(few: bool) -> str:
+    return "images a step" + (": few, so that there are many steps" if few else "")
+
+
+def _why_steps(steps: int, batch: int, images: int) -> str:
+    return f"each picture is shown {steps * batch / images:,.0f} times"
+
+
+def _whole(asked: Mapping[str, object], key: str, otherwise: int) -> int:
+    """What was asked for where it is a number of steps or images; what it is not is refused later."""
+    value = asked.get(key)
+    return value if isinstance(value, int) and value > 0 else otherwise
 
 
 def _overridden(choices: list[Choice], asked: Mapping[str, object]) -> list[Choice]:

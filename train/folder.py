@@ -21,9 +21,11 @@ from rich.progress import Progress
 from model.checkpoint import write_whole
 from train.automatic import Survey, check_enough, choose, pictures, to_toml
 from train.data import Pack, image_progress, is_source, open_data, open_pack, pack
+from train.efficientnet import installed
 from train.errors import DataError
 from train.packing import FEW, PackReport
 from train.pictures import square_around
+from train.pretrained_judge import NETWORK
 from train.recipe import Recipe, parse_recipe, read_recipe
 from train.sources import Source, open_source
 from train.state import StateError, check_judge
@@ -106,10 +108,10 @@ def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:
 def _survey(data: Path) -> Survey:
     if not is_source(data):
         opened = open_pack(data)
-        return Survey(len(opened), (), opened.resolution)
+        return Survey(len(opened), (), opened.resolution, pretrained=installed(NETWORK))
     with open_source(data) as source:
         check_enough(len(source.entries))
-        return Survey(len(source.entries), _sides(source))
+        return Survey(len(source.entries), _sides(source), pretrained=installed(NETWORK))
 
 
 def _sides(source: Source) -> tuple[int, ...]:

@@ -33,6 +33,7 @@ from train.run import run
 from train.state import StateError
 
 QUICK = (
+    "optimisation.judge=plain",
     "model.resolution=32",
     "model.generator_widths=[8, 8, 8, 8]",
     "model.discriminator_widths=[8, 8, 8, 8]",
@@ -177,6 +178,20 @@ def test_a_named_recipe_packs_a_folder_once_as_well(photos: Path, tmp_path: Path
     assert "not read again; 3 had been left out" in again
 
 
+def test_the_pretrained_judge_is_chosen_where_it_is_installed_and_goes_on(
+    photos: Path, tmp_path: Path
+) -> None:
+    settings = [f"--set={s}" for s in QUICK if "judge" not in s]
+    command = ["train", "--data", photos, "--out", tmp_path / "out", "--device", "cpu"]
+    done = CliRunner().invoke(app, [*map(str, command), *settings, "--stop-after", "0"])
+    assert done.exit_code == 0, done.output
+    recipe = read_recipe(str(tmp_path / "out" / RECIPE))
+    assert (recipe.optimisation.judge, recipe.optimisation.batch) == ("pretrained", 4)
+    assert (recipe.optimisation.steps, recipe.optimisation.guide_steps) == (3, 1)
+    done = CliRunner().invoke(app, [*map(str, command), "--resume"])
+    assert "step 3: finished" in done.output
+
+
 # -- a second start -----------------------------------------------------------------------------------------
 
 
@@ -243,22 +258,83 @@ def test_other_pictures_or_an_edited_network_do_not_go_on(photos: Path, tmp_path
 # -- choices ------------------------------------------------------------------------------------------------
 
 
-def chosen(images: int, side: int, on_cpu: bool, **overrides: str) -> dict[str, Any]:
+def chosen(
+    images: int, side: int, on_cpu: bool, pretrained: bool = False, **overrides: str
+) -> dict[str, Any]:
     settings = {key.replace("__", "."): value for key, value in overrides.items()}
-    choices = choose(Survey(images, (side,) * 8), on_cpu, settings)
+    choices = choose(Survey(images, (side,) * 8, pretrained=pretrained), on_cpu, settings)
     return {choice.name: choice.value for choice in choices}
 
 
+def reason(name: str, survey: Survey, on_cpu: bool, **overrides: str) -> str:
+    settings = {key.replace("__", "."): value for key, value in overrides.items()}
+    return next(c.reason for c in choose(survey, on_cpu, settings) if c.name == name)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
 @pytest.mark.parametrize("on_cpu", [True, False])
 @pytest.mark.parametrize("images", [16, 300, 5_000, 30_000, 2_000_000])
 @pytest.mark.parametrize("side", [5, 32, 100, 4000])
-def test_every_choice_makes_a_recipe_that_builds(images: int, side: int, on_cpu: bool) -> None:
-    choices = choose(Survey(images, (side,)), on_cpu, {})
+def test_every_choice_makes_a_recipe_that_builds(
+    images: int, side: int, on_cpu: bool, pretrained: bool
+) -> None:
+    choices = choose(Survey(images, (side,), pretrained=pretrained), on_cpu, {})
     recipe = parse_recipe("auto", to_toml('of "my" photos', choices))
     assert recipe.config(classes=1).generator_attention
     assert recipe.optimisation.flips
     assert bool(recipe.optimisation.augment) == (images < 100_000)
     assert all(choice.reason for choice in choices)
+    assert len({(choice.section, choice.name) for choice in choices}) == len(choices)
+
+
+def test_the_pretrained_judge_is_for_few_pictures_and_for_cpus_where_it_is_installed() -> None:
+    def judge(images: int, on_cpu: bool, pretrained: bool) -> str:
+        return str(chosen(images, 99, on_cpu, pretrained)["judge"])
+
+    assert judge(300, on_cpu=True, pretrained=True) == "pretrained"
+    assert judge(300, on_cpu=False, pretrained=True) == "pretrained"
+    assert judge(2_000_000, on_cpu=True, pretrained=True) == "pretrained"
+    assert judge(2_000_000, on_cpu=False, pretrained=True) == "plain"
+    assert judge(300, on_cpu=True, pretrained=False) == "plain"
+    few, many = Survey(300, (99,)), Survey(2_000_000, (99,))
+    assert "pip install 'sagan-service[pretrained]'" in reason("judge", few, on_cpu=True)
+    assert "pip install" not in reason("judge", many, on_cpu=False)
+    assert "a CPU" in reason("judge", replace(few, pretrained=True), on_cpu=True)
+    assert "fewer than 20,000 pictures" in reason("judge", replace(few, pretrained=True), on_cpu=False)
+
+
+@pytest.mark.parametrize("on_cpu", [True, False])
+def test_the_other_choices_are_those_of_the_judge_asked_for(on_cpu: bool) -> None:
+    plain = chosen(300, 99, on_cpu)
+    assert chosen(300, 99, on_cpu, pretrained=True, optimisation__judge="plain") == plain
+    assert (plain["generator_lr"], plain["discriminator_lr"], plain["batch"]) == (2e-4, 4e-4, 32)
+    assert not {"class_embedding", "beta2", "guide", "variety", "augment_after"} & plain.keys()
+    seeing = chosen(300, 99, on_cpu, pretrained=True)
+    assert chosen(300, 99, on_cpu, optimisation__judge="pretrained") == seeing
+    assert (seeing["generator_lr"], seeing["discriminator_lr"], seeing["class_embedding"]) == (1e-3, 1e-3, 64)
+    assert "colour" not in seeing["augment"]
+    # refused by the recipe, not here
+    with pytest.raises(RecipeError, match="Did you mean 'plain'"):
+        parse_recipe("auto", to_toml("", choose(Survey(300, (99,)), on_cpu, {"optimisation.judge": "plan"})))
+
+
+def test_what_counts_in_steps_follows_the_steps_and_the_batch_asked_for() -> None:
+    seeing = chosen(300, 99, True, True)
+    shown = seeing["steps"] * seeing["batch"]
+    assert 60_000 <= shown <= 120_000  # half an hour to an hour on two cores
+    assert seeing["guide_steps"] == seeing["steps"] // 2
+    assert seeing["augment_after"] == 3 * 300 // 16
+    larger = chosen(300, 99, True, True, optimisation__batch="64")
+    assert larger["steps"] * 64 == pytest.approx(shown, rel=0.05)
+    assert larger["augment_after"] == 3 * 300 // 64
+    fewer = chosen(300, 99, True, True, optimisation__steps="100")
+    assert (fewer["steps"], fewer["guide_steps"], fewer["augment_after"]) == (100, 50, 10)
+    assert seeing["variety"] > 0
+    assert "variety" not in chosen(300, 99, True, True, optimisation__batch="15")  # it compares pairs
+    # what is no number is refused by the recipe
+    wrong = choose(Survey(300, (99,), pretrained=True), True, {"optimisation.steps": "many"})
+    with pytest.raises(RecipeError, match="steps is 'many'"):
+        parse_recipe("auto", to_toml("", wrong))
 
 
 def test_the_resolution_is_what_pictures_their_number_and_the_device_allow() -> None:
