@@ -393,9 +393,9 @@ def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
 def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
     """Raises FeaturesError unless both have the same classes in the same order.
 
-    Packs made before names were written with spaces have the folders' underscores.
+    Packs made before names were written with spaces have the folders' underscores; capitals do not count.
     """
-    if spoken(names) != spoken(known):
+    if [n.casefold() for n in spoken(names)] != [n.casefold() for n in spoken(known)]:
         raise FeaturesError(
             f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
             f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."
