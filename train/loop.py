@@ -77,7 +77,7 @@ def train(
         if starting_step(out, resume):
             state.load(saved)
         elif start is not None and not state.begin_from(start):
-            log.warning("%s has other classes: they begin anew.", start)
+            log.warning("%s has other classes than the data: they begin anew.", start)
         _forget_halves(out)
     state.follow()
     deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")

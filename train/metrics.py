@@ -42,7 +42,7 @@ from train.distances import moments as moments
 from train.errors import FeaturesError
 from train.features import SPATIAL_CHANNELS, SPLIT_SEED, Extractor, Features, Seen, look, open_trusted, split
 from train.inception import Inception
-from train.sources.base import spoken
+from train.sources.base import same_classes
 
 SAMPLES = 5000  # generated images, unless told
 REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
@@ -391,11 +391,8 @@ def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
 
 
 def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
-    """Raises FeaturesError unless both have the same classes in the same order.
-
-    Packs made before names were written with spaces have the folders' underscores; capitals do not count.
-    """
-    if [n.casefold() for n in spoken(names)] != [n.casefold() for n in spoken(known)]:
+    """Raises FeaturesError unless both have the same classes in the same order."""
+    if not same_classes(names, known):
         raise FeaturesError(
             f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
             f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."

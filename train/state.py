@@ -36,6 +36,7 @@ from train.execution import Compute, Execution, Passes, Replayed, precision
 from train.judge import BothJudges, Judge, PlainJudge, Play
 from train.pretrained_judge import NETWORK, PretrainedJudge
 from train.recipe import Optimisation, Recipe
+from train.sources.base import same_classes
 
 FORMAT = "sagan-training-1"
 AUGMENTED = ("reals", "fakes", "answers")  # each by draws of its own
@@ -253,7 +254,7 @@ class TrainingState:
         network of another shape, CheckpointError for another file.
         """
         found = load_generator(path)
-        theirs, known = found.generator.state_dict(), found.class_names == self.pack.class_names
+        theirs, known = found.generator.state_dict(), same_classes(found.class_names, self.pack.class_names)
         with torch.no_grad():
             for network in (self.generator, self.ema.network):
                 for name, tensor in network.state_dict().items():

@@ -82,6 +82,11 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
     return ordered
 
 
+def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether both are the same classes in the same order, written as folders or as people write them."""
+    return [n.casefold() for n in spoken(names)] == [n.casefold() for n in spoken(others)]
+
+
 def spoken(names: Sequence[str]) -> tuple[str, ...]:
     """Class names as people write them, in the same order: `Border_collie` is "Border collie".
 

@@ -62,6 +62,11 @@ def test_other_classes_begin_anew_and_all_else_is_taken_over(generator: Path) ->
         assert torch.equal(tensor, wanted[name]), name
 
 
+def test_classes_are_the_same_as_folders_and_as_people_write_them(generator: Path) -> None:
+    names = tuple(name.upper() for name in make_pack(20).class_names)
+    assert begun(tiny(), generator, class_names=names)[1]
+
+
 def test_a_generator_of_another_shape_is_refused(generator: Path) -> None:
     with pytest.raises(StateError, match="another shape"):
         begun(tiny(model__latent="16"), generator)
