@@ -39,7 +39,7 @@ class Card {
     const { spec } = job;
     const name = spoken(spec.class_name);
     const heading = h("h3", { id: `job-${job.id}` }, name);
-    const size = spec.count <= 4 ? "large" : spec.count <= 20 ? "medium" : "small";
+    const size = spec.count <= 8 ? "large" : spec.count <= 20 ? "medium" : "small";
 
     this.status = h("p", { class: "status" });
     this.bar = h("progress", { max: spec.count, "aria-label": `Images of ${name} finished` });
