@@ -271,7 +271,7 @@ EXPERIMENTS = {
             "rule "
             "(first the metric flattens, then the discriminator's loss does) have ended training at a good "
             "step?",
-            "dogs64",
+            "folder64",
             (500, 2500, 5000, 10_000, 15_000, 20_000, 24_000, 30_000),
             _attention_sites,
         ),
