@@ -132,7 +132,8 @@ def test_each_step_trains_each_network_by_its_own_loss_alone() -> None:
     state = TrainingState(tiny(), make_pack(), World())
     before = [p.clone() for p in state.discriminator.parameters()]
     play = state._drawn(0)
-    state._generator_step(play, state.judge.look(state._fakes(play.z, play.y), play), torch.tensor(0.0))
+    seen = state.judge.look(state._fakes(play.z, play.y), play)
+    state._generator_step(play, seen, torch.tensor(0.0), torch.tensor(1.0))
     assert all(torch.equal(a, b) for a, b in zip(before, state.discriminator.parameters(), strict=True))
     assert all(p.grad is None for p in state.discriminator.parameters())
     generator = [p.clone() for p in state.generator.parameters()]
