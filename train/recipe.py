@@ -38,7 +38,6 @@ class Optimisation:
     beta2: float = 0.9
     generator_spectral_norm: bool = True
     discriminator_spectral_norm: bool = True
-    attention_spectral_norm: bool = False  # of G's attention alone, where the rest of G has none
     attention_scale: float = (
         1.0  # a fixed factor on G's queries, folded into what is saved; under 1: softer maps
     )

@@ -63,8 +63,6 @@ class TrainingState:
         self.discriminator = self.judge.network
         if optimisation.generator_spectral_norm:
             spectral_normalise(self.generator)
-        elif optimisation.attention_spectral_norm:
-            spectral_normalise(self.generator.attention)
         if optimisation.attention_scale != 1:
             for layer in self.generator.attention.modules():
                 if isinstance(layer, SelfAttention) and isinstance(layer.f, nn.Conv2d):
