@@ -10,6 +10,7 @@ import hashlib
 import importlib.util
 import io
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -267,32 +268,36 @@ def _convolve(
     sides: int | None = None,
 ) -> Tensor:
     sides = _sides(weight, stride) if sides is None else sides
-    if _can_fuse():
-        after = ("hardtanh", [0.0, 6.0], "") if clipped else ("none", [], "")
-        found: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, [sides] * 2, [stride] * 2, [1, 1], groups, *after
-        )
-        return found
+    way = _fused if _can_fuse() else _plain
+    return way(x, weight, bias, stride, groups, clipped, sides)
+
+
+def _fused(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int, clipped: bool, sides: int
+) -> Tensor:
+    """torch's private fusion of a convolution and a clip."""
+    after = ("hardtanh", [0.0, 6.0], "") if clipped else ("none", [], "")
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, [sides] * 2, [stride] * 2, [1, 1], groups, *after
+    )
+    return found
+
+
+def _plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int, clipped: bool, sides: int
+) -> Tensor:
     x = F.conv2d(x, weight, bias, stride, sides, 1, groups)
     return F.relu6(x) if clipped else x
 
 
-_fuses: bool | None = None  # None: not tried yet
-
-
+@cache
 def _can_fuse() -> bool:
-    """Whether torch has its private fusion of a convolution and a clip, and it gives the same."""
-    global _fuses
-    if _fuses is None:
-        _fuses = False  # what a trial of the plain way must see
-        x = torch.linspace(-4, 12, 2 * 8 * 36).reshape(2, 8, 6, 6).bfloat16()
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = torch.eye(8).bfloat16().reshape(8, 8, 1, 1).contiguous(memory_format=torch.channels_last)
-        bias = torch.zeros(8).bfloat16()
-        plain = _convolve(x, weight, bias, 1, 1, clipped=True)
-        try:
-            _fuses = True
-            _fuses = torch.equal(_convolve(x, weight, bias, 1, 1, clipped=True), plain)
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-            _fuses = False
-    return _fuses
+    """Whether `_fused` is here and gives what `_plain` does."""
+    x = torch.linspace(-4, 12, 2 * 8 * 36).reshape(2, 8, 6, 6).bfloat16()
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.eye(8).bfloat16().reshape(8, 8, 1, 1).contiguous(memory_format=torch.channels_last)
+    trial = (x, weight, torch.zeros(8).bfloat16(), 1, 1, True, 0)
+    try:
+        return torch.equal(_fused(*trial), _plain(*trial))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # as a private thing may go
+        return False

@@ -127,7 +127,7 @@ def test_bf16_on_a_cpu_is_the_plain_convolution(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if not fused:
-        monkeypatch.setattr(efficientnet, "_fuses", False)
+        monkeypatch.setattr(efficientnet, "_can_fuse", lambda: False)
     draw = torch.Generator().manual_seed(kernel)
     inner = 1 if depthwise else inputs
     weight = torch.randn(outputs, inner, kernel, kernel, generator=draw) * 3 / (inner * kernel**2) ** 0.5
