@@ -209,6 +209,16 @@ def power_iterate(network: nn.Module) -> None:
         norm.iterate(weight)
 
 
+def settle(network: nn.Module) -> float:
+    """Find every u and v in `network` anew, for weights that were put there; the largest σ that it found."""
+    largest = 0.0
+    for weight, norm in _normed(network):
+        for _ in range(INITIAL_ITERATIONS):
+            norm.iterate(weight)
+        largest = max(largest, float((norm.u @ (weight.flatten(1) @ norm.v)).detach()))
+    return largest
+
+
 def effective_state(network: nn.Module) -> dict[str, Tensor]:
     """The state dict that `network` would have without spectral norm: each weight as W/σ, detached."""
     state: dict[str, Tensor] = {}

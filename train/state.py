@@ -23,7 +23,7 @@ from model.attention import SelfAttention
 from model.checkpoint import load_generator, write_whole
 from model.config import ModelConfig
 from model.generator import Generator
-from model.layers import Scaled, power_iterate, spectral_normalise
+from model.layers import Scaled, power_iterate, settle, spectral_normalise
 from train.augment import draw, neutral
 from train.cross_replica import join_norms
 from train.data import Pack
@@ -39,6 +39,7 @@ from train.recipe import Optimisation, Recipe
 from train.sources.base import same_classes
 
 FORMAT = "sagan-training-1"
+_NORMED = 1.5  # a σ above this is no averaged W/σ, which stays near 1
 AUGMENTED = ("reals", "fakes", "answers")  # each by draws of its own
 
 
@@ -249,7 +250,8 @@ class TrainingState:
         """Take over the weights of the generator in `path`; whether those of its classes too.
 
         They count where both have the same classes; else only the classes begin anew. Raises StateError for a
-        network of another shape, CheckpointError for another file.
+        network of another shape, and for one trained without spectral norm where this recipe has it, since
+        that would make another network of it; CheckpointError for another file.
         """
         found = load_generator(path)
         theirs, known = found.generator.state_dict(), same_classes(found.class_names, self.pack.class_names)
@@ -265,6 +267,14 @@ class TrainingState:
                             "use the recipe that it was trained with."
                         )
                     tensor.copy_(theirs[plain])
+                    owner = network.get_submodule(name.rpartition(".")[0])
+                    if isinstance(owner, parametrize.ParametrizationList) and isinstance(owner[0], Scaled):
+                        tensor.div_(owner[0].factor)  # what passes through it is what the file holds
+        if settle(self.generator) > _NORMED:
+            raise StateError(
+                f"{path} was trained without spectral norm in the generator, and this recipe has it, which "
+                "would make another network of it: add --set optimisation.generator_spectral_norm=false."
+            )
         steps, images = (found.metadata.get(name) for name in ("steps", "images_seen"))
         self.began_from = {"sha256": found.sha256, "steps": steps, "images_seen": images}
         return known

@@ -50,6 +50,27 @@ def test_a_run_begins_with_the_weights_of_another(generator: Path, norm: str) ->
     assert state.began_from == {"sha256": found.sha256, "steps": 3, "images_seen": images}
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [{}, {"optimisation__generator_spectral_norm": "false", "optimisation__attention_scale": "0.5"}],
+)
+def test_it_begins_by_making_the_same_images(generator: Path, setting: dict[str, str]) -> None:
+    state, _ = begun(tiny(optimisation__seed="1", **setting), generator)  # other u and v than the first had
+    z, y = torch.randn(4, state.config.latent), torch.arange(4) % state.config.classes
+    with torch.no_grad():
+        ours, theirs = state.generator.eval()(z, y), load_generator(generator).generator(z, y)
+    # σ of a young average of W/σ is not quite 1; with u and v of other weights, images lie 0.9 apart
+    assert (ours - theirs).abs().mean() < 0.1
+
+
+def test_weights_that_spectral_norm_would_change_are_refused(tmp_path: Path) -> None:
+    bare = tiny(optimisation__steps="1", optimisation__generator_spectral_norm="false")
+    train(bare, make_pack(20), tmp_path, World(), [Served(tmp_path / GENERATOR, {})])
+    with pytest.raises(StateError, match="generator_spectral_norm=false"):
+        begun(tiny(), tmp_path / GENERATOR)
+    assert begun(bare, tmp_path / GENERATOR)[1]
+
+
 def test_other_classes_begin_anew_and_all_else_is_taken_over(generator: Path) -> None:
     names = ("left", "right")
     state, known = begun(tiny(optimisation__generator_spectral_norm="false"), generator, class_names=names)
