@@ -6,6 +6,7 @@ Imports are made inside the commands, so that an image with the API alone needs 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -89,6 +90,10 @@ def train(
     compile: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="torch.compile; unless told, on a GPU")
     ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option("--graph/--no-graph", help="Record a step as a CUDA graph; unless told, on one GPU"),
+    ] = None,
 ) -> None:
     """Labelled images -> checkpoint. Ctrl-C saves; --resume goes on exactly where it stopped.
 
@@ -99,6 +104,8 @@ def train(
     """
     _wait_passively()
     from train.errors import TrainError
+    from train.execution import CaptureFailed
+    from train.loop import STATE
     from train.run import run, run_features, seconds
 
     try:
@@ -114,6 +121,7 @@ def train(
                 stop_after=limit,
                 settings=settings or [],
                 compile=compile,
+                graph=graph,
             )
             _warn(features.doubt)
             return
@@ -128,7 +136,13 @@ def train(
             stop_after=limit,
             settings=settings or [],
             compile=compile,
+            graph=graph,
         )
+    except CaptureFailed as error:
+        if (out / STATE).exists() and not resume:  # saved within the first steps
+            _fail(f"{error} Go on by --resume --no-graph.")
+        _warn(f"{error} It starts again without: --no-graph.")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--no-graph"])
     except TrainError as error:
         _fail(error)
     if outcome.finished:
@@ -515,7 +529,7 @@ def _warn(doubt: str | None) -> None:
         )
 
 
-def _fail(error: Exception) -> NoReturn:
+def _fail(error: Exception | str) -> NoReturn:
     Console(stderr=True).print(f"sagan: {error}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2) from None
 

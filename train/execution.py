@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from model.precision import has_bf16
+from train.errors import TrainError
 
 Precision = Literal["float32", "bf16"]
 Compute = Callable[[Sequence[Tensor]], dict[str, Tensor]]
 WARM_UP = 3  # steps before a graph is recorded: compilation, tuning and the optimisers' first allocations
+
+
+class CaptureFailed(TrainError):
+    """The step cannot be recorded as a CUDA graph here; this process must not use its device any more.
+
+    torch 2.11 leaves its allocator as if it still recorded.
+    """
 
 
 @dataclass(frozen=True)
@@ -24,11 +32,20 @@ class Execution:
     graph: bool = False  # record the whole step once and replay it: no launches from Python; CUDA only
 
     @classmethod
-    def fitting(cls, device: torch.device, processes: int, compile: bool | None = None) -> Execution:
-        """What pays on this device. compile: None lets the device decide."""
+    def fitting(
+        cls,
+        device: torch.device,
+        processes: int,
+        compile: bool | None = None,
+        graph: bool | None = None,
+    ) -> Execution:
+        """What pays on this device. None lets the device decide. Raises TrainError for what cannot be."""
         cuda = device.type == "cuda"
-        # messages between processes are not recorded
-        return cls(compile=cuda if compile is None else compile, graph=cuda and processes == 1)
+        recordable = cuda and processes == 1  # messages between processes are not recorded
+        if graph and not recordable:
+            where = "several processes" if cuda else f'the device "{device}"'
+            raise TrainError(f"--graph records CUDA graphs of one process, not of {where}. Leave it out.")
+        return cls(compile=cuda if compile is None else compile, graph=recordable if graph is None else graph)
 
 
 @dataclass(frozen=True)
@@ -60,7 +77,8 @@ def precision(wanted: str, device: torch.device) -> Precision:
 class Replayed:
     """A computation on tensors of fixed shapes, recorded as a CUDA graph after WARM_UP calls.
 
-    The inputs are copied into the graph's own; the outputs are the same tensors at every replay.
+    The inputs are copied into the graph's own; the outputs are the same tensors at every replay. Raises
+    CaptureFailed.
     """
 
     def __init__(self, compute: Compute) -> None:
@@ -83,8 +101,12 @@ class Replayed:
         if self.graph is None:
             self.inputs = [torch.empty_like(tensor) for tensor in inputs]
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, stream=self.stream):
-                self.outputs = self.compute(self.inputs)
+            try:
+                with torch.cuda.graph(self.graph, stream=self.stream):
+                    self.outputs = self.compute(self.inputs)
+            except RuntimeError as wrong:
+                reason = str(wrong).strip().splitlines()[0]
+                raise CaptureFailed(f"The step cannot be recorded as a CUDA graph ({reason}).") from wrong
         torch._foreach_copy_(self.inputs, list(inputs))
         self.graph.replay()
         return self.outputs

@@ -15,7 +15,7 @@ from typing import Protocol
 from train.data import Pack
 from train.distributed import World
 from train.errors import TrainError
-from train.execution import Execution
+from train.execution import CaptureFailed, Execution
 from train.recipe import Recipe
 from train.state import StateError, TrainingState, saved_step
 
@@ -64,7 +64,7 @@ def train(
 
     SIGINT and SIGTERM end it after the step in hand, with everything saved; so does `stop_after`.
     Raises TrainError: a batch that the processes cannot share, a folder in use, a state that does not fit,
-    a network that diverged (the last good state stays on disk).
+    a network that diverged (the last good state stays on disk), CaptureFailed.
     """
     batch = recipe.optimisation.batch
     if batch % world.size:
@@ -102,6 +102,9 @@ def train(
             _check(state, saved)
             if world.leads:
                 state.save(saved)
+        except CaptureFailed:
+            observers = ()  # some would use the device
+            raise
         finally:
             for observer in observers:
                 observer.close(state)

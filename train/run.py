@@ -50,11 +50,12 @@ def run(
     stop_after: float | None = None,
     settings: Sequence[str] = (),
     compile: bool | None = None,
+    graph: bool | None = None,
 ) -> Outcome:
     """Train `recipe_name` on `data` into the folder `out`; TrainError says what to do about it.
 
     stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
-    start: a generator whose weights it begins with. compile: None: where it pays.
+    start: a generator whose weights it begins with. compile, graph: None: where it pays.
     """
     if resume and start:
         raise TrainError("--resume goes on with the run's own weights: leave --from out.")
@@ -64,6 +65,7 @@ def run(
         began = time.monotonic()
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
         first = starting_step(out, resume) if world.leads else 0
+        execution = Execution.fitting(world.device, world.size, compile, graph)
         on_cpu = world.device.type == "cpu"
         if world.leads:
             recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, console, resume=resume)
@@ -93,7 +95,6 @@ def run(
             ]
             about = _about(world, len(pack.labels), len(pack.class_names), recipe.name, out)
             console.print(about, markup=False, soft_wrap=True)
-        execution = Execution.fitting(world.device, world.size, compile)
         return train(
             recipe,
             pack,
@@ -118,6 +119,7 @@ def run_features(
     stop_after: float | None = None,
     settings: Sequence[str] = (),
     compile: bool | None = None,
+    graph: bool | None = None,
 ) -> Features:
     """Train the classifier that images are measured with; TrainError says what to do about it.
 
@@ -130,6 +132,8 @@ def run_features(
         ("--stop-after", stop_after is not None),
         ("--compile", compile is True),
         ("--no-compile", compile is False),
+        ("--graph", graph is True),
+        ("--no-graph", graph is False),
     ):
         if given:
             raise TrainError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock, local
+from queue import SimpleQueue
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 # EngineError
 # ├── UnknownLayer    no attention of that name in this model
 # ├── NoDevice        the device that was asked for is not there
+# ├── NotRecorded     a forward cannot be recorded as a CUDA graph: this process must not go on
 # └── NoModel         no checkpoint could be loaded
 
 # Sizes that a forward may have, by type of device; between two sizes the last rows repeat the first. One
@@ -53,6 +55,10 @@ class UnknownLayer(EngineError):
 
 class NoDevice(EngineError):
     """The device that was asked for is not there."""
+
+
+class NotRecorded(EngineError):
+    """A forward cannot be recorded as a CUDA graph; torch's allocator is left as if it still recorded."""
 
 
 class NoModel(EngineError):
@@ -109,13 +115,64 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number.bit_length() - 1)
 
 
+Forward = Callable[[Tensor, Tensor], NDArray[np.uint8]]  # z [size, latent], y [size] -> [size, R, R, 3]
+
+_recording = Lock()  # a recording begins with a wait for the whole device, which breaks any other under way
+
+
+def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
+    """A forward as a CUDA graph: no launches from Python, pixels on the host. Raises NotRecorded.
+
+    It has a stream and buffers of its own, so that its copies run beside another's kernels; it is for one
+    thread at a time.
+    """
+    device = network.table.device
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    inputs = (
+        torch.zeros(size, latent, device=device, dtype=network.dtype),
+        torch.zeros(size, device=device, dtype=torch.long),
+    )
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # kernels are chosen and memory is taken before the recording
+            to_pixels(network(*inputs))
+        stream.synchronize()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                pixels = to_pixels(network(*inputs))
+        except RuntimeError as wrong:
+            raise NotRecorded(f"a forward of {size} cannot be recorded as a CUDA graph ({wrong})") from wrong
+    host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+
+    def replay(z: Tensor, y: Tensor) -> NDArray[np.uint8]:
+        with torch.cuda.stream(stream):
+            for ours, theirs in zip(inputs, (z, y), strict=True):
+                ours.copy_(theirs, non_blocking=True)
+            graph.replay()
+            host.copy_(pixels, non_blocking=True)
+        stream.synchronize()
+        images: NDArray[np.uint8] = host.numpy().copy()  # the buffer is used again
+        return images
+
+    return replay
+
+
+RECORDERS: Final[Mapping[str, Callable[[FusedGenerator, int, int], Forward]]] = {"cuda": _record_graph}
+
+
 class Engine:
     """One model on one device. Several threads may use it at once."""
 
     def __init__(
-        self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, crew: Crew
+        self,
+        checkpoint: Checkpoint,
+        name: str,
+        device: torch.device,
+        precision: str,
+        crew: Crew,
+        graphs: bool = True,
     ) -> None:
-        """precision: as WorkerSettings has it."""
+        """precision: as WorkerSettings has it. graphs: let `widen` record forwards where the device can."""
         config = checkpoint.config
         self._device = device
         self.device = str(device)
@@ -125,9 +182,8 @@ class Engine:
         with crew.share(crew.shares[:1]), torch.inference_mode():
             self._network, precision = in_precision(checkpoint.generator, device, precision)
         self._dtype = self._network.dtype
-        self._runs = (
-            _Graphs(self._network, device, self._latent, self._dtype) if device.type == "cuda" else None
-        )
+        self._record = RECORDERS.get(device.type) if graphs else None
+        self._recorded: SimpleQueue[Mapping[int, Forward]] | None = None  # by size, a lane's each
         self.rows = _sizes(device)[-1]
         # What every other forward is compared with by `widen`, and used without it. On a GPU that is the
         # largest: a smaller one that differs from it costs less there than doing without the largest.
@@ -148,14 +204,20 @@ class Engine:
 
     @classmethod
     def load(
-        cls, path: Path, device: torch.device, precision: str = "float32", crew: Crew | None = None
+        cls,
+        path: Path,
+        device: torch.device,
+        precision: str = "float32",
+        crew: Crew | None = None,
+        graphs: bool = True,
     ) -> Engine:
         """The model in `path`, named by its stem. Raises model.errors.ModelError for any other file, and for
         a precision that the device does not have.
 
-        On a CPU it makes images one by one on few threads until `widen` was called.
+        Until `widen` was called it makes images by one size of forward: on a CPU one by one, on few threads.
         """
-        return cls(load_generator(path), path.stem, device, precision, Crew() if crew is None else crew)
+        crew = Crew() if crew is None else crew
+        return cls(load_generator(path), path.stem, device, precision, crew, graphs)
 
     def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
         """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are; N at most `rows`."""
@@ -169,7 +231,8 @@ class Engine:
         """Try forwards of more images and threads; those that give the same images are used from now on.
 
         To the last bit, and before they are rounded to levels: sums in another order then show in every
-        image, not in one of many.
+        image, not in one of many. On a GPU they are recorded too, for every lane, in this one thread: to be
+        called before any other uses the device. Raises NotRecorded.
         """
         trial = _some(self.rows, len(self.info.classes))
 
@@ -192,6 +255,13 @@ class Engine:
         torch.set_num_threads(before)
         self._sizes = found
         log.info("%s: images a forward by threads: %s", self.info.name, found)
+        if self._record is not None:
+            lanes: SimpleQueue[Mapping[int, Forward]] = SimpleQueue()
+            with _recording, torch.inference_mode():
+                for _ in range(self.lanes):
+                    wanted = sorted({size for sizes in found.values() for size in sizes})
+                    lanes.put({size: self._record(self._network, size, self._latent) for size in wanted})
+            self._recorded = lanes
 
     def attention(self, recipe: Recipe, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
         """The image again [R, R, 3], and the map of one layer. Raises UnknownLayer."""
@@ -213,15 +283,21 @@ class Engine:
     def _pixels(self, recipes: Sequence[Recipe], size: int) -> NDArray[np.uint8]:
         """uint8 [size, R, R, 3] of one forward of exactly that size."""
         inputs = self._inputs(recipes, size)
-        if self._runs is not None:
-            return self._runs(*inputs)
-        return to_pixels(self._network(*inputs)).numpy()
+        if self._recorded is None:
+            return to_pixels(self._network(*inputs)).cpu().numpy()
+        lane = self._recorded.get()  # waits where more threads than lanes ask
+        try:
+            return lane[size](*inputs)
+        finally:
+            self._recorded.put(lane)
 
     def _inputs(self, recipes: Sequence[Recipe], size: int) -> tuple[Tensor, Tensor]:
         """z [size, latent] and y [size]; the rows after the recipes repeat the first."""
-        rows = [*recipes, *[recipes[0]] * (size - len(recipes))]
-        z = torch.from_numpy(np.stack([noise(row, self._latent) for row in rows]))
-        y = torch.tensor([row.class_id for row in rows])
+        drawn = [noise(recipe, self._latent) for recipe in recipes]
+        more = size - len(recipes)
+        z = torch.from_numpy(np.stack(drawn + drawn[:1] * more))
+        classes = [recipe.class_id for recipe in recipes]
+        y = torch.tensor(classes + classes[:1] * more)
         return z.to(self._device, self._dtype), y.to(self._device)
 
     def _look(self) -> tuple[AttentionSite, ...]:
@@ -238,53 +314,6 @@ def _sizes(device: torch.device) -> Sequence[int]:
 def _some(count: int, classes: int) -> list[Recipe]:
     """Recipes of different noise, of one class after the other."""
     return [Recipe(k % classes, k, 0, 1.0) for k in range(count)]
-
-
-class _Graphs:
-    """Forwards on a GPU, recorded once a size and thread: no launches from Python, pixels on the host.
-
-    Each thread has streams, graphs and buffers of its own, so that its copies run beside another's kernels.
-    """
-
-    def __init__(
-        self, network: FusedGenerator, device: torch.device, latent: int, dtype: torch.dtype
-    ) -> None:
-        self._network = network
-        self._device = device
-        self._latent = latent
-        self._dtype = dtype
-        self._mine = local()
-
-    def __call__(self, z: Tensor, y: Tensor) -> NDArray[np.uint8]:
-        """uint8 [size, R, R, 3]."""
-        recorded = self._mine.__dict__.setdefault("graphs", {})
-        if len(z) not in recorded:
-            recorded[len(z)] = self._record(len(z))
-        graph, stream, inputs, pixels, host = recorded[len(z)]
-        with torch.cuda.stream(stream):
-            inputs[0].copy_(z, non_blocking=True)
-            inputs[1].copy_(y, non_blocking=True)
-            graph.replay()
-            host.copy_(pixels, non_blocking=True)
-        stream.synchronize()
-        images: NDArray[np.uint8] = host.numpy().copy()  # the buffer is used again
-        return images
-
-    def _record(
-        self, size: int
-    ) -> tuple[torch.cuda.CUDAGraph, torch.cuda.Stream, list[Tensor], Tensor, Tensor]:
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        z = torch.zeros(size, self._latent, device=self._device, dtype=self._dtype)
-        y = torch.zeros(size, device=self._device, dtype=torch.long)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.stream(stream):
-            for _ in range(3):  # kernels are chosen and memory is taken before the recording
-                to_pixels(self._network(z, y))
-            stream.synchronize()
-            # thread_local: the other lanes go on meanwhile
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                pixels = to_pixels(self._network(z, y))
-        return graph, stream, [z, y], pixels, torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -304,7 +333,7 @@ def choose_device(wanted: str) -> torch.device:
 def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
     """Every model in the checkpoints folder, by name. One that is no good is told about and left out.
 
-    Raises NoModel when none is left, NoDevice.
+    Raises NoModel when none is left, NoDevice, NotRecorded.
     """
     crew = Crew(settings.threads)
     # Pixels must not depend on which kernel a heuristic finds fastest today, nor on TF32's short mantissa.
@@ -314,7 +343,7 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
 
     def load(path: Path) -> Engine | None:
         try:
-            engine = Engine.load(path, device, settings.precision, crew)
+            engine = Engine.load(path, device, settings.precision, crew, settings.cuda_graphs)
         except ModelError as error:
             log.error("refused: %s", error)
             return None
@@ -332,4 +361,7 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
             f"No model to serve from {settings.checkpoints}: {found}. Train one with `sagan train`, "
             "or point SAGAN_CHECKPOINTS to a folder of checkpoints."
         )
+    if device.type in RECORDERS:
+        for engine in engines.values():
+            engine.widen()  # one after the other, while no job uses the device
     return engines

@@ -20,7 +20,7 @@ from kombu.utils.scheduling import sorted_cycle
 
 from worker import start
 from worker.batcher import Batcher
-from worker.engine import Engine, EngineError, load_engines
+from worker.engine import RECORDERS, Engine, EngineError, NotRecorded, load_engines
 from worker.jobs import WorkerInfo
 from worker.message import ATTENTION_QUEUE
 from worker.queue import make_celery
@@ -45,6 +45,11 @@ def run_worker(
     log.info("loading models from %s", settings.checkpoints)
     try:
         engines = batcher.start()
+    except NotRecorded as error:
+        # Another process must: torch's allocator is left as if it still recorded. No job is in hand yet.
+        log.warning("%s: it starts again with SAGAN_CUDA_GRAPHS=false", error)
+        os.environ["SAGAN_CUDA_GRAPHS"] = "false"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except EngineError as error:
         print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
@@ -82,8 +87,10 @@ def run_worker(
     stopper = Thread(target=stop_working, name="stop", daemon=True)
     stopper.start()
     start.settle()
-    # Beside the first jobs, since it takes as long as loading: the first image need not wait for it.
-    Thread(target=_widen, args=(engines.values(),), name="widen", daemon=True).start()
+    # Beside the first jobs, since it takes as long as loading: the first image need not wait for it. What
+    # records forwards has done it by now.
+    later = [engine for engine in engines.values() if engine.device.partition(":")[0] not in RECORDERS]
+    Thread(target=_widen, args=(later,), name="widen", daemon=True).start()
     log.info("serving %s", ", ".join(sorted(engines)))
     code = _consume(queue, settings, batcher, desk, stopping, stopper)
     stopping.set()

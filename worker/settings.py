@@ -69,6 +69,9 @@ class WorkerSettings(QueueSettings):
     threads: int | None = Field(
         default=None, ge=1, description="CPU threads that forwards share; None: torch's own choice"
     )
+    cuda_graphs: bool = Field(
+        default=True, description="record forwards as CUDA graphs, which saves their launches; on a GPU alone"
+    )
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(
         default=4.0,

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from model.fused import FusedGenerator
 from model.int8 import has_int8
-from worker.engine import Crew, Engine, NoDevice, NoModel, UnknownLayer, choose_device, load_engines, noise
+from worker.engine import (
+    Crew,
+    Engine,
+    Forward,
+    NoDevice,
+    NoModel,
+    NotRecorded,
+    UnknownLayer,
+    choose_device,
+    load_engines,
+    noise,
+    to_pixels,
+)
 from worker.jobs import Recipe
 from worker.settings import WorkerSettings
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[3]
 KNOWN = [-1.7496944665908813, 0.5745441317558289, 0.6142833828926086]  # of seed 7, image 0
 INT8 = pytest.mark.skipif(not has_int8(CPU), reason="this processor has no instructions for int8")
 RECIPES = [Recipe(class_id=seed % 3, seed=seed, index=seed % 2, truncation=1.0) for seed in range(9)]
@@ -150,3 +171,125 @@ def test_a_device_that_is_not_there_is_told() -> None:
         choose_device("cuda:99")
     with pytest.raises(NoDevice, match="toaster"):
         choose_device("toaster")
+
+
+class Recorder:
+    """A recorder without a GPU: fails as CUDA does when two record at once, or one thread's forward is used
+    by two."""
+
+    def __init__(self) -> None:
+        self.recording = 0
+        self.threads: set[int] = set()
+        self.sizes: list[int] = []
+
+    def __call__(self, network: FusedGenerator, size: int, latent: int) -> Forward:
+        self.recording += 1
+        time.sleep(0.002)
+        if self.recording != 1:
+            raise NotRecorded("operation not permitted when stream is capturing")
+        self.recording -= 1
+        self.threads.add(threading.get_ident())
+        self.sizes.append(size)
+        busy = threading.Lock()
+
+        def replay(z: torch.Tensor, y: torch.Tensor) -> NDArray[np.uint8]:
+            assert len(z) == len(y) == size
+            assert busy.acquire(blocking=False)
+            with torch.inference_mode():
+                pixels = to_pixels(network(z, y)).numpy()
+            busy.release()
+            return pixels
+
+        return replay
+
+
+def test_forwards_are_recorded_by_one_thread_and_each_is_used_by_one(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Recorder()
+    monkeypatch.setattr("worker.engine.RECORDERS", {"cpu": recorder})
+    # two lanes, and whoever loads or widens several models at a time
+    engines = [Engine.load(checkpoint, CPU, crew=Crew(2)) for _ in range(2)]
+    before = engines[0].sample(RECIPES)
+    assert not recorder.sizes  # not by whichever thread happens to be first
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(Engine.widen, engines))
+    assert len(recorder.threads) == 2
+    sizes = {size for sizes in engines[0]._sizes.values() for size in sizes}
+    assert sorted(recorder.sizes) == sorted([*sizes] * 2 * engines[0].lanes)
+    with ThreadPoolExecutor(6) as pool:  # more than there are lanes
+        made = list(pool.map(lambda k: engines[k % 2].sample(RECIPES), range(12)))
+    for images in made:
+        np.testing.assert_array_equal(images, before)
+    assert sorted(recorder.sizes) == sorted([*sizes] * 2 * engines[0].lanes)
+
+
+def test_models_are_recorded_before_the_first_job_and_one_that_cannot_be_is_told(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.safetensors").write_bytes(checkpoint.read_bytes())
+    settings = WorkerSettings(checkpoints=tmp_path, device="cpu", threads=1)
+    recorder = Recorder()
+    monkeypatch.setattr("worker.engine.RECORDERS", {"cpu": recorder})
+    load_engines(settings)
+    assert recorder.threads == {threading.get_ident()}
+    recorder.recording = 1  # as if another recorded
+    with pytest.raises(NotRecorded):
+        load_engines(settings)
+    engines = load_engines(settings.model_copy(update={"cuda_graphs": False}))
+    assert len(engines["a"].sample(RECIPES)) == len(RECIPES)
+
+
+def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Recipe] = []
+
+    def counted(recipe: Recipe, latent: int) -> NDArray[np.float32]:
+        drawn.append(recipe)
+        return noise(recipe, latent)
+
+    monkeypatch.setattr("worker.engine.noise", counted)
+    z, y = engine._inputs(RECIPES[:2], 16)
+    assert drawn == RECIPES[:2]
+    assert y.tolist() == [RECIPES[0].class_id, RECIPES[1].class_id, *[RECIPES[0].class_id] * 14]
+    assert torch.equal(z[2:], z[:1].expand(14, -1))
+
+
+def test_a_worker_whose_forwards_cannot_be_recorded_starts_again_without(tmp_path: Path) -> None:
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import os, sys\n"
+        "from worker.engine import NoModel, NotRecorded\n"
+        "from worker.main import run_worker\n"
+        "from worker.settings import WorkerSettings\n"
+        "def load(settings):\n"
+        "    print(os.getpid(), settings.cuda_graphs, sys.argv[1:], flush=True)\n"
+        "    raise NotRecorded('no') if settings.cuda_graphs else NoModel('seen')\n"
+        "sys.exit(run_worker(WorkerSettings(), load))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(program), "kept"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    first, second = (line.split(" ", 1) for line in done.stdout.splitlines())
+    assert first[1] == "True ['kept']"
+    assert second == [first[0], "False ['kept']"]  # whoever watches the process still does
+    assert "SAGAN_CUDA_GRAPHS=false" in done.stderr
+    assert "sagan worker: seen" in done.stderr
+    assert done.returncode == 1
+
+
+@pytest.mark.gpu
+def test_what_is_recorded_gives_the_images_of_what_is_not(checkpoint: Path) -> None:
+    device = torch.device("cuda")
+    engine = Engine.load(checkpoint, device)
+    eager = engine.sample(RECIPES)
+    engine.widen()
+    assert engine._recorded is not None
+    with ThreadPoolExecutor(4) as pool:
+        for images in pool.map(lambda _: engine.sample(RECIPES), range(16)):
+            np.testing.assert_array_equal(images, eager)
+    for recipe, image in zip(RECIPES, eager, strict=True):
+        np.testing.assert_array_equal(engine.sample([recipe])[0], image)
