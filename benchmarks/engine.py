@@ -11,9 +11,9 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,7 @@ from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.generator import Generator
 from model.layers import spectral_normalise
-from worker.engine import Crew, Engine, choose_device, noise, to_pixels
+from worker.engine import Crew, Engine, choose_device, choose_exact_kernels, noise, to_pixels
 from worker.jobs import Recipe
 
 WIDE = 16  # images of the plain network's batch
@@ -46,6 +46,7 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="Random weights without one")] = None,
 ) -> None:
     """Print the table."""
+    choose_exact_kernels()
     where = choose_device(device)
     typer.echo(f"{machine.described(where)}; other processes keep {machine.neighbours():.2f} cores busy")
     with tempfile.TemporaryDirectory() as folder:
@@ -139,11 +140,8 @@ def _images_a_second(make: Make, batch: int, lanes: int, seconds: float) -> floa
         torch.set_num_threads(threads)
         lane(0)
     else:
-        workers = [threading.Thread(target=lane, args=(index,)) for index in range(lanes)]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
+        with ThreadPoolExecutor(lanes) as pool:
+            list(pool.map(lane, range(lanes)))  # raises what a lane has raised
     return sum(made) / (time.perf_counter() - began)
 
 

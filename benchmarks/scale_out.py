@@ -36,11 +36,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from bench.client import Address, Client
 from worker import scripts
 from worker.job_store import JobStore
-from worker.jobs import SPEC, JobSpec, ModelInfo, Recipe, new_job_id
+from worker.jobs import JobSpec, ModelInfo, Recipe, new_job_id
 from worker.message import generate_list, generate_message
 from worker.private_redis import PrivateRedis, end, free_port
 from worker.settings import QueueSettings, WorkerSettings
 from worker.upkeep import FIRST
+from worker.wire import SPEC
 from worker.worker_store import WorkerStore
 
 ROOT: Final = Path(__file__).parent.parent

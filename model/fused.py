@@ -67,8 +67,13 @@ class Norm:
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether oneDNN's own layouts can be used for this weight: on a CPU, where torch was built with them."""
+    """Whether oneDNN's own layouts can be used for this weight: on a CPU, where torch was built with them.
+
+    For bfloat16 oneDNN wants AVX-512, or refuses.
+    """
     ops = torch.ops.mkldnn
+    if weight.dtype == torch.bfloat16 and not ops._is_mkldnn_bf16_supported():
+        return False
     return weight.device.type == "cpu" and all(
         hasattr(ops, name)
         for name in (

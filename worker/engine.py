@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from model.errors import ModelError
 from model.fused import FusedGenerator
 from model.precision import in_precision
 from worker.jobs import AttentionMap, AttentionSite, ModelInfo, Recipe
-from worker.settings import WorkerSettings
+
+if TYPE_CHECKING:  # a machine that only trains has no pydantic
+    from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -330,15 +332,19 @@ def choose_device(wanted: str) -> torch.device:
     return device
 
 
+def choose_exact_kernels() -> None:
+    """Pixels must depend neither on what a heuristic finds fastest today nor on TF32's short mantissa."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True
+
+
 def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
     """Every model in the checkpoints folder, by name. One that is no good is told about and left out.
 
     Raises NoModel when none is left, NoDevice, NotRecorded.
     """
     crew = Crew(settings.threads)
-    # Pixels must not depend on which kernel a heuristic finds fastest today, nor on TF32's short mantissa.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
+    choose_exact_kernels()
     device = choose_device(settings.device)
 
     def load(path: Path) -> Engine | None:

@@ -23,8 +23,6 @@ from worker import scripts
 from worker.jobs import (
     ENDED,
     FAILED,
-    SPEC,
-    WORKER,
     AttentionFailed,
     AttentionMap,
     BrokerUnavailable,
@@ -39,14 +37,13 @@ from worker.jobs import (
     WorkerInfo,
     as_state,
     attention_news,
-    ended_job,
     new_job_id,
-    read_job,
 )
 from worker.message import ATTENTION_QUEUE, attention_message, generate_list, generate_message, message_list
 from worker.news import News, Watch
 from worker.settings import QueueSettings
 from worker.together import Together
+from worker.wire import SPEC, WORKER, ended_job, read_job
 
 WATCHED: Final = 3600  # seconds; a wait is shorter, and looks by itself now and then
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import secrets
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
 # JobError
 # ├── UnknownJob            404: never known to this caller, or forgotten
@@ -222,9 +221,6 @@ class AttentionMap:
         )
 
 
-SPEC: Final = TypeAdapter(JobSpec)
-WORKER: Final = TypeAdapter(WorkerInfo)
-
 FAILED: Final = b"failed:"  # what stands in place of an attention map that could not be made
 
 
@@ -238,44 +234,7 @@ def new_job_id() -> str:
     return secrets.token_urlsafe(16)  # 128 bits: an id is also what lets its holder in
 
 
-def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
-    """A job from its hash in Redis."""
-    text = {name.decode(): value.decode() for name, value in record.items()}
-    return Job(
-        id=job_id,
-        owner=text["owner"],
-        spec=SPEC.validate_json(text["spec"]),
-        state=as_state(text["state"]),
-        created_at=datetime.fromtimestamp(float(text["created_at"]), UTC),
-        started_at=_time(text.get("started_at")),
-        finished_at=_time(text.get("finished_at")),
-        error=text["error"] or None,
-        done=int(text["done"]),
-        expires_at=_time(text.get("expires_at")),
-        attempts=int(text["attempts"]),
-    )
-
-
-def ended_job(job: Job, changes: bytes) -> Job:
-    """The job after what `finish` in worker.scripts tells of its end."""
-    state, error, done, attempts, started_at, finished_at, expires_at = json.loads(changes)
-    return replace(
-        job,
-        state=as_state(state),
-        error=error or None,
-        done=int(done),
-        attempts=int(attempts),
-        started_at=_time(started_at or None),
-        finished_at=_time(finished_at),
-        expires_at=_time(expires_at),
-    )
-
-
 def as_state(text: str) -> State:
     """The state of that name."""
     states: Sequence[State] = ("queued", "running", "succeeded", "failed", "cancelled")
     return next(state for state in states if state == text)
-
-
-def _time(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromtimestamp(float(text), UTC)

@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from worker.batcher import Batcher, Dropped, Made, Ticket
 from worker.encode import png, recipe_json
 from worker.engine import Engine, UnknownLayer
-from worker.jobs import SPEC, recipe
+from worker.jobs import recipe
 from worker.message import ATTENTION, GENERATE
 from worker.settings import WorkerSettings
+from worker.wire import SPEC
 from worker.worker_store import Stopping, Taken, WorkerStore
 
 log = logging.getLogger(__name__)

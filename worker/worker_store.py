@@ -20,17 +20,15 @@ from redis.retry import Retry
 from worker import scripts
 from worker.jobs import (
     FAILED,
-    SPEC,
-    WORKER,
     AttentionMap,
     Job,
     JobSpec,
     WorkerInfo,
     attention_news,
-    read_job,
 )
 from worker.message import GENERATE_QUEUE, PRIORITY_STEPS, generate_list, generate_message, message_list
 from worker.settings import QueueSettings
+from worker.wire import SPEC, WORKER, read_job
 
 PAGE: Final = 200  # messages read at once, so that Redis serves others in between
 

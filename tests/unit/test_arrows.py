@@ -21,7 +21,7 @@ FORBIDDEN = {
     "train": {"app", "worker"} | WEB,
 }
 # Of the worker, the API may know only the contract and the queue.
-FOR_THE_API = {"worker.classes", "worker.jobs", "worker.job_store", "worker.settings"}
+FOR_THE_API = {"worker.classes", "worker.jobs", "worker.job_store", "worker.settings", "worker.wire"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -60,7 +60,8 @@ def test_the_api_knows_of_the_worker_only_the_contract_and_the_queue() -> None:
     ("module", "absent"),
     [
         ("app.main", ["torch", "model", "train", "celery", "kombu"]),
-        ("worker.jobs", ["torch", "celery", "redis"]),
+        ("worker.jobs", ["torch", "celery", "redis", "pydantic"]),
+        ("worker.offline", ["pydantic", "celery", "redis", "fastapi"]),
         ("worker.job_store", ["torch", "celery"]),
         ("worker.queue", ["torch"]),
         ("model.checkpoint", ["pydantic", "celery", "redis", "fastapi"]),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.jobs import JobSpec
 
+ROOT = Path(__file__).parents[3]
 SPEC = JobSpec("birds", "ab" * 32, "float32", 3, "Grünfink", 4, 2**63 - 1, 0.7)
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
@@ -57,3 +61,14 @@ def test_what_is_no_png_of_ours_is_refused_with_one_line(data: bytes, says: str)
         read_recipe(data)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_without_isal_the_pixels_are_the_same() -> None:
+    code = (
+        "import sys; sys.modules['isal'] = None\n"
+        "import numpy; from worker.encode import png\n"
+        "pixels = numpy.random.default_rng(0).integers(0, 256, (32, 32, 3), numpy.uint8)\n"
+        "sys.stdout.buffer.write(png(pixels, '{}'))"
+    )
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(made))), PIXELS)

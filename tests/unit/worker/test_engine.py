@@ -256,7 +256,7 @@ def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.Monkey
 
 
 def test_a_worker_whose_forwards_cannot_be_recorded_starts_again_without(tmp_path: Path) -> None:
-    program = tmp_path / "worker.py"
+    program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
         "from worker.engine import NoModel, NotRecorded\n"
