@@ -23,7 +23,27 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every in
 Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors file written by `sagan train`")]
 Device = Annotated[str, typer.Option(help='"cpu", "cuda" or "cuda:1"; "auto": a GPU if there is one')]
 Seed = Annotated[int, typer.Option(help="Seed of the images", min=0, max=2**63 - 1)]
-Truncation = Annotated[float, typer.Option(help="Scale of the noise, (0, 1]: lower is safer, less varied")]
+
+
+def _within_truncation(value: float) -> float:
+    if not 0 < value <= 1:  # so that nan fails
+        _fail(f"truncation is {value}; it must be above 0 and at most 1.")
+    return value
+
+
+def _png(path: Path) -> Path:
+    """A picture's place, so that no checkpoint and no pack is written over."""
+    if path.suffix.lower() != ".png":
+        _fail(f"--out {path}: its name must end in .png.")
+    if path.is_dir():
+        _fail(f"--out {path} is a folder: give the name of a file in it.")
+    return path
+
+
+Truncation = Annotated[
+    float,
+    typer.Option(help="Scale of the noise, (0, 1]: lower is safer, less varied", callback=_within_truncation),
+]
 
 
 @app.command()
@@ -103,6 +123,7 @@ def train(
     `sagan train features` trains the small classifier that `sagan evaluate` measures with.
     """
     _wait_passively()
+    from model.errors import ModelError
     from train.errors import TrainError
     from train.execution import CaptureFailed
     from train.loop import STATE
@@ -143,7 +164,7 @@ def train(
             _fail(f"{error} Go on by --resume --no-graph.")
         _warn(f"{error} It starts again without: --no-graph.")
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--no-graph"])
-    except TrainError as error:
+    except (TrainError, ModelError) as error:
         _fail(error)
     if outcome.finished:
         _tell(f"step {outcome.step}: finished. The generator is in {out}/generator.safetensors.")
@@ -167,14 +188,14 @@ def sample(
     try:
         for path in write_samples(checkpoint, class_name, out, count, seed, truncation, device):
             _tell(str(path))
-    except OfflineError as error:
+    except (OfflineError, OSError) as error:
         _fail(error)
 
 
 @app.command()
 def sheet(
     checkpoint: Checkpoint,
-    out: Annotated[Path, typer.Option(help="The sheet, a PNG")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option(help="The sheet, a PNG", callback=_png)] = Path("sheet.png"),
     columns: Annotated[int, typer.Option(help="Images a class", min=1, max=100)] = 10,
     rows: Annotated[
         int | None, typer.Option(help="So many classes, spread over all; unless told, every class", min=1)
@@ -188,7 +209,7 @@ def sheet(
 
     try:
         write_sheet(checkpoint, out, columns, rows, seed, truncation, device)
-    except OfflineError as error:
+    except (OfflineError, OSError) as error:
         _fail(error)
     _tell(str(out))
 
@@ -197,7 +218,7 @@ def sheet(
 def attention(
     checkpoint: Checkpoint,
     class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
-    out: Annotated[Path, typer.Option(help="The figure, a PNG")] = Path("attention.png"),
+    out: Annotated[Path, typer.Option(help="The figure, a PNG", callback=_png)] = Path("attention.png"),
     seed: Seed = 0,
     index: Annotated[int, typer.Option(help="Which image of that seed", min=0)] = 0,
     truncation: Truncation = 1.0,
@@ -212,11 +233,11 @@ def attention(
 
     try:
         pixels, found = attend(checkpoint, class_name, seed, index, truncation, layer, device)
-    except OfflineError as error:
+        points = default_points(found, len(pixels))
+        title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
+        write_whole(out, write(figure(pixels, found, points, Look(), title)))
+    except (OfflineError, OSError) as error:
         _fail(error)
-    points = default_points(found, len(pixels))
-    title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
-    write_whole(out, write(figure(pixels, found, points, Look(), title)))
     _tell(str(out))
 
 
@@ -289,9 +310,11 @@ def evaluate(
     _wait_passively()
     from model.errors import ModelError
     from train.errors import TrainError
-    from train.run import keep_figures, run_evaluation
+    from train.run import check_keepable, keep_figures, run_evaluation
 
     try:
+        if keep:
+            check_keepable(checkpoint)  # before the long work
         figures = run_evaluation(
             checkpoint,
             source,
@@ -308,9 +331,9 @@ def evaluate(
             precision=precision,
         )
         console.print_json(data=figures)
-        own = figures.get("own_features")
-        if isinstance(own, dict):
-            _warn(own["protocol"].get("warning"))
+        for report in figures.values():
+            if isinstance(report, dict) and "protocol" in report:
+                _warn(report["protocol"].get("warning"))
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
@@ -321,7 +344,7 @@ def evaluate(
 def neighbours(
     checkpoint: Checkpoint,
     source: Annotated[Path, typer.Option("--data", help="The pack it was trained on")],
-    out: Annotated[Path, typer.Option(help="The picture, a PNG")] = Path("neighbours.png"),
+    out: Annotated[Path, typer.Option(help="The picture, a PNG", callback=_png)] = Path("neighbours.png"),
     columns: Annotated[int, typer.Option(help="Real images beside a generated one", min=1, max=100)] = 8,
     rows: Annotated[int, typer.Option(help="Generated images to show", min=1, max=1000)] = 10,
     samples: Annotated[int, typer.Option(help="Generated images to measure", min=1)] = 1000,
@@ -530,6 +553,8 @@ def _warn(doubt: str | None) -> None:
 
 
 def _fail(error: Exception | str) -> NoReturn:
+    if isinstance(error, OSError):
+        error = f"{error.strerror}: {error.filename}"
     Console(stderr=True).print(f"sagan: {error}", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2) from None
 

@@ -5,6 +5,7 @@ Nothing else is ever read: a pickle can run code, and is refused like any other 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -84,6 +85,12 @@ def load_generator(path: Path) -> Checkpoint:
     with torch.device("meta"):  # no time spent on initial weights that are about to be replaced
         generator = Generator(config)
     _check_shapes(path, generator.state_dict(), tensors)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{path}: {name} has values that are no finite numbers: its training diverged, and it "
+                "makes no images. Use an earlier one."
+            )
     generator.load_state_dict(tensors, assign=True)
     return Checkpoint(
         generator=generator.eval().requires_grad_(False),
@@ -96,7 +103,10 @@ def load_generator(path: Path) -> Checkpoint:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write beside `path` and rename, so that nobody ever reads half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with beside.open("wb") as file:
@@ -104,6 +114,8 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
+    except OSError as error:  # in the name of what was asked for
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         beside.unlink(missing_ok=True)
 
@@ -113,7 +125,10 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
-                raise CheckpointError(f"{path}: a safetensors file, but not a generator of ours ({FORMAT}).")
+                raise CheckpointError(
+                    f"{path}: a safetensors file, but not a generator of ours ({FORMAT}); a run of `sagan "
+                    "train` leaves it as generator.safetensors."
+                )
             names = file.keys()  # the file itself is not a dict
             return header, {name: _widened(file.get_tensor(name)) for name in names}
     except FileNotFoundError:

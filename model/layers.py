@@ -210,12 +210,18 @@ def power_iterate(network: nn.Module) -> None:
 
 
 def settle(network: nn.Module) -> float:
-    """Find every u and v in `network` anew, for weights that were put there; the largest σ that it found."""
+    """Find every u and v in `network` anew, for weights that were put there.
+
+    Returns the largest σ of those that spectral norm alone changes; 0 for none.
+    """
     largest = 0.0
-    for weight, norm in _normed(network):
-        for _ in range(INITIAL_ITERATIONS):
-            norm.iterate(weight)
-        largest = max(largest, float((norm.u @ (weight.flatten(1) @ norm.v)).detach()))
+    for module in network.modules():
+        if isinstance(module, parametrize.ParametrizationList) and isinstance(module[0], SpectralNorm):
+            weight, norm = module.original, module[0]
+            for _ in range(INITIAL_ITERATIONS):
+                norm.iterate(weight)
+            if len(module) == 1:
+                largest = max(largest, float((norm.u @ (weight.flatten(1) @ norm.v)).detach()))
     return largest
 
 

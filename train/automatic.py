@@ -184,12 +184,11 @@ def _resolution(survey: Survey, on_cpu: bool, asked: object) -> tuple[int, str]:
     else:
         why = "asked for"
     if asked is not None:
-        if asked not in RESOLUTIONS:
+        if not isinstance(asked, int) or asked not in RESOLUTIONS:
             raise RecipeError(
                 f"A resolution of {asked} cannot be trained: there are networks for "
                 f"{', '.join(map(str, RESOLUTIONS))} px. Pack or ask for one of these."
             )
-        assert isinstance(asked, int)
         return asked, why
     small = survey.small
     fitting = [side for side in RESOLUTIONS if side <= small]

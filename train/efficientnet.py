@@ -53,7 +53,8 @@ NETWORKS: Mapping[str, Published] = {
 
 def installed(name: str) -> bool:
     """Whether the weights of NETWORKS[name] are on this machine."""
-    return importlib.util.find_spec(NETWORKS[name].package) is not None
+    spec = importlib.util.find_spec(NETWORKS[name].package)
+    return spec is not None and spec.origin is not None  # None: what an uninstall has left
 
 
 def open_network(name: str, file: Path | None = None) -> EfficientNetLite:
@@ -66,7 +67,9 @@ def open_network(name: str, file: Path | None = None) -> EfficientNetLite:
     try:
         content = path.read_bytes()
     except OSError as wrong:
-        raise PretrainedError(f"{path} cannot be read ({wrong.strerror}).") from wrong
+        raise PretrainedError(
+            f"{path} cannot be read ({wrong.strerror}): install the package again."
+        ) from wrong
     if (found := hashlib.sha256(content).hexdigest()) != published.sha256:
         raise PretrainedError(
             f"{path} is not the published file: its sha256 is {found[:16]}…, not {published.sha256[:16]}…. "

@@ -105,9 +105,9 @@ def evaluate(
     Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
     that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
     images that are not in its reference, and tells how far a perfect generator would come with that many.
-    Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge
-    the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers do not fit, and for an
-    extractor that only guesses.
+    Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge,
+    or the images are few, the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers
+    do not fit, and for an extractor that only guesses.
     """
     features = open_trusted(features_file)
     _check(sampler, features, reference_pack)
@@ -323,9 +323,17 @@ def compare(
         "generated": yardstick.measure(known, Seen.joined(parts)),
         "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
     }
+    doubts = [str(doubt) for doubt in [yardstick.protocol.get("warning")] if doubt]
+    width, fewest = known.features.shape[1], min(samples, len(reference.images))
+    if fewest <= width:
+        doubts.append(
+            f"A Fréchet distance of {fewest:,} images in {width:,} features mostly tells how few they are: "
+            "go by KID, or measure with more."
+        )
     return {
         "protocol": {
             **yardstick.protocol,
+            **({"warning": " ".join(doubts)} if doubts else {}),
             "reference": pack.metadata.get("source"),
             "reference_sha256": pack.metadata.get("sha256"),
             "reference_images": len(reference.images),

@@ -308,9 +308,14 @@ class Snapshots:
 
 
 def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object]) -> None:
-    """Write the averaged generator with its standing statistics, and where it comes from."""
+    """Write the averaged generator with its standing statistics, and where it comes from.
+
+    Nothing where it has diverged: what was there before is the last good one, and the loop tells.
+    """
     schedule, optimisation = state.recipe.schedule, state.recipe.optimisation
     served = state.ema.network.folded()  # a copy: what looks at a run must not change it
+    if not all(torch.isfinite(tensor).all() for tensor in served.state_dict().values()):
+        return
     if schedule.weights == "bf16":
         for parameter in served.parameters():
             if parameter.dim() > 1:

@@ -132,6 +132,13 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
     optimisation = _section(name, Optimisation, values["optimisation"])
     if optimisation.variety and optimisation.judge == "plain":
         raise RecipeError(f'recipe {name}: the plain judge knows no variety: choose judge = "pretrained".')
+    if optimisation.judge_first >= optimisation.steps:
+        raise RecipeError(
+            f"recipe {name}: judge_first ({optimisation.judge_first}) leaves the generator none of "
+            f"{optimisation.steps} steps to learn in: lower it."
+        )
+    if optimisation.attention_scale != 1 and values["model"].get("attention_form") == "gaussian":
+        raise RecipeError(f"recipe {name}: attention_scale is a factor on queries, and gaussian has none.")
     if optimisation.variety and optimisation.batch % 2:
         raise RecipeError(
             f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
@@ -163,6 +170,9 @@ def overrides_of(settings: Sequence[str]) -> dict[str, str]:
         key, equals, value = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: write it as section.field=value.")
+        meant = setting_value(value)
+        if isinstance(meant, dict) or (isinstance(meant, float) and not math.isfinite(meant)):
+            raise RecipeError(f"--set {setting}: {value.strip()} is not a value that a setting can have.")
         overrides[key.strip()] = value.strip()
     return overrides
 
@@ -183,7 +193,13 @@ _KINDS: Mapping[str, Any] = {
     "bool": (bool,),
     "str": (str,),
 }
-_MAY_BE_0 = ("statistics_batches", "snapshot_every", "augment_after", "guide_steps", "judge_first")
+_FROM_0 = ("statistics_batches", "snapshot_every", "augment_after", "guide_steps", "judge_first")
+_BOUNDS: Mapping[str, tuple[float, float]] = {  # of numbers: at least, and under
+    "seed": (0, 2**63),
+    **dict.fromkeys(_FROM_0, (0, 2**31)),
+    **dict.fromkeys(("beta1", "beta2", "shift"), (0, 1)),
+    "attention_scale": (1e-6, 1e6),  # at 0 attention would learn nothing
+}
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "augment": tuple(AUGMENTATIONS),
     "judge": ("plain", "pretrained", "both"),
@@ -216,12 +232,14 @@ def _checked(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> dict[st
             value = None
         if not isinstance(value, _KINDS[wanted]) or (wanted != "bool" and isinstance(value, bool)):
             raise RecipeError(f"recipe {recipe}: {name} is {value!r}; it must be of type {wanted}.")
-        least = 0 if name in _MAY_BE_0 else 1
-        if wanted == "int" and name != "seed" and value < least:
-            raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least {least}.")
-        limit = 1 if name in ("beta1", "beta2", "shift") else math.inf
-        if wanted.startswith("float") and value is not None and not 0 <= value < limit:  # so that nan fails
-            raise RecipeError(f"recipe {recipe}: {name} is {value}; it must be at least 0 and under {limit}.")
+        if value is not None and wanted.removesuffix(" | None") in ("int", "float"):
+            whole = wanted == "int"
+            least, limit = _BOUNDS.get(name, (1, 2**31) if whole else (0, 3e38))
+            if not least <= value < limit:  # so that nan fails
+                raise RecipeError(
+                    f"recipe {recipe}: {name} is {value}; it must be at least {least:g} and under {limit:g}."
+                )
+            value = value if whole else float(value)
         if name in _CHOICES:
             _check_choice(recipe, name, value)
         read[name] = value

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from rich.console import Console
 from rich.progress import track
 
 from model.checkpoint import load_generator, save_generator, write_whole
+from model.config import ModelConfig
 from model.fused import FusedGenerator
 from model.generator import Generator
 from model.precision import in_precision
 from train.cas import classification_accuracy
 from train.choose import CHOSEN, choose
-from train.data import image_progress, open_data
+from train.data import Pack, image_progress, open_data
 from train.distributed import World, check_device, joined
 from train.efficientnet import open_network
 from train.errors import TrainError
@@ -52,7 +55,7 @@ def run(
     compile: bool | None = None,
     graph: bool | None = None,
 ) -> Outcome:
-    """Train `recipe_name` on `data` into the folder `out`; TrainError says what to do about it.
+    """Train `recipe_name` on `data` into the folder `out`; TrainError or ModelError says what to do about it.
 
     stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
     start: a generator whose weights it begins with. compile, graph: None: where it pays.
@@ -60,6 +63,10 @@ def run(
     if resume and start:
         raise TrainError("--resume goes on with the run's own weights: leave --from out.")
     overrides = overrides_of(settings)
+    if start is not None:
+        if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
+            raise TrainError(f"{start} would be written over by this run: choose another --out.")
+        load_generator(start)  # what is no generator is told before any work
     with _told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
         began = time.monotonic()
@@ -188,6 +195,7 @@ def run_evaluation(
         generator, precision = in_precision(loaded.generator, torch.device(where), precision)
     sampler = GeneratorSampler(generator, loaded.class_names, truncation, where)
     pack = open_data(data)
+    _check_size(loaded.config, pack, data)
     reports: dict[str, dict[str, object]] = {}
     with image_progress() as progress:
         if features:
@@ -234,6 +242,7 @@ def run_neighbours(
     loaded = load_generator(checkpoint)
     sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
     pack = open_data(data)
+    _check_size(loaded.config, pack, data)
     with _told_by_the_system(out), image_progress() as progress:
         eye = PretrainedEye(pack, network, where, progress=progress)
         found = find_neighbours(sampler, eye, samples, columns, rows, seed, progress)
@@ -265,6 +274,23 @@ def run_choice(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def _check_size(config: ModelConfig, pack: Pack, data: Path) -> None:
+    """Raises TrainError for real images of another size than the generator's."""
+    if config.resolution != pack.resolution:
+        raise TrainError(
+            f"The generator makes {config.resolution} px and {data} has {pack.resolution} px: pack its "
+            f"source again by `sagan data pack … --resolution {config.resolution}`."
+        )
+
+
+def check_keepable(checkpoint: Path) -> None:
+    """Raises TrainError where `keep_figures` could not write."""
+    if checkpoint.exists() and not os.access(checkpoint, os.W_OK):
+        raise TrainError(f"{checkpoint} may not be written to: --keep cannot keep figures in it.")
+    with _told_by_the_system(checkpoint), TemporaryFile(dir=checkpoint.parent):
+        pass
+
+
 def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
     """Write each of the figures into the checkpoint's header, where `/models` and the page find them.
 
@@ -275,7 +301,8 @@ def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
         raise TrainError("Figures with other Inception weights than the published are no FID: not kept.")
     loaded = load_generator(checkpoint)
     metrics = {**loaded.metrics, **figures}
-    save_generator(checkpoint, loaded.generator, loaded.class_names, metrics, loaded.metadata)
+    with _told_by_the_system(checkpoint):
+        save_generator(checkpoint, loaded.generator, loaded.class_names, metrics, loaded.metadata)
 
 
 def _one_device(device: str) -> str:

@@ -255,10 +255,12 @@ class TrainingState:
         """
         found = load_generator(path)
         theirs, known = found.generator.state_dict(), same_classes(found.class_names, self.pack.class_names)
+        used: set[str] = set()
         with torch.no_grad():
             for network in (self.generator, self.ema.network):
                 for name, tensor in network.state_dict().items():
                     plain = name.replace(".parametrizations.weight.original", ".weight")
+                    used.add(plain)
                     if ".parametrizations." in plain or (_of_a_class(plain) and not known):
                         continue
                     if plain not in theirs or theirs[plain].shape != tensor.shape:
@@ -270,6 +272,11 @@ class TrainingState:
                     owner = network.get_submodule(name.rpartition(".")[0])
                     if isinstance(owner, parametrize.ParametrizationList) and isinstance(owner[0], Scaled):
                         tensor.div_(owner[0].factor)  # what passes through it is what the file holds
+        if left := sorted(theirs.keys() - used):
+            raise StateError(
+                f"{path} has {left[0]}, for which this recipe's generator has no place: use the recipe that "
+                "it was trained with."
+            )
         if settle(self.generator) > _NORMED:
             raise StateError(
                 f"{path} was trained without spectral norm in the generator, and this recipe has it, which "

@@ -13,9 +13,10 @@ router = APIRouter(tags=["models"])
 
 
 @router.get("/models", responses=problems(401, 503))
-async def list_models(store: Store, caller: Caller) -> ModelsOut:
-    """What the living workers have loaded; empty while there is none."""
-    return ModelsOut(models=[ModelOut.of(model) for model in await store.models()])
+async def list_models(store: Store, caller: Caller, settings: UseSettings) -> ModelsOut:
+    """What the living workers have loaded, the service's default first; empty while there is none."""
+    models = sorted(await store.models(), key=lambda model: model.name != settings.default_model)
+    return ModelsOut(models=[ModelOut.of(model) for model in models])
 
 
 @router.get("/models/{name}", responses=problems(401, 404, 503))

@@ -164,6 +164,17 @@ def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: P
         (["evaluate", "{}", "--data", "x", "--inception-weights", "nowhere"], "nowhere cannot be read"),
         (["evaluate", "{}", "--data", "nowhere", "--cas"], "nothing at nowhere"),
         (["data", "pack", "nowhere", "out.safetensors"], "nothing at nowhere"),
+        (["train", "tiny", "--data", "x", "--out", "y", "--from", "nowhere"], "no such file"),
+        (["train", "tiny", "--data", "x", "--out", "y", "--from", __file__], "not a readable safetensors"),
+        (["train", "--data", "x", "--out", "y", "--set", "optimisation.guide=nan"], "not a value"),
+        (["train", "--data", "x", "--out", "y", "--set", "optimisation.guide={a=1}"], "not a value"),
+        (["evaluate", "{}", "--data", "x", "--cas", "--truncation", "nan"], "above 0"),
+        (["neighbours", "{}", "--data", "x", "--truncation", "-3"], "above 0"),
+        (["neighbours", "{}", "--data", "x", "--out", "{}"], "must end in .png"),
+        (["sheet", "{}", "--out", "{}"], "must end in .png"),
+        (["sheet", "{}", "--out", f"{__file__}/sheet.png"], "Not a directory"),
+        (["sample", "{}", "cat", "--out", __file__], "Not a directory"),
+        (["attention", "{}", "cat", "--out", "attention.jpg"], "must end in .png"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_with_the_way_out(
@@ -191,13 +202,14 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     made = run / "generator.safetensors"
     measure = ["--features", features, "--cas", "--samples", 20, "--keep", "--device", "cpu"]
     told = sagan("evaluate", made, "--data", pack, *measure)
-    reports = json.loads(told[told.index("{") :])
+    assert "20 images in 256 features" in told  # a Fréchet distance of so few says little
+    reports = json.loads(told[told.index("{") : told.rindex("}") + 1])
     figures = reports["own_features"]
     assert figures["protocol"]["samples"] == 20
     assert figures["real_held_back"]["frechet_own_features"] < figures["generated"]["frechet_own_features"]
     served = ["--features", features, "--samples", 20, "--device", "cpu", "--precision", "float32"]
     told = sagan("evaluate", made, "--data", pack, *served)
-    again = json.loads(told[told.index("{") :])["own_features"]
+    again = json.loads(told[told.index("{") : told.rindex("}") + 1])["own_features"]
     assert again["precision"] == "float32"
     wanted = figures["generated"]["frechet_own_features"]
     assert again["generated"]["frechet_own_features"] == pytest.approx(wanted, rel=1e-2)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import load_generator, save_generator
+from model.checkpoint import load_generator, save_generator, write_whole
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.generator import Generator
@@ -140,6 +140,25 @@ def test_a_header_that_does_not_fit_is_refused_in_one_line(
         load_generator(saved)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_network_that_diverged_are_refused(saved: Path, value: float) -> None:
+    tensors = load_file(saved)
+    tensors["attention.16x16.gamma"].fill_(value)
+    save_file(tensors, saved, metadata=header(saved))
+    with pytest.raises(
+        CheckpointError, match=r"attention\.16x16\.gamma has values that are no finite numbers"
+    ):
+        load_generator(saved)
+
+
+def test_a_place_that_cannot_be_written_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as told:
+        write_whole(tmp_path / "folder", b"x")
+    assert told.value.filename == str(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_tensor_of_another_type_is_refused(saved: Path) -> None:

@@ -93,6 +93,19 @@ def test_a_generator_of_another_shape_is_refused(generator: Path) -> None:
         begun(tiny(model__latent="16"), generator)
 
 
+def test_a_part_that_the_recipe_has_no_place_for_is_not_dropped(generator: Path) -> None:
+    with pytest.raises(StateError, match="has no place"):
+        begun(tiny(model__generator_attention="[]"), generator)
+
+
+def test_a_scale_beside_spectral_norm_is_kept(tmp_path: Path) -> None:
+    scaled = tiny(optimisation__steps="1", optimisation__attention_scale="2")
+    train(scaled, make_pack(20), tmp_path, World(), [Served(tmp_path / GENERATOR, {})])
+    state, _ = begun(scaled, tmp_path / GENERATOR)
+    query = load_generator(tmp_path / GENERATOR).generator.attention["16x16"].f.weight
+    torch.testing.assert_close(state.generator.attention["16x16"].f.weight, query, rtol=0.1, atol=0.01)
+
+
 def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
     (tmp_path / "no.safetensors").write_bytes(b"no")
     with pytest.raises(CheckpointError):
@@ -113,6 +126,11 @@ def test_a_run_remembers_what_it_began_with(generator: Path, tmp_path: Path) -> 
 def test_to_resume_and_to_begin_anew_at_once_is_refused(generator: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="leave --from out"):
         run("tiny", tmp_path, tmp_path / "out", console=Console(quiet=True), resume=True, start=generator)
+
+
+def test_a_generator_in_the_runs_own_folder_is_not_written_over(generator: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="choose another --out"):
+        run("tiny", tmp_path, generator.parent, console=Console(quiet=True), start=generator)
 
 
 def test_the_judge_learns_alone_at_first(generator: Path) -> None:

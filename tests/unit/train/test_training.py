@@ -27,7 +27,7 @@ from train.ema import Ema, recompute_statistics
 from train.errors import TrainError
 from train.loop import GENERATOR, STATE, Diverged, train
 from train.losses import discriminator_hinge, generator_hinge
-from train.observers import Grids, Scalars, Served
+from train.observers import SNAPSHOTS, Grids, Scalars, Served, Snapshots
 from train.recipe import Recipe, RecipeError, read_recipe
 from train.run import run, seconds
 from train.state import StateError, TrainingState
@@ -362,10 +362,13 @@ def test_a_network_that_diverges_ends_the_run_and_leaves_the_last_good_state(tmp
         def close(self, state: TrainingState) -> None:
             pass
 
+    watching = [Poison(), Served(tmp_path / GENERATOR, {}), Snapshots(tmp_path / SNAPSHOTS, {})]
     with pytest.raises(Diverged, match=r"before step 4.*last good state"):
-        train(tiny(), make_pack(), tmp_path, World(), [Poison()])
+        train(tiny(schedule__snapshot_every="1"), make_pack(), tmp_path, World(), watching)
     with safe_open(tmp_path / STATE, framework="pt") as file:
         assert file.metadata()["step"] == "2"
+    assert load_generator(tmp_path / GENERATOR).metadata["steps"] == 2
+    assert {load_generator(path).metadata["steps"] for path in (tmp_path / SNAPSHOTS).iterdir()} == {1, 2, 3}
 
 
 def test_a_collapse_is_told_at_the_next_grid(
