@@ -185,6 +185,8 @@ def _steps(path: Path, found: Checkpoint) -> int:
 def _candidates(run: Path) -> list[Path]:
     """The snapshots, and the generator that the run ended with where it is not one of them."""
     snapshots = sorted((run / SNAPSHOTS).glob("*.safetensors"))
+    if not run.is_dir():
+        raise ChoiceError(f"There is no folder {run}: give the --out of a run of `sagan train`.")
     if not snapshots:
         raise ChoiceError(
             f"{run} has no snapshots to choose from: train with --set schedule.snapshot_every=1000 or so."

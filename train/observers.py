@@ -138,6 +138,8 @@ class ProgressBar:
             f"{span(self.data_seconds)} of it for the data."
         )
         total = state.recipe.optimisation.steps
+        if state.step == total:
+            return
         left = (total - state.step) * step
         text = f"About {span(left)} for the remaining {total - state.step:,} steps"
         text += f" at {_rate(state, step)} on {_machine(state)}"

@@ -79,8 +79,9 @@ class PackReport:
         """The report for a person."""
         rate = self.images / max(self.seconds, 1e-9)
         beside = f" and {self.shards} shards beside it" if self.shards > 1 else ""
+        classes = f"{len(self.class_names)} class{'es' if len(self.class_names) > 1 else ''}"
         lines = [
-            f"{self.images:,} images of {len(self.class_names)} classes at "
+            f"{self.images:,} images of {classes} at "
             f"{self.resolution}×{self.resolution} in {self.path}{beside} ({self.size / 2**20:,.0f} MiB)",
             f"{min(self.class_counts):,} to {max(self.class_counts):,} images a class; "
             f"{self.seconds:.1f} s, {rate:,.0f} images/s; sha256 {self.sha256}",

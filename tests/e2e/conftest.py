@@ -109,7 +109,10 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with two attention sites and ten classes, and one without attention and with 120."""
     folder = tmp_path_factory.mktemp("networks")
     random_checkpoint(folder / "attentive.safetensors", CLASSES, attention=(8, 16), seed=1)
-    random_checkpoint(folder / "plain.safetensors", MANY, attention=(), seed=2)
+    figures = {
+        "pretrained": {"generated": {"probe_accuracy_by_class": {"breed_003": 0.5, "breed_077": 0.97}}}
+    }
+    random_checkpoint(folder / "plain.safetensors", MANY, attention=(), seed=2, metrics=figures)
     return folder
 
 
