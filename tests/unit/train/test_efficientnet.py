@@ -154,7 +154,9 @@ def test_bf16_on_a_cpu_is_the_plain_convolution(
     assert plain.grad is not None
     assert found.dtype == ours.grad.dtype == torch.bfloat16
     assert torch.allclose(found, wanted, rtol=2**-7, atol=2**-7)
-    assert torch.allclose(ours.grad, plain.grad, rtol=2**-6, atol=2**-5)
+    # without AVX-512 both are torch's own kernels, which add up 25 products in bf16: each is off by 0.1 or so
+    room = 2**-5 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 2**-2
+    assert torch.allclose(ours.grad, plain.grad, rtol=2**-6, atol=room)
 
 
 def test_bf16_sees_nearly_what_float32_sees() -> None:
