@@ -5,8 +5,10 @@ Imports are made inside the commands, so that an image with the API alone needs 
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -81,7 +83,7 @@ def api(
 @app.command()
 def worker() -> None:
     """A Celery worker alone: it loads the checkpoints (SAGAN_CHECKPOINTS) and takes jobs from Redis."""
-    _wait_passively()
+    _wait_passively(quiet=True)  # its forwards have a thread or two each
     from worker import start
 
     start.begin()
@@ -531,13 +533,33 @@ def pack(
         _tell(line)  # file names may look like markup
 
 
-def _wait_passively() -> None:
+def _wait_passively(quiet: bool | None = None) -> None:
     """Before torch is loaded: let its threads sleep while they wait for each other, not spin for long.
 
-    Spinning is somewhat faster on idle cores, and several times slower beside one busy process.
+    Spinning from one layer to the next, some 0.2 ms, makes small steps a tenth faster on idle cores, and half
+    as fast beside one busy process (benchmarks/README.md). quiet: whether cores are idle; None: looks.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # some 0.2 ms: from one layer to the next
+    if "GOMP_SPINCOUNT" not in os.environ and (_busy_cores() < _BUSY if quiet is None else quiet):
+        os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
+_BUSY = 0.25  # cores that others keep busy, above which this is no quiet machine
+
+
+def _busy_cores(seconds: float = 0.2) -> float:
+    """How many cores other processes keep busy now; infinite where the system does not tell."""
+
+    def ticks() -> int:
+        user, nice, system, *_ = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:])
+        return user + nice + system
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        return (ticks() - before) / os.sysconf("SC_CLK_TCK") / seconds
+    except (OSError, ValueError):
+        return math.inf
 
 
 def _tell(line: str) -> None:

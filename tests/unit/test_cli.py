@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli import app
+from cli import _busy_cores, _wait_passively, app
 from model.checkpoint import load_generator
 from support import judge_with, random_checkpoint
 from train.features import open_features
@@ -25,6 +30,29 @@ CLASSES = ("cat", "dog")
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as `train` sets it; put back afterwards
+
+
+@pytest.mark.parametrize(("busy", "spins"), [(0.0, "10000"), (0.9, None), (math.inf, None)])
+def test_threads_spin_only_where_cores_are_idle(
+    monkeypatch: pytest.MonkeyPatch, busy: float, spins: str | None
+) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setattr("cli._busy_cores", lambda: busy)
+    _wait_passively()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # a user's own
+    _wait_passively()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+
+
+def test_busy_cores_are_seen() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            time.sleep(0.2)  # it has started
+            assert _busy_cores() > 0.5
+        finally:
+            busy.kill()
 
 
 @pytest.fixture(scope="module")

@@ -352,7 +352,7 @@ def test_a_checkpoint_is_measured_and_keeps_its_figures(
         *("evaluate", model, "--data", photos, "--pretrained", "--samples", 12),
         *("--truncation", 0.5, "--seed", 4, "--keep", "--device", "cpu"),
     )
-    report = json.loads(told[told.index("{") :])["pretrained"]
+    report = json.loads(told[told.index("{") : told.rindex("}") + 1])["pretrained"]
     assert report["protocol"]["network_sha256"] == NETWORKS["lite2"].sha256
     assert report["protocol"]["resize"] == "none"
     assert (report["protocol"]["truncation"], report["protocol"]["seed"]) == (0.5, 4)
