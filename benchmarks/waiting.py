@@ -37,7 +37,7 @@ WAYS: Mapping[str, Mapping[str, str]] = {
 def serve(
     pipe: multiprocessing.connection.Connection, recipe: str, settings: dict[str, str], threads: int
 ) -> None:
-    """A way's process: makes steps for as many seconds as it is told to, and says how many images a second."""
+    """A way's process: makes steps for as long as it is told to, and says how many images a second."""
     torch.set_num_threads(threads)
     read = read_recipe(recipe, settings)
     state = build(Row("ours"), read, torch.device("cpu"))
