@@ -20,6 +20,8 @@ data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into
 app.add_typer(data, name="data")
 console = Console()
 
+_BUSY = 0.25  # cores that others keep busy, above which a machine is not quiet
+
 Port = Annotated[int, typer.Option(help="TCP port", envvar="PORT", min=0, max=65535)]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every interface")]
 Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors file written by `sagan train`")]
@@ -536,15 +538,12 @@ def pack(
 def _wait_passively(quiet: bool | None = None) -> None:
     """Before torch is loaded: let its threads sleep while they wait for each other, not spin for long.
 
-    Spinning from one layer to the next, some 0.2 ms, makes small steps a tenth faster on idle cores, and half
-    as fast beside one busy process (benchmarks/README.md). quiet: whether cores are idle; None: looks.
+    Spinning from one layer to the next, some 0.2 ms, makes steps up to a tenth faster on idle cores, and up to
+    twice as slow beside one busy process (benchmarks/README.md). quiet: whether cores are idle; None: looks.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "GOMP_SPINCOUNT" not in os.environ and (_busy_cores() < _BUSY if quiet is None else quiet):
         os.environ["GOMP_SPINCOUNT"] = "10000"
-
-
-_BUSY = 0.25  # cores that others keep busy, above which this is no quiet machine
 
 
 def _busy_cores(seconds: float = 0.2) -> float:
