@@ -538,8 +538,8 @@ def pack(
 def _wait_passively(quiet: bool | None = None) -> None:
     """Before torch is loaded: let its threads sleep while they wait for each other, not spin for long.
 
-    Spinning from one layer to the next, some 0.2 ms, makes steps up to a tenth faster on idle cores, and up to
-    twice as slow beside one busy process (benchmarks/README.md). quiet: whether cores are idle; None: looks.
+    Spinning from one layer to the next, some 0.2 ms, makes steps up to a tenth faster on idle cores, and
+    twice as slow at worst beside a busy process (benchmarks/README.md). quiet: cores are idle; None: looks.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "GOMP_SPINCOUNT" not in os.environ and (_busy_cores() < _BUSY if quiet is None else quiet):
