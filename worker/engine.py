@@ -135,6 +135,7 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
         torch.zeros(size, device=device, dtype=torch.long),
     )
     graph = torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream(device))  # where the inputs are filled
     with torch.cuda.stream(stream):
         for _ in range(3):  # kernels are chosen and memory is taken before the recording
             to_pixels(network(*inputs))
