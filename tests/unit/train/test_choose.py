@@ -204,8 +204,11 @@ def test_rank_correlation_is_spearmans() -> None:
 def test_a_run_that_cannot_be_judged_is_refused_and_nothing_written(
     copy: Path, pack: Pack, tmp_path: Path
 ) -> None:
-    with pytest.raises(ChoiceError, match="no snapshots"):
+    with pytest.raises(ChoiceError, match="no folder"):
         choose(tmp_path / "nowhere", pack)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(ChoiceError, match="no snapshots"):
+        choose(tmp_path / "bare", pack)
     with pytest.raises(TrainError, match="other classes"):
         choose(copy, Pack(pack.images, pack.labels, ("a", "b"), 32, {}))
     with pytest.raises(ChoiceError, match="32 px and the data 64 px"):
