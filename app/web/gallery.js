@@ -4,6 +4,8 @@ import { at, cancel, ended, follow, source } from "./api.js";
 import { $, announce, copy, flash, h, icon, images, ordinal, spoken } from "./dom.js";
 import { linkTo } from "./link.js";
 
+const PAUSES_MS = [500, 3000]; // before an image that did not come is asked for again
+
 export class Gallery {
   /**
    * `open(job, k)` looks into an image; `again(spec)` takes a recipe back to the form; `grown(card)` is called
@@ -98,14 +100,27 @@ class Card {
     }, picture);
     tile.dataset.state = "waiting";
     picture.addEventListener("load", () => (tile.dataset.state = "ready"));
+    const pauses = [...PAUSES_MS];
     picture.addEventListener("error", () => {
       // an image may have expired since, or the service is away for a moment
+      if (pauses.length > 0) {
+        setTimeout(() => this.load(k), pauses.shift());
+        return;
+      }
       tile.dataset.state = "missing";
       tile.disabled = true;
       tile.setAttribute("aria-label", `${label}: no longer there, make it again from its seed`);
       this.show();
     });
     return tile;
+  }
+
+  load(k) {
+    const picture = this.tiles[k].firstElementChild;
+    source(this.job.links.images[k]).then(
+      (address) => (picture.src = address),
+      () => picture.dispatchEvent(new Event("error")),
+    );
   }
 
   /** Resolves once image `k` is there; rejects when it never will be. */
@@ -158,10 +173,7 @@ class Card {
       const tile = this.tiles[k];
       if (tile.dataset.state !== "waiting" || !tile.disabled) continue;
       tile.disabled = false;
-      source(job.links.images[k]).then(
-        (address) => (tile.firstElementChild.src = address),
-        () => tile.firstElementChild.dispatchEvent(new Event("error")),
-      );
+      this.load(k);
     }
     if (!busy) for (const tile of this.tiles.slice(this.done)) tile.dataset.state = "never";
     this.settle();

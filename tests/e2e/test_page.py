@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Service, Visitor
@@ -212,6 +212,28 @@ def test_a_seed_beyond_the_bound_is_refused_in_words(visit: Visitor) -> None:
         "A seed is a whole number from 0 to 9223372036854775807."
     )
     assert visitor.orders == []
+
+
+def test_an_image_that_does_not_come_at_once_is_asked_for_again(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    refused: list[str] = []
+
+    def once(route: Route) -> None:
+        if route.request.url in refused:
+            route.continue_()
+        else:
+            refused.append(route.request.url)
+            route.abort()
+
+    page.route("**/images/0", once)
+    page.locator("#count").fill("1")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".job:first-child .tile[data-state=ready]")).to_have_count(1)
+    assert len(refused) >= 1
+    page.unroute("**/images/0")
+    assert all("ERR_FAILED" in error for error in visitor.errors)
+    visitor.errors.clear()
 
 
 def test_many_classes_are_found_by_typing_and_a_model_without_attention_says_so(visit: Visitor) -> None:
