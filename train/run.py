@@ -63,15 +63,15 @@ def run(
     if resume and start:
         raise TrainError("--resume goes on with the run's own weights: leave --from out.")
     overrides = overrides_of(settings)
-    if start is not None:
-        if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
-            raise TrainError(f"{start} would be written over by this run: choose another --out.")
-        load_generator(start)  # what is no generator is told before any work
     with _told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
         began = time.monotonic()
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
         first = starting_step(out, resume) if world.leads else 0
+        if start is not None and world.leads:
+            if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
+                raise TrainError(f"{start} would be written over by this run: choose another --out.")
+            load_generator(start)  # what is no generator is told before any work
         execution = Execution.fitting(world.device, world.size, compile, graph)
         on_cpu = world.device.type == "cpu"
         if world.leads:

@@ -129,8 +129,11 @@ def test_to_resume_and_to_begin_anew_at_once_is_refused(generator: Path, tmp_pat
 
 
 def test_a_generator_in_the_runs_own_folder_is_not_written_over(generator: Path, tmp_path: Path) -> None:
+    own = tmp_path / GENERATOR  # without a state, which would be refused as a run
+    own.write_bytes(generator.read_bytes())
     with pytest.raises(TrainError, match="choose another --out"):
-        run("tiny", tmp_path, generator.parent, console=Console(quiet=True), start=generator)
+        run("tiny", tmp_path, tmp_path, console=Console(quiet=True), start=own)
+    assert own.read_bytes() == generator.read_bytes()
 
 
 def test_the_judge_learns_alone_at_first(generator: Path) -> None:
