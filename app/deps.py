@@ -15,8 +15,9 @@ from app import security
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
 from app.metrics import Metrics
 from app.settings import Settings
-from worker.job_store import JobStore
-from worker.jobs import Job, ModelInfo, UnknownJob
+from jobs.client import JobClient
+from jobs.errors import UnknownJob
+from jobs.job import Job, ModelInfo
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -25,7 +26,7 @@ M = TypeVar("M", bound=BaseModel)
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
-class Artist:
+class DrawingPool:
     """Runs drawing in threads, as many at once as there are cores, so that the event loop stays free."""
 
     def __init__(self, at_once: int) -> None:
@@ -41,8 +42,8 @@ class State(Protocol):
     """What the app carries while it runs; routes ask for it by the types below."""
 
     settings: Settings
-    store: JobStore
-    artist: Artist
+    store: JobClient
+    drawing: DrawingPool
     metrics: Metrics
 
 
@@ -58,12 +59,12 @@ async def _settings(request: Request) -> Settings:
     return state(request).settings
 
 
-async def _store(request: Request) -> JobStore:
+async def _store(request: Request) -> JobClient:
     return state(request).store
 
 
-async def _artist(request: Request) -> Artist:
-    return state(request).artist
+async def _drawing(request: Request) -> DrawingPool:
+    return state(request).drawing
 
 
 async def _metrics(request: Request) -> Metrics:
@@ -71,8 +72,8 @@ async def _metrics(request: Request) -> Metrics:
 
 
 UseSettings = Annotated[Settings, Depends(_settings)]
-Store = Annotated[JobStore, Depends(_store)]
-UseArtist = Annotated[Artist, Depends(_artist)]
+Store = Annotated[JobClient, Depends(_store)]
+UseDrawingPool = Annotated[DrawingPool, Depends(_drawing)]
 UseMetrics = Annotated[Metrics, Depends(_metrics)]
 
 
@@ -122,7 +123,7 @@ async def body_as(model: type[M], request: Request) -> M:
         raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in findings]) from error
 
 
-async def served_model(store: JobStore, name: str | None) -> ModelInfo:
+async def served_model(store: JobClient, name: str | None) -> ModelInfo:
     """The model of that name; None: the one of the largest images, or first by name.
 
     Raises NoWorker, UnknownModel.

@@ -24,7 +24,7 @@
         ├── NoWorker
         └── NoBroker
 
-Errors of `worker.jobs` are given the same form by `_of_jobs`.
+Errors of `jobs.errors` are given the same form by `_of_jobs`.
 """
 
 import http
@@ -38,8 +38,15 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
-from worker import jobs
-from worker.classes import nearest_name
+from jobs.classes import nearest_name
+from jobs.errors import (
+    AttentionFailed,
+    ExpiredJob,
+    IdempotencyConflict,
+    JobError,
+    QueueFull,
+    UnknownJob,
+)
 
 log = logging.getLogger("sagan.app")
 
@@ -173,18 +180,18 @@ def shorten(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
-def _of_jobs(error: jobs.JobError) -> Problem:
+def _of_jobs(error: JobError) -> Problem:
     """The problem that an error of the job store is to a client."""
     match error:
-        case jobs.UnknownJob():
+        case UnknownJob():
             return NotFound(str(error))
-        case jobs.ExpiredJob():
+        case ExpiredJob():
             return Gone(str(error))
-        case jobs.QueueFull():
+        case QueueFull():
             return QueueIsFull(str(error), retry_after=RETRY_AFTER)
-        case jobs.IdempotencyConflict():
+        case IdempotencyConflict():
             return KeyReused(str(error))
-        case jobs.AttentionFailed():
+        case AttentionFailed():
             return NoMap(str(error))
         case _:
             return NoBroker(str(error), retry_after=RETRY_AFTER)
@@ -230,8 +237,8 @@ def handle_errors(app: FastAPI) -> None:
     async def _(request: Request, error: Problem) -> JSONResponse:
         return respond(error, request.url.path)
 
-    @app.exception_handler(jobs.JobError)
-    async def _(request: Request, error: jobs.JobError) -> JSONResponse:
+    @app.exception_handler(JobError)
+    async def _(request: Request, error: JobError) -> JSONResponse:
         return respond(_of_jobs(error), request.url.path)
 
     @app.exception_handler(RequestValidationError)

@@ -13,14 +13,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
-from app.deps import Artist
+from app.deps import DrawingPool
 from app.docs import describe
 from app.errors import handle_errors
 from app.metrics import Metrics, Observe
 from app.routes import attention, generate, health, jobs, models
 from app.security import BodyLimit, OriginCheck, ResponseHeaders
 from app.settings import Settings
-from worker.job_store import JobStore
+from jobs.client import JobClient
 
 _WEB = Path(__file__).parent / "web"
 
@@ -47,8 +47,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.store = JobStore.open(settings)
-        app.state.artist = Artist(at_once=os.cpu_count() or 1)
+        app.state.store = JobClient.open(settings)
+        app.state.drawing = DrawingPool(at_once=os.cpu_count() or 1)
         try:
             with _collecting_less():
                 yield

@@ -14,8 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from worker.job_store import JobStore
-from worker.jobs import BrokerUnavailable, State, WorkerInfo
+from jobs.client import JobClient
+from jobs.errors import BrokerUnavailable
+from jobs.job import State, WorkerInfo
 
 log = logging.getLogger("sagan.access")
 
@@ -50,7 +51,7 @@ class Metrics:
     def _series(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         return self.requests.labels(method, route, str(status)), self.seconds.labels(method, route)
 
-    async def render(self, store: JobStore) -> bytes:
+    async def render(self, store: JobClient) -> bytes:
         """Everything, as Prometheus reads it. Without a broker: this process, and sagan_broker_up 0."""
         try:
             reading = _Reading(True, await store.counts(), await store.workers())

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from app.pictures import Pixels, enlarge
-from worker.jobs import AttentionMap
+from jobs.job import AttentionMap
 
 Point = tuple[int, int]  # x, y of a pixel of the image
 Spot = tuple[float, float]  # x, y on a panel, pixels from its top left corner
@@ -53,7 +53,7 @@ _INK, _FAINT, _RULE, _AMBER = (28, 30, 34), (105, 110, 118), (222, 224, 228), (1
 
 
 @dataclass(frozen=True)
-class Look:
+class FigureStyle:
     """How a view is drawn."""
 
     size: int = 256  # side of one panel, pixels
@@ -148,7 +148,7 @@ def colours(name: Colormap) -> Pixels:
 
 
 def figure(
-    image: Pixels, attention: AttentionMap, points: Sequence[Point], look: Look, title: str
+    image: Pixels, attention: AttentionMap, points: Sequence[Point], look: FigureStyle, title: str
 ) -> Image.Image:
     """The paper's figure: the image with its query points, then one map a point, and what to make of it.
 
@@ -169,7 +169,7 @@ def figure(
     return _sheet(panels, attention, look, title)
 
 
-def overlay(image: Pixels, attention: AttentionMap, point: Point, look: Look) -> Image.Image:
+def overlay(image: Pixels, attention: AttentionMap, point: Point, look: FigureStyle) -> Image.Image:
     """The map of one point over the image, [size, size], with the point and an arrow to its target."""
     row = row_of(attention, point, image.shape[0])
     panel = _panel(image, row, point, look, POINT_COLOURS[0], "")
@@ -177,7 +177,7 @@ def overlay(image: Pixels, attention: AttentionMap, point: Point, look: Look) ->
     return panel
 
 
-def heatmap(image: Pixels, attention: AttentionMap, point: Point, look: Look) -> Image.Image:
+def heatmap(image: Pixels, attention: AttentionMap, point: Point, look: FigureStyle) -> Image.Image:
     """The map of one point alone, [size, size], nothing drawn over it: colours(colormap) of map / peak."""
     row = row_of(attention, point, image.shape[0])
     return Image.fromarray(_heat(upsample(row, look.size), look.colormap))
@@ -195,7 +195,9 @@ def _heat(values: Floats, name: Colormap) -> Pixels:
     return painted
 
 
-def _panel(image: Pixels, row: Floats, point: Point, look: Look, colour: Rgb, label: str) -> Image.Image:
+def _panel(
+    image: Pixels, row: Floats, point: Point, look: FigureStyle, colour: Rgb, label: str
+) -> Image.Image:
     """One map over the greyed, darkened image; query marked; arrow to the target."""
     resolution, side = image.shape[0], look.size
     values = upsample(row, side)
@@ -333,7 +335,7 @@ def _fitting(text: str, pixels: int, width: float) -> ImageFont.FreeTypeFont:
 
 
 def _sheet(
-    panels: Sequence[tuple[Image.Image, str, Rgb]], attention: AttentionMap, look: Look, title: str
+    panels: Sequence[tuple[Image.Image, str, Rgb]], attention: AttentionMap, look: FigureStyle, title: str
 ) -> Image.Image:
     """Panels in rows with a caption each, a title above, the layer's figures and the colour bar below."""
     side = look.size
@@ -382,7 +384,7 @@ def _sheet(
     return sheet
 
 
-def _colour_bar(sheet: Image.Image, look: Look, top: int, right: int, unit: int) -> int:
+def _colour_bar(sheet: Image.Image, look: FigureStyle, top: int, right: int, unit: int) -> int:
     """Draws "0 [bar] peak" that ends at `right`; answers where it begins."""
     draw, font = ImageDraw.Draw(sheet), _font(unit)
     length = round(look.size * 0.45)

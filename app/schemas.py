@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from worker.jobs import Job, ModelInfo, State
+from jobs.job import Job, ModelInfo, State
 
 MAX_SEED = 2**63 - 1
 

@@ -12,7 +12,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import BodyTooLarge, ForeignOrigin, TooManyRequests, Unauthorised, respond
-from worker.job_store import JobStore
+from jobs.client import JobClient
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 
@@ -54,7 +54,7 @@ def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:
     return hashlib.sha256(b"owner:" + given.encode()).hexdigest()[:32]
 
 
-async def within_rate(store: JobStore, caller: str, limit: int) -> None:
+async def within_rate(store: JobClient, caller: str, limit: int) -> None:
     """Counts one request of `caller`; raises TooManyRequests beyond `limit` in this minute."""
     if await store.count_request(caller) > limit:
         raise TooManyRequests(

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from worker.settings import QueueSettings
+from jobs.settings import QueueSettings
 
 # An environment variable holds "a,b", not JSON
 Words = Annotated[tuple[str, ...], NoDecode]

@@ -1,6 +1,6 @@
 """CPU time and size of one PNG by several ways to pack it, on images of a checkpoint.
 
-    python benchmarks/encoders.py [checkpoints/dogs64.safetensors] [--rounds 5]
+    python -m benchmarks.encoders [checkpoints/dogs64.safetensors] [--rounds 5]
 
 Filters are applied in numpy, Deflate is zlib's or ISA-L's; Pillow chooses its filters itself. All are read
 back.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import statistics
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -24,12 +23,10 @@ from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks import machine
-from worker import encode
+from imaging import png
+from imaging.spec import ImageSpec
 from worker.engine import Engine
-from worker.jobs import Recipe
 
 IMAGES = 32
 Pixels = NDArray[np.uint8]
@@ -63,7 +60,7 @@ def main(
     typer.echo(f"{machine.described(cpu)}; other processes keep {machine.neighbours():.2f} cores busy")
     engine = Engine.load(checkpoint, cpu)
     classes = len(engine.info.classes)
-    images = [engine.sample([Recipe(k % classes, k, 0, 1.0)])[0] for k in range(IMAGES)]
+    images = [engine.sample([ImageSpec(k % classes, k, 0, 1.0)])[0] for k in range(IMAGES)]
     ways: dict[str, Callable[[Pixels], bytes]] = {
         f"Pillow, level {level}": lambda pixels, level=level: _pillow(pixels, level)  # type: ignore[misc]
         for level in (1, 6)
@@ -103,7 +100,7 @@ def _by(filter_type: int, pack: Callable[[memoryview], bytes]) -> Callable[[Pixe
             lines[:, 4:] -= rows[:, :-3]
         else:
             lines[1:, 1:] -= rows[:-1]
-        return encode.container(width, height, pack(lines.data), "{}")
+        return png.container(width, height, pack(lines.data), "{}")
 
     return packed
 

@@ -1,6 +1,6 @@
 """Images a second of the worker's engine beside the plain eager float32 network, side by side in one run.
 
-    python benchmarks/engine.py [--device auto] [--rounds 5] [--checkpoint checkpoints/dogs64.safetensors]
+    python -m benchmarks.engine [--device auto] [--rounds 5] [--checkpoint checkpoints/dogs64.safetensors]
 
 Without a checkpoint: a 64×64 generator of width 32 with random weights. The rows take turns, --rounds times,
 so that a noisy machine is noisy to all of them. Pixels come back to the host in every row; PNGs are not made.
@@ -9,7 +9,6 @@ so that a noisy machine is noisy to all of them. Pixels come back to the host in
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,16 +23,16 @@ import typer
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks import machine
+from imaging.levels import to_pixels
+from imaging.noise import noise
+from imaging.spec import ImageSpec
 from model import layers
 from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.generator import Generator
 from model.layers import spectral_normalise
-from worker.engine import Crew, Engine, choose_device, choose_exact_kernels, noise, to_pixels
-from worker.jobs import Recipe
+from worker.engine import Engine, ThreadBudget, choose_device, choose_exact_kernels
 
 WIDE = 16  # images of the plain network's batch
 Make = Callable[[int], object]  # makes so many images and returns when they are on the host
@@ -71,24 +70,24 @@ def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
     live = load_generator(path).generator.to(device)
     folded = live.folded().to(memory_format=torch.channels_last)
     spectral_normalise(live.requires_grad_(False).eval())  # as a checkpoint in training has it
-    crew = Crew()
-    engine = Engine.load(path, device, "float32", crew)
-    engine.widen()
+    budget = ThreadBudget()
+    engine = Engine.load(path, device, "float32", budget)
+    engine.verify_batch_sizes()
     rows: dict[str, tuple[Make, int, int]] = {
         f"plain eager float32 in eval mode, {WIDE} images": (_plainly(live, device), WIDE, 1),
         f"the same, spectral norm folded, channels_last, {WIDE} images": (_plainly(folded, device), WIDE, 1),
     }
-    for size in (1, engine.rows):
+    for size in (1, engine.max_batch):
         rows[f"engine, one forward at a time, {size} images"] = (_by(engine), size, 1)
         rows[f"engine, {engine.lanes} forwards at once, {size} images each"] = (
             _by(engine),
             size,
             engine.lanes,
         )
-    short = Engine.load(path, device, "auto", crew)
+    short = Engine.load(path, device, "auto", budget)
     if short.info.precision != "float32":
-        short.widen()
-        for size in (1, engine.rows):
+        short.verify_batch_sizes()
+        for size in (1, engine.max_batch):
             name = f"engine in {short.info.precision}, {short.lanes} forwards at once, {size} images each"
             rows[name] = (_by(short), size, short.lanes)
     return rows
@@ -98,8 +97,10 @@ def _plainly(network: Generator, device: torch.device) -> Make:
     classes, latent = network.config.classes, network.config.latent
 
     def make(batch: int) -> object:
-        z = torch.from_numpy(np.stack([noise(r, latent) for r in _recipes(batch, classes)])).to(device)
-        y = torch.tensor([r.class_id for r in _recipes(batch, classes)], device=device)
+        z = torch.from_numpy(
+            np.stack([noise(r.seed, r.index, latent, r.truncation) for r in _specs(batch, classes)])
+        ).to(device)
+        y = torch.tensor([r.class_id for r in _specs(batch, classes)], device=device)
         merged, layers._double_then = layers._double_then, _enlarge_then
         try:
             with torch.inference_mode():
@@ -117,11 +118,11 @@ def _enlarge_then(conv: torch.nn.Conv2d, x: Tensor) -> Tensor:
 
 
 def _by(engine: Engine) -> Make:
-    return lambda batch: engine.sample(_recipes(batch, len(engine.info.classes)))
+    return lambda batch: engine.sample(_specs(batch, len(engine.info.classes)))
 
 
-def _recipes(count: int, classes: int) -> list[Recipe]:
-    return [Recipe(k % classes, k, 0, 1.0) for k in range(count)]
+def _specs(count: int, classes: int) -> list[ImageSpec]:
+    return [ImageSpec(k % classes, k, 0, 1.0) for k in range(count)]
 
 
 def _images_a_second(make: Make, batch: int, lanes: int, seconds: float) -> float:

@@ -1,6 +1,6 @@
 """Frames and script time of the page while the pointer moves over an image with its attention map.
 
-    python benchmarks/hover.py [--url http://127.0.0.1:8000/] [--model dogs64] [--seconds 6] [--svg hover.svg]
+    python -m benchmarks.hover [--url http://127.0.0.1:8000/] [--model dogs64] [--seconds 6] [--svg hover.svg]
 
 A real Chromium, driven by Playwright, opens the link of an image and waits for the map; then a pointer runs
 over the picture. Frame intervals are those of requestAnimationFrame; script is what handlers and animation

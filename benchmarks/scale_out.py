@@ -1,9 +1,9 @@
 """How far the queue alone carries: workers that sleep instead of making images, and Redis by itself.
 
-    python benchmarks/scale_out.py workers [--rounds 3]     throughput of 1, 2, 4 and 8 workers
-    python benchmarks/scale_out.py broker                   what Redis spends on a job, and its ceiling
-    python benchmarks/scale_out.py depth                    submission, memory and priority at a depth
-    python benchmarks/scale_out.py faults                   what becomes of jobs while much is killed
+    python -m benchmarks.scale_out workers [--rounds 3]     throughput of 1, 2, 4 and 8 workers
+    python -m benchmarks.scale_out broker                   what Redis spends on a job, and its ceiling
+    python -m benchmarks.scale_out depth                    submission, memory and priority at a depth
+    python -m benchmarks.scale_out faults                   what becomes of jobs while much is killed
 
 Each starts a Redis of its own. A sleeping worker is `sagan worker` in all but its engine.
 """
@@ -31,18 +31,18 @@ import uvloop
 from numpy.typing import NDArray
 from redis import Redis
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from bench.client import Address, Client
-from worker import scripts
-from worker.job_store import JobStore
-from worker.jobs import JobSpec, ModelInfo, Recipe, new_job_id
-from worker.message import generate_list, generate_message
-from worker.private_redis import PrivateRedis, end, free_port
-from worker.settings import QueueSettings, WorkerSettings
-from worker.upkeep import FIRST
-from worker.wire import SPEC
-from worker.worker_store import WorkerStore
+from imaging.spec import ImageSpec
+from jobs import scripts
+from jobs.client import JobClient
+from jobs.job import JobSpec, ModelInfo, new_job_id
+from jobs.records import SPEC
+from jobs.settings import QueueSettings
+from jobs.wire import generate_list, generate_message
+from jobs.worker_store import WorkerStore
+from loadtest.client import Address, Client
+from serve.private_redis import PrivateRedis, end, free_port
+from worker.settings import WorkerSettings
+from worker.sweeper import FIRST
 
 ROOT: Final = Path(__file__).parent.parent
 ROWS: Final = 8  # images a forward
@@ -64,12 +64,12 @@ class Sleeper:
     def __init__(self) -> None:
         self._pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 64, 64, 3), np.uint8)
 
-    def widen(self) -> None:
+    def verify_batch_sizes(self) -> None:
         """There is nothing to try."""
 
-    def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
-        sleep(recipes[0].truncation)
-        return self._pixels[: len(recipes)]
+    def sample(self, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
+        sleep(specs[0].truncation)
+        return self._pixels[: len(specs)]
 
 
 @app.command(hidden=True)
@@ -155,7 +155,7 @@ def fill(settings: QueueSettings, jobs: int, seconds: float) -> None:
     """Queue jobs of one image as the API does; a forward of them lasts `seconds`."""
 
     async def fill_all() -> None:
-        store = JobStore.open(settings)
+        store = JobClient.open(settings)
         seeds = iter(range(jobs))
 
         async def some() -> None:
@@ -402,7 +402,7 @@ def _before_the_urgent(bed: Bed) -> int:
     """Images that were made between the submission of a job of priority 9 and its end, its own left out."""
 
     async def urgent() -> None:
-        store = JobStore.open(bed.settings)
+        store = JobClient.open(bed.settings)
         job_id = new_job_id()
         job, _ = await store.create_and_wait(job_id, _job(1.0, priority=9), "somebody", 60)
         assert job.state == "succeeded", job
@@ -462,7 +462,7 @@ def faults(
 
 
 async def _cancel(settings: QueueSettings, job_ids: set[str]) -> None:
-    store = JobStore.open(settings)
+    store = JobClient.open(settings)
     for job_id in job_ids:
         await store.cancel(job_id, "somebody")
     await store.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 
-from bench.client import Client
+from loadtest.client import Client
 
 
 async def ready(service: subprocess.Popen[bytes], client: Client) -> None:

@@ -1,6 +1,6 @@
 """Memory of the embedded service over many jobs of one image: it grows for one TTL window, and then no more.
 
-    python benchmarks/soak.py [--jobs 50000] [--ttl 20] [--clients 16] [--out docs/images/memory.svg]
+    python -m benchmarks.soak [--jobs 50000] [--ttl 20] [--clients 16] [--out docs/images/memory.svg]
 
 `sagan serve` as it ships, with a small network of random weights, so that the jobs and not the forwards take
 the time. Images live for --ttl seconds and records as long again: the window. Each second it notes resident
@@ -27,14 +27,11 @@ import typer
 import uvloop
 from redis.asyncio import Redis
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-from bench.client import Address, Client
-from bench.picture import HEIGHT, WIDTH, chart, round_places
 from benchmarks.service import ready
-from support import random_checkpoint
-from worker.private_redis import PrivateRedis, end, free_port
+from loadtest.client import Address, Client
+from loadtest.picture import HEIGHT, WIDTH, chart, round_places
+from serve.private_redis import PrivateRedis, end, free_port
+from tests.support import random_checkpoint
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("API", "worker", "Redis")

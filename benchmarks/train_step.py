@@ -1,6 +1,6 @@
 """Images a second of our training step beside the plain eager float32 step of the same network.
 
-    python benchmarks/train_step.py [--recipe cifar10-cpu] [--batch 64] [--device auto] [--threads 1]
+    python -m benchmarks.train_step [--recipe cifar10-cpu] [--batch 64] [--device auto] [--threads 1]
 
 Each row is a process of its own, which keeps its state; they take turns, --rounds times, so that a noisy
 machine is noisy to all of them. Every row adds one thing to the row above. Images are random: nothing that is
@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -28,15 +27,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from benchmarks import machine
 from model import layers
-from train.data import Pack
-from train.distributed import World
-from train.execution import Execution, precision
-from train.recipe import Recipe, read_recipe
-from train.state import TrainingState
+from train.data.pack import Pack
+from train.recipes.recipe import Recipe, read_recipe
+from train.run.distributed import World
+from train.run.execution import Execution, precision
+from train.run.state import TrainingState
 
 CLASSES = 10
 IMAGES = 4096  # random ones

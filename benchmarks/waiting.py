@@ -25,7 +25,7 @@ import typer
 
 from benchmarks import machine
 from benchmarks.train_step import Row, build
-from train.recipe import read_recipe
+from train.recipes.recipe import read_recipe
 
 WAYS: Mapping[str, Mapping[str, str]] = {
     "libgomp's own": {},

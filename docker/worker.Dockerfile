@@ -2,9 +2,8 @@
 FROM python:3.11-slim-bookworm AS wheel
 ARG PIP_ARGS=""
 WORKDIR /src
-COPY pyproject.toml README.md cli.py ./
-COPY worker worker
-COPY model model
+# one wheel, the same for all three images: .dockerignore lets in nothing but what it is made of
+COPY . .
 RUN pip wheel --disable-pip-version-check $PIP_ARGS --no-deps --wheel-dir /wheel .
 
 FROM python:3.11-slim-bookworm

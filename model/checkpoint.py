@@ -5,10 +5,8 @@ Nothing else is ever read: a pickle can run code, and is refused like any other 
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from imaging.files import write_whole
 from model.config import ModelConfig
 from model.errors import CheckpointError, ConfigError
 from model.generator import Generator
@@ -99,25 +98,6 @@ def load_generator(path: Path) -> Checkpoint:
         metadata=_mapping(header, "metadata", path),
         sha256=_sha256(path),
     )
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that nobody ever reads half a file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:  # in the name of what was asked for
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from peers import run
-from train.distributed import joined
-from train.recipe import Recipe, read_recipe
+from train.recipes.recipe import Recipe, read_recipe
+from train.run.distributed import joined
 
 STEPS = 4
 

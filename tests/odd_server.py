@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from bench.client import Address
+from loadtest.client import Address
 
 PNG = b"\x89PNG\r\n\x1a\n"
 Answer = Callable[[bytes], Awaitable[bytes | None]]  # body of a request -> the whole answer; None: hang up

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from train.cross_replica import CrossReplicaNorm
-from train.data import open_pack
-from train.distributed import World, joined
-from train.loop import train
-from train.recipe import Recipe, read_recipe
-from train.state import TrainingState
+from train.data.pack import open_pack
+from train.recipes.recipe import Recipe, read_recipe
+from train.run.cross_replica import CrossReplicaNorm
+from train.run.distributed import World, joined
+from train.run.loop import train
+from train.run.state import TrainingState
 
 STEPS = 6
 LATER = 3  # the step at which a run moves to another number of processes

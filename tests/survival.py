@@ -27,11 +27,11 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from train.data import pack
-from train.loop import GENERATOR, STATE
-from train.observers import Grids, Scalars, Served
-from train.run import run
-from train.state import TrainingState, saved_step
+from train.commands import run
+from train.data.pack import pack
+from train.run.loop import GENERATOR, STATE
+from train.run.observers import Grids, Scalars, Served
+from train.run.state import TrainingState, saved_step
 
 PHASES = ("starting", "loading", "stepping", "logging", "drawing", "serving", "saving")
 STEPS = 4  # of a life that is watched to learn how long things take here

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from worker import start
+from worker import startup
 
 if __name__ == "__main__":
-    start.begin()
+    startup.begin()
     from worker.main import run_worker
     from worker.settings import WorkerSettings
 

@@ -17,11 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from imaging.levels import to_pixels
+from imaging.noise import noise
+from imaging.spec import ImageSpec
+from jobs.job import AttentionMap, AttentionSite, ModelInfo
 from model.checkpoint import Checkpoint, load_generator
 from model.errors import ModelError
-from model.fused import FusedGenerator
-from model.precision import in_precision
-from worker.jobs import AttentionMap, AttentionSite, ModelInfo, Recipe
+from model.serving.fused import FusedGenerator
+from model.serving.precision import in_precision
 
 if TYPE_CHECKING:  # a machine that only trains has no pydantic
     from worker.settings import WorkerSettings
@@ -35,10 +38,10 @@ log = logging.getLogger(__name__)
 # └── NoModel         no checkpoint could be loaded
 
 # Sizes that a forward may have, by type of device; between two sizes the last rows repeat the first. One
-# recipe must give one image in any company, and kernels are chosen by size: so a size is used only if a trial
+# spec must give one image in any company, and kernels are chosen by size: so a size is used only if a trial
 # gives the same images in it as in the one that is always used. On the CPUs tried, weights laid out by
-# model.fused passed at all of these in int8, and at powers of two in float32 (on two threads a transposed
-# convolution of 3, 5 or 7 images splits its sums).
+# model.serving.fused passed at all of these in int8, and at powers of two in float32 (on two threads a
+# transposed convolution of 3, 5 or 7 images splits its sums).
 SIZES: Final = {"cpu": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16), "cuda": (1, 4, 16, 64)}
 
 # Forwards at once, at most. On a CPU each takes its share of the cores: two forwards of one thread each are
@@ -67,19 +70,7 @@ class NoModel(EngineError):
     """No checkpoint could be loaded."""
 
 
-def noise(recipe: Recipe, latent: int) -> NDArray[np.float32]:
-    """z of one image, [latent]: from a stream of its own, keyed by (seed, index), scaled by truncation."""
-    stream = np.random.Generator(np.random.Philox(key=[recipe.seed, recipe.index]))
-    return (stream.standard_normal(latent) * recipe.truncation).astype(np.float32)
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """[B, 3, R, R] in [-1, 1] -> uint8 [B, R, R, 3], on the device."""
-    levels = ((images.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1).contiguous()
-
-
-class Crew:
+class ThreadBudget:
     """The CPU threads of a worker, shared by the forwards that run at one time."""
 
     def __init__(self, threads: int | None = None, lanes: int = LANES["cpu"]) -> None:
@@ -172,27 +163,29 @@ class Engine:
         name: str,
         device: torch.device,
         precision: str,
-        crew: Crew,
+        budget: ThreadBudget,
         graphs: bool = True,
     ) -> None:
-        """precision: as WorkerSettings has it. graphs: let `widen` record forwards where the device can."""
+        """precision: as WorkerSettings has it. graphs: let `verify_batch_sizes` record
+        forwards where the device can.
+        """
         config = checkpoint.config
         self._device = device
         self.device = str(device)
         self._latent = config.latent
-        self._crew = crew
+        self._budget = budget
         # always as many threads: what int8 is set by must not differ from one start to the next
-        with crew.share(crew.shares[:1]), torch.inference_mode():
+        with budget.share(budget.shares[:1]), torch.inference_mode():
             self._network, precision = in_precision(checkpoint.generator, device, precision)
         self._dtype = self._network.dtype
         self._record = RECORDERS.get(device.type) if graphs else None
         self._recorded: SimpleQueue[Mapping[int, Forward]] | None = None  # by size, a lane's each
-        self.rows = _sizes(device)[-1]
-        # What every other forward is compared with by `widen`, and used without it. On a GPU that is the
-        # largest: a smaller one that differs from it costs less there than doing without the largest.
-        self._base = 1 if device.type == "cpu" else self.rows
-        self._sizes: Mapping[int, Sequence[int]] = {crew.shares[0]: (self._base,)}
-        self.lanes = crew.lanes if device.type == "cpu" else LANES["cuda"]
+        self.max_batch = _sizes(device)[-1]
+        # The size that `verify_batch_sizes` compares every other with, and the only one until then. On a GPU
+        # it is the largest: doing without a smaller one costs less there.
+        self._base = 1 if device.type == "cpu" else self.max_batch
+        self._sizes: Mapping[int, Sequence[int]] = {budget.shares[0]: (self._base,)}
+        self.lanes = budget.lanes if device.type == "cpu" else LANES["cuda"]
         self.info = ModelInfo(
             name=name,
             hash=checkpoint.sha256,
@@ -211,45 +204,46 @@ class Engine:
         path: Path,
         device: torch.device,
         precision: str = "float32",
-        crew: Crew | None = None,
+        budget: ThreadBudget | None = None,
         graphs: bool = True,
     ) -> Engine:
         """The model in `path`, named by its stem. Raises model.errors.ModelError for any other file, and for
         a precision that the device does not have.
 
-        Until `widen` was called it makes images by one size of forward: on a CPU one by one, on few threads.
+        Until `verify_batch_sizes` was called it makes images by one size of forward: on a CPU one by one, on
+        few threads.
         """
-        crew = Crew() if crew is None else crew
-        return cls(load_generator(path), path.stem, device, precision, crew, graphs)
+        budget = ThreadBudget() if budget is None else budget
+        return cls(load_generator(path), path.stem, device, precision, budget, graphs)
 
-    def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
-        """uint8 [N, R, R, 3], one image a recipe, the same whatever the others are; N at most `rows`."""
-        with self._crew.share(self._sizes) as share, torch.inference_mode():
-            fitting = [size for size in self._sizes[share] if size >= len(recipes)]
+    def sample(self, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
+        """uint8 [N, R, R, 3], one image a spec, the same whatever the others are; N at most `max_batch`."""
+        with self._budget.share(self._sizes) as share, torch.inference_mode():
+            fitting = [size for size in self._sizes[share] if size >= len(specs)]
             if not fitting:
-                return np.concatenate([self._pixels([recipe], self._base) for recipe in recipes])
-            return self._pixels(recipes, fitting[0])[: len(recipes)]
+                return np.concatenate([self._pixels([spec], self._base) for spec in specs])
+            return self._pixels(specs, fitting[0])[: len(specs)]
 
-    def widen(self) -> None:
+    def verify_batch_sizes(self) -> None:
         """Try forwards of more images and threads; those that give the same images are used from now on.
 
         To the last bit, and before they are rounded to levels: sums in another order then show in every
         image, not in one of many. On a GPU they are recorded too, for every lane, in this one thread: to be
         called before any other uses the device. Raises NotRecorded.
         """
-        trial = _some(self.rows, len(self.info.classes))
+        trial = _some(self.max_batch, len(self.info.classes))
 
-        def make(recipes: Sequence[Recipe]) -> Tensor:
-            images: Tensor = self._network(*self._inputs(recipes, len(recipes)))
+        def make(specs: Sequence[ImageSpec]) -> Tensor:
+            images: Tensor = self._network(*self._inputs(specs, len(specs)))
             return images
 
         found: dict[int, list[int]] = {}
         before = torch.get_num_threads()
         with torch.inference_mode():
-            torch.set_num_threads(self._crew.shares[0])
-            groups = [trial[k : k + self._base] for k in range(0, self.rows, self._base)]
+            torch.set_num_threads(self._budget.shares[0])
+            groups = [trial[k : k + self._base] for k in range(0, self.max_batch, self._base)]
             expected = torch.cat([make(group) for group in groups])
-            for share in self._crew.shares:
+            for share in self._budget.shares:
                 torch.set_num_threads(share)
                 # the last of the trial: each comes by at another place than in the largest
                 agree = [s for s in _sizes(self._device) if torch.equal(make(trial[-s:]), expected[-s:])]
@@ -266,13 +260,13 @@ class Engine:
                     lanes.put({size: self._record(self._network, size, self._latent) for size in wanted})
             self._recorded = lanes
 
-    def attention(self, recipe: Recipe, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
+    def attention(self, spec: ImageSpec, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
         """The image again [R, R, 3], and the map of one layer. Raises UnknownLayer."""
         if layer not in {site.name for site in self.info.attention}:
             names = ", ".join(site.name for site in self.info.attention) or "none"
             raise UnknownLayer(f"Model {self.info.name!r} has no attention layer {layer!r}; it has: {names}.")
-        with self._crew.share(self._sizes), torch.inference_mode():
-            images, traces = self._network.forward_with_attention(*self._inputs([recipe], 1))
+        with self._budget.share(self._sizes), torch.inference_mode():
+            images, traces = self._network.forward_with_attention(*self._inputs([spec], 1))
             trace = next(trace for trace in traces if trace.name == layer)
             return to_pixels(images[:1])[0].cpu().numpy(), AttentionMap(
                 layer=layer,
@@ -283,9 +277,9 @@ class Engine:
                 map=trace.map[0].to(torch.float16).cpu().numpy(),
             )
 
-    def _pixels(self, recipes: Sequence[Recipe], size: int) -> NDArray[np.uint8]:
+    def _pixels(self, specs: Sequence[ImageSpec], size: int) -> NDArray[np.uint8]:
         """uint8 [size, R, R, 3] of one forward of exactly that size."""
-        inputs = self._inputs(recipes, size)
+        inputs = self._inputs(specs, size)
         if self._recorded is None:
             return to_pixels(self._network(*inputs)).cpu().numpy()
         lane = self._recorded.get()  # waits where more threads than lanes ask
@@ -294,18 +288,18 @@ class Engine:
         finally:
             self._recorded.put(lane)
 
-    def _inputs(self, recipes: Sequence[Recipe], size: int) -> tuple[Tensor, Tensor]:
-        """z [size, latent] and y [size]; the rows after the recipes repeat the first."""
-        drawn = [noise(recipe, self._latent) for recipe in recipes]
-        more = size - len(recipes)
+    def _inputs(self, specs: Sequence[ImageSpec], size: int) -> tuple[Tensor, Tensor]:
+        """z [size, latent] and y [size]; the rows after the specs repeat the first."""
+        drawn = [noise(spec.seed, spec.index, self._latent, spec.truncation) for spec in specs]
+        more = size - len(specs)
         z = torch.from_numpy(np.stack(drawn + drawn[:1] * more))
-        classes = [recipe.class_id for recipe in recipes]
+        classes = [spec.class_id for spec in specs]
         y = torch.tensor(classes + classes[:1] * more)
         return z.to(self._device, self._dtype), y.to(self._device)
 
     def _look(self) -> tuple[AttentionSite, ...]:
         """Run once, as a warm-up, and see which layers attend."""
-        with self._crew.share(self._sizes), torch.inference_mode():
+        with self._budget.share(self._sizes), torch.inference_mode():
             _, traces = self._network.forward_with_attention(*self._inputs(_some(1, 1), 1))
         return tuple(AttentionSite(t.name, t.query_grid[0], float(t.gamma)) for t in traces)
 
@@ -314,9 +308,9 @@ def _sizes(device: torch.device) -> Sequence[int]:
     return SIZES.get(device.type, SIZES["cuda"])
 
 
-def _some(count: int, classes: int) -> list[Recipe]:
+def _some(count: int, classes: int) -> list[ImageSpec]:
     """Recipes of different noise, of one class after the other."""
-    return [Recipe(k % classes, k, 0, 1.0) for k in range(count)]
+    return [ImageSpec(k % classes, k, 0, 1.0) for k in range(count)]
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -344,13 +338,13 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
 
     Raises NoModel when none is left, NoDevice, NotRecorded.
     """
-    crew = Crew(settings.threads)
+    budget = ThreadBudget(settings.threads)
     choose_exact_kernels()
     device = choose_device(settings.device)
 
     def load(path: Path) -> Engine | None:
         try:
-            engine = Engine.load(path, device, settings.precision, crew, settings.cuda_graphs)
+            engine = Engine.load(path, device, settings.precision, budget, settings.cuda_graphs)
         except ModelError as error:
             log.error("refused: %s", error)
             return None
@@ -358,7 +352,7 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
         return engine
 
     paths = sorted(settings.checkpoints.glob("*.safetensors"))
-    with ThreadPoolExecutor(crew.lanes, "load") as side_by_side:
+    with ThreadPoolExecutor(budget.lanes, "load") as side_by_side:
         engines = {engine.info.name: engine for engine in side_by_side.map(load, paths) if engine}
     if not engines:
         found = (
@@ -370,5 +364,5 @@ def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
         )
     if device.type in RECORDERS:
         for engine in engines.values():
-            engine.widen()  # one after the other, while no job uses the device
+            engine.verify_batch_sizes()  # one after the other, while no job uses the device
     return engines

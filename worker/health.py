@@ -15,7 +15,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from worker.scripts import Keys
+from jobs.scripts import Keys
 
 
 def silence(environment: Mapping[str, str], host: str) -> str | None:

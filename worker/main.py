@@ -18,16 +18,18 @@ from celery import Celery, bootsteps
 from celery.exceptions import SecurityWarning
 from kombu.utils.scheduling import sorted_cycle
 
-from worker import start
-from worker.batcher import Batcher
+from jobs.job import WorkerInfo
+from jobs.wire import ATTENTION_QUEUE
+from jobs.worker_store import Stopping, WorkerStore
+from worker import startup
+from worker.celery_app import make_celery
+from worker.consumer import register
+from worker.dispatcher import Dispatcher
 from worker.engine import RECORDERS, Engine, EngineError, NotRecorded, load_engines
-from worker.jobs import WorkerInfo
-from worker.message import ATTENTION_QUEUE
-from worker.queue import make_celery
+from worker.result_writer import ResultWriter
+from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
-from worker.tasks import Clerk, Desk, register
-from worker.upkeep import Sweeper, every
-from worker.worker_store import Stopping, WorkerStore
+from worker.sweeper import Sweeper, every
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +42,11 @@ def run_worker(
     stopping = Event()
     worker_id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     store = WorkerStore(settings, worker_id, stopping.is_set)
-    clerk = Clerk(store)
-    batcher = Batcher(lambda: load(settings), store.begin, clerk.take)
+    writer = ResultWriter(store)
+    scheduler = Scheduler(lambda: load(settings), store.begin, writer.take)
     log.info("loading models from %s", settings.checkpoints)
     try:
-        engines = batcher.start()
+        engines = scheduler.start()
     except NotRecorded as error:
         # Another process must: torch's allocator is left as if it still recorded. No job is in hand yet.
         log.warning("%s: it starts again with SAGAN_CUDA_GRAPHS=false", error)
@@ -53,7 +55,7 @@ def run_worker(
     except EngineError as error:
         print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
         return 1
-    desk = Desk(settings, store, batcher, engines, clerk)
+    dispatcher = Dispatcher(settings, store, scheduler, engines, writer)
     started = datetime.now(UTC)
 
     def beat() -> None:
@@ -64,13 +66,13 @@ def run_worker(
                 started_at=started,
                 beat_at=datetime.now(UTC),
                 models=tuple(engine.info for engine in engines.values()),
-                stats=batcher.stats(),
-                in_hand=desk.in_hand(),
+                stats=scheduler.stats(),
+                in_hand=dispatcher.in_hand(),
             )
         )
 
     queue = make_celery(settings)
-    register(queue, desk)
+    register(queue, dispatcher)
     sweeper = Sweeper(settings, store)
     helpers = [
         every(settings.heartbeat_period, beat, stopping, "heartbeat"),
@@ -79,20 +81,20 @@ def run_worker(
 
     def stop_working() -> None:
         stopping.wait()
-        batcher.stop()
-        batcher.join(seconds=30)
-        clerk.close(seconds=10)
-        desk.stop()
+        scheduler.stop()
+        scheduler.join(seconds=30)
+        writer.close(seconds=10)
+        dispatcher.stop()
 
     stopper = Thread(target=stop_working, name="stop", daemon=True)
     stopper.start()
-    start.settle()
+    startup.settle()
     # Beside the first jobs, since it takes as long as loading: the first image need not wait for it. What
     # records forwards has done it by now.
     later = [engine for engine in engines.values() if engine.device.partition(":")[0] not in RECORDERS]
-    Thread(target=_widen, args=(later,), name="widen", daemon=True).start()
+    Thread(target=_verify_batch_sizes, args=(later,), name="verify_batch_sizes", daemon=True).start()
     log.info("serving %s", ", ".join(sorted(engines)))
-    code = _consume(queue, settings, batcher, desk, stopping, stopper)
+    code = _consume(queue, settings, scheduler, dispatcher, stopping, stopper)
     stopping.set()
     stopper.join(45)
     for helper in helpers:
@@ -104,17 +106,17 @@ def run_worker(
     return code
 
 
-def _widen(engines: Iterable[Engine]) -> None:
+def _verify_batch_sizes(engines: Iterable[Engine]) -> None:
     for engine in engines:
-        engine.widen()
-    start.give_back()
+        engine.verify_batch_sizes()
+    startup.give_back()
 
 
 def _consume(
     queue: Celery,
     settings: WorkerSettings,
-    batcher: Batcher[Engine],
-    desk: Desk,
+    scheduler: Scheduler[Engine],
+    dispatcher: Dispatcher,
     stopping: Event,
     stopper: Thread,
 ) -> int:
@@ -129,14 +131,14 @@ def _consume(
         def consume(self, n: int) -> list[str]:
             names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
             # Celery counts what is in hand as well, but forgets it when it loses the connection.
-            if not desk.room() or batcher.backlog() > settings.backlog:
+            if not dispatcher.room() or scheduler.backlog() > settings.backlog:
                 return [name for name in names if name == ATTENTION_QUEUE]
             return names
 
     queue.conf.broker_transport_options = {
         **queue.conf.broker_transport_options,
         "queue_order_strategy": OnlyWhatIsMadeSoon,
-        "room": desk.room,
+        "room": dispatcher.room,
     }
 
     class AllIsStored(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from model.checkpoint import write_whole
+from imaging.files import write_whole
+from imaging.png import png, read_provenance
+from imaging.sheets import sheet
+from imaging.spec import ImageSpec, Provenance, SpecError
+from jobs.classes import class_number, nearest_name
+from jobs.job import AttentionMap
 from model.errors import ModelError
-from worker.classes import class_number, nearest_name
-from worker.encode import RecipeError, png, read_recipe, recipe_json
 from worker.engine import Engine, EngineError, choose_device
-from worker.jobs import AttentionMap, JobSpec, Recipe, recipe
-
-_NAME_SIZE = 13  # px, of the class names on a sheet
 
 
 class OfflineError(Exception):
@@ -37,12 +35,15 @@ class Verdict:
 def write_samples(
     checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
 ) -> Iterator[Path]:
-    """Write `count` PNGs with their recipes inside into `out`, and tell each path. Raises OfflineError."""
+    """Write `count` PNGs with their specs inside into `out`, and tell each path. Raises OfflineError."""
     engine = _load(checkpoint, device)
-    spec = _spec(engine, class_name, count, seed, truncation)
-    for k, pixels in enumerate(_images(engine, spec)):
-        path = out / f"{spec.model}-{spec.class_name.replace(' ', '_')}-{seed}-{k}.png"
-        write_whole(path, png(pixels, recipe_json(spec, k)))
+    info = engine.info
+    class_id = _class_id(engine, class_name)
+    name = info.classes[class_id]
+    for spec, pixels in _images(engine, class_id, seed, count, truncation):
+        path = out / f"{info.name}-{name.replace(' ', '_')}-{seed}-{spec.index}.png"
+        made = Provenance(info.name, info.hash, info.precision, name, spec)
+        write_whole(path, png(pixels, made.to_json()))
         yield path
 
 
@@ -54,22 +55,13 @@ def write_sheet(
     rows: so many classes, spread evenly over all; None: every class. Raises OfflineError.
     """
     engine = _load(checkpoint, device)
-    side, names = engine.info.resolution, engine.info.classes
+    names = engine.info.classes
     shown = min(rows or len(names), len(names))
-    chosen = [names[round(row * (len(names) - 1) / max(shown - 1, 1))] for row in range(shown)]
-    font = ImageFont.load_default(_NAME_SIZE)
-    left = math.ceil(max(font.getlength(name) for name in chosen)) + _NAME_SIZE
-    sheet = Image.new("RGB", (left + columns * (side + 1) - 1, shown * (side + 1) - 1), "white")
-    draw = ImageDraw.Draw(sheet)
-    for row, name in enumerate(chosen):
-        top = row * (side + 1)
-        draw.text((left - _NAME_SIZE / 2, top + side / 2), name, "black", font, anchor="rm")
-        spec = _spec(engine, name, columns, seed, truncation)
-        for k, pixels in enumerate(_images(engine, spec)):
-            sheet.paste(Image.fromarray(pixels), (left + k * (side + 1), top))
-    content = io.BytesIO()
-    sheet.save(content, "PNG", optimize=True)
-    write_whole(out, content.getvalue())
+    chosen = [round(row * (len(names) - 1) / max(shown - 1, 1)) for row in range(shown)]
+    images = [
+        pixels for class_id in chosen for _, pixels in _images(engine, class_id, seed, columns, truncation)
+    ]
+    write_whole(out, sheet(images, columns, [names[class_id] for class_id in chosen]))
 
 
 def attend(
@@ -83,29 +75,28 @@ def attend(
 ) -> tuple[NDArray[np.uint8], AttentionMap]:
     """One image [R, R, 3] and what `layer` (None: the first) attended to. Raises OfflineError."""
     engine = _load(checkpoint, device)
-    spec = _spec(engine, class_name, index + 1, seed, truncation)
+    spec = ImageSpec(_class_id(engine, class_name), seed, index, truncation)
     if not engine.info.attention:
         raise OfflineError(f"{checkpoint} has no attention layer.")
     try:
-        return engine.attention(recipe(spec, index), layer or engine.info.attention[0].name)
+        return engine.attention(spec, layer or engine.info.attention[0].name)
     except EngineError as error:
         raise OfflineError(str(error)) from None
 
 
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
-    """Make the image in a PNG again from its recipe, and compare. Raises OfflineError."""
+    """Make the image in a PNG again from its spec, and compare. Raises OfflineError."""
     try:
-        wanted = read_recipe(image.read_bytes())
-    except (OSError, RecipeError) as error:
+        wanted = read_provenance(image.read_bytes())
+    except (OSError, SpecError) as error:
         raise OfflineError(f"{image}: {error}") from None
-    engine = _load(checkpoints / f"{wanted['model']}.safetensors", device, str(wanted["precision"]))
-    if engine.info.hash != wanted["model_hash"]:
+    engine = _load(checkpoints / f"{wanted.model}.safetensors", device, wanted.precision)
+    if engine.info.hash != wanted.model_hash:
         raise OfflineError(
-            f"{image} was made by another {wanted['model']} than the one in {checkpoints}: sha256 "
-            f"{str(wanted['model_hash'])[:12]}…, not {engine.info.hash[:12]}…."
+            f"{image} was made by another {wanted.model} than the one in {checkpoints}: sha256 "
+            f"{wanted.model_hash[:12]}…, not {engine.info.hash[:12]}…."
         )
-    class_id, seed, index = (int(str(wanted[name])) for name in ("class_id", "seed", "index"))
-    made = engine.sample([Recipe(class_id, seed, index, float(str(wanted["truncation"])))])[0]
+    made = engine.sample([wanted.image])[0]
     with Image.open(image) as opened:
         kept = np.asarray(opened.convert("RGB"))
     if kept.shape != made.shape:
@@ -135,11 +126,14 @@ def describe(folder: Path) -> Iterator[str]:
             )
 
 
-def _images(engine: Engine, spec: JobSpec) -> Iterator[NDArray[np.uint8]]:
-    """Every image of a job [R, R, 3], a forward at a time."""
-    for first in range(0, spec.count, engine.rows):
-        indices = range(first, min(first + engine.rows, spec.count))
-        yield from engine.sample([recipe(spec, k) for k in indices])
+def _images(
+    engine: Engine, class_id: int, seed: int, count: int, truncation: float
+) -> Iterator[tuple[ImageSpec, NDArray[np.uint8]]]:
+    """Images 0 to count - 1 of a seed [R, R, 3], a forward at a time. Raises OfflineError."""
+    for first in range(0, count, engine.max_batch):
+        indices = range(first, min(first + engine.max_batch, count))
+        specs = [ImageSpec(class_id, seed, k, truncation) for k in indices]
+        yield from zip(specs, engine.sample(specs), strict=True)
 
 
 def _load(path: Path, device: str, precision: str = "auto") -> Engine:
@@ -149,23 +143,11 @@ def _load(path: Path, device: str, precision: str = "auto") -> Engine:
         raise OfflineError(str(error)) from None
 
 
-def _spec(engine: Engine, asked: str, count: int, seed: int, truncation: float) -> JobSpec:
+def _class_id(engine: Engine, asked: str) -> int:
     names = engine.info.classes
     class_id = class_number(asked, names)
     if class_id is None:
         near = nearest_name(asked, names)
         hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(names) - 1}."
         raise OfflineError(f"{engine.info.name} has no class {asked!r}. {hint}")
-    if not 0 < truncation <= 1:
-        raise OfflineError(f"truncation is {truncation}; it must be above 0 and at most 1.")
-    return JobSpec(
-        model=engine.info.name,
-        model_hash=engine.info.hash,
-        precision=engine.info.precision,
-        class_id=class_id,
-        class_name=names[class_id],
-        count=count,
-        seed=seed,
-        truncation=truncation,
-        priority=5,
-    )
+    return class_id

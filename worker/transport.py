@@ -4,7 +4,7 @@ Several messages come in one look into Redis. A message can be acknowledged from
 messages in hand is written twice a second, not twice a job.
 
 That list is what lets Redis hand a message out again whose worker has vanished. For jobs it is the second
-net: the first is the sweeper (worker.upkeep), which knows from records and heartbeats what was lost, within
+net: the first is the sweeper (worker.sweeper), which knows from records and heartbeats what was lost, within
 seconds and long before this list does. So a job that is taken and done between two writings never appears in
 it. What is not a job is written at once, as kombu does.
 """
@@ -24,7 +24,7 @@ from kombu.transport.virtual.base import QoS as VirtualQoS
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
-from worker.message import GENERATE_QUEUE
+from jobs.wire import GENERATE_QUEUE
 
 log = logging.getLogger(__name__)
 

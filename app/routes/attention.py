@@ -14,14 +14,14 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, overlay, pictures
-from app.deps import Found, UseArtist, state
+from app.deps import Found, UseDrawingPool, state
+from app.disconnect import while_connected
 from app.docs import PNG, problems
 from app.errors import RETRY_AFTER, Invalid, ModelChanged, NoAttention, NotFinished, NoWorker, Unavailable
-from app.overlay import Colormap, Look, Point, View
-from app.presence import while_there
+from app.overlay import Colormap, FigureStyle, Point, View
 from app.routes.jobs import image_of
 from app.schemas import MapOut
-from worker.jobs import AttentionMap, Job
+from jobs.job import AttentionMap, Job
 
 router = APIRouter(prefix="/attention", tags=["attention"])
 
@@ -128,7 +128,9 @@ class _Viewer:
     async def _made(self, index: int, layer: str) -> AttentionMap:
         await self.store.ask_for_attention(self.job, index, layer)
         timeout = self.settings.attention_timeout
-        found = await while_there(self.request, self.store.attention_made(self.job, index, layer, timeout))
+        found = await while_connected(
+            self.request, self.store.attention_made(self.job, index, layer, timeout)
+        )
         if found is None:
             raise Unavailable(
                 f"No worker made the map within {timeout:g} s. Ask again: it may be there by then.",
@@ -146,20 +148,20 @@ Viewer = Annotated[_Viewer, Depends(_viewer)]
 
 @router.get("/{job_id}", response_class=Response, responses=PNG | problems(401, 404, 409, 410, 422, 503))
 async def draw_attention(
-    asked: Annotated[Drawing, Query()], request: Request, viewer: Viewer, artist: UseArtist
+    asked: Annotated[Drawing, Query()], request: Request, viewer: Viewer, drawing: UseDrawingPool
 ) -> Response:
     """The attention figure of an image; or the map of one point over the image, or alone."""
     points = None if asked.points is None else parse_points(asked.points)
     sight = await viewer.find(asked)
     _check_points(asked.view, points, pictures.resolution(sight.png))
-    look = Look(asked.size, asked.colormap, asked.alpha)
+    look = FigureStyle(asked.size, asked.colormap, asked.alpha)
     tag = sight.etag(asked.view, points, look, overlay.VERSION)
     spec = sight.job.spec
     headers = negotiation.png_headers(tag, f"{spec.class_name}-{spec.seed}-{sight.index}-{asked.view}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
     seen = await viewer.see(sight)
-    png, shown = await artist.draw(_draw, sight, seen, asked.view, points, look)
+    png, shown = await drawing.draw(_draw, sight, seen, asked.view, points, look)
     headers |= _facts(seen) | {"X-Attention-Points": ";".join(f"{x},{y}" for x, y in shown)}
     return Response(png, media_type="image/png", headers=headers)
 
@@ -178,7 +180,7 @@ async def draw_attention(
     },
 )
 async def read_map(
-    asked: Annotated[Reading, Query()], request: Request, viewer: Viewer, artist: UseArtist
+    asked: Annotated[Reading, Query()], request: Request, viewer: Viewer, drawing: UseDrawingPool
 ) -> Response:
     """The map itself: rows are queries, row by row (y * width + x), each sums to 1."""
     as_json = negotiation.wants(request, "application/json", rather_than=_NUMPY)
@@ -196,7 +198,7 @@ async def read_map(
     seen = await viewer.see(sight)
     headers |= _facts(seen) | ({"Content-Encoding": "gzip"} if gzipped else {})
     write = partial(_as_json, sight) if as_json else _as_records if asked.rounded else _as_npy
-    content = await artist.draw(_written, write, seen, gzipped)
+    content = await drawing.draw(_written, write, seen, gzipped)
     return Response(content, media_type="application/json" if as_json else _NUMPY, headers=headers)
 
 
@@ -232,7 +234,7 @@ def _facts(attention: AttentionMap) -> dict[str, str]:
 
 
 def _draw(
-    sight: _Sight, seen: AttentionMap, kind: View, points: list[Point] | None, look: Look
+    sight: _Sight, seen: AttentionMap, kind: View, points: list[Point] | None, look: FigureStyle
 ) -> tuple[bytes, list[Point]]:
     """The picture, and the points that it shows."""
     image = pictures.read(sight.png)

@@ -11,13 +11,14 @@ from fastapi.routing import APIRoute
 
 from app import negotiation
 from app.deps import body_as, paced, served_model, state
+from app.disconnect import while_connected
 from app.docs import body_example, problems
 from app.errors import ClientLeft, UnknownClass
-from app.presence import while_there
 from app.routes.jobs import picture_of, present
 from app.schemas import GenerateAnyIn, GenerateIn, JobOut
-from worker.classes import class_number
-from worker.jobs import BrokerUnavailable, JobSpec, ModelInfo, UnknownJob, new_job_id
+from jobs.classes import class_number
+from jobs.errors import BrokerUnavailable, UnknownJob
+from jobs.job import JobSpec, ModelInfo, new_job_id
 
 
 class _Straight(APIRoute):
@@ -93,7 +94,7 @@ async def _take(request: Request, asked_class: int | str, body: GenerateIn, call
     if wait:
         ordered = here.store.create_and_wait(job_id, spec, caller, wait, key, asked)
         try:
-            job, png = await while_there(request, ordered)
+            job, png = await while_connected(request, ordered)
         except ClientLeft:
             if cancels:
                 with contextlib.suppress(UnknownJob):
@@ -105,7 +106,7 @@ async def _take(request: Request, asked_class: int | str, body: GenerateIn, call
     if wait is not None:
         headers["Preference-Applied"] = f"wait={wait}" + (", on-disconnect=cancel" if cancels else "")
     if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
-        picture = png or await picture_of(job, here.store, here.artist)
+        picture = png or await picture_of(job, here.store, here.drawing)
         return Response(picture, media_type="image/png", headers=headers)
     position = None
     with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice

@@ -11,13 +11,14 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, pictures
-from app.deps import Artist, Caller, Found, Store, state
+from app.deps import Caller, DrawingPool, Found, Store, state
 from app.docs import PNG, problems
 from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
-from worker.job_store import JobStore
-from worker.jobs import ENDED, Job, JobError
+from jobs.client import JobClient
+from jobs.errors import JobError
+from jobs.job import ENDED, Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -90,7 +91,7 @@ async def read_image(index: int, look: Enlarged, request: Request, job: Found) -
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
     if look.size is not None:
-        png = await here.artist.draw(pictures.enlarged, png, look.size, look.resample)
+        png = await here.drawing.draw(pictures.enlarged, png, look.size, look.resample)
     return Response(png, media_type="image/png", headers=headers)
 
 
@@ -107,7 +108,7 @@ async def read_grid(look: Enlarged, request: Request, job: Found) -> Response:
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    sheet = await here.artist.draw(pictures.grid, pngs, look.size, look.resample)
+    sheet = await here.drawing.draw(pictures.grid, pngs, look.size, look.resample)
     return Response(sheet, media_type="image/png", headers=headers)
 
 
@@ -139,7 +140,7 @@ async def read_events(request: Request, job: Found, store: Store) -> Response:
     )
 
 
-async def _stream(store: JobStore, job: Job, last_id: str) -> AsyncIterator[bytes]:
+async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[bytes]:
     yield b"retry: 2000\n\n"
     try:
         async for event in store.follow(job, last_id):
@@ -158,7 +159,7 @@ def _check_size(look: Enlargement, max_side: int) -> None:
         raise Invalid(f"size must be 16 to {max_side} pixels.")
 
 
-async def image_of(job: Job, index: int, store: JobStore) -> bytes:
+async def image_of(job: Job, index: int, store: JobClient) -> bytes:
     """PNG of image `index`. Raises NotFound, NotFinished, Unsuccessful."""
     if not 0 <= index < job.spec.count:
         raise NotFound(f"This job has images 0 to {job.spec.count - 1}.")
@@ -168,7 +169,7 @@ async def image_of(job: Job, index: int, store: JobStore) -> bytes:
     return png
 
 
-async def _images_of(job: Job, store: JobStore) -> list[bytes]:
+async def _images_of(job: Job, store: JobClient) -> list[bytes]:
     pngs = [png for png in await store.images(job) if png is not None]
     if len(pngs) < job.spec.count:
         raise _not_there(job)
@@ -182,7 +183,7 @@ def _not_there(job: Job) -> NotFinished | Unsuccessful:
     return NotFinished(f"{done} Ask again shortly, or follow its events.", retry_after=1)
 
 
-async def picture_of(job: Job, store: JobStore, artist: Artist) -> bytes:
+async def picture_of(job: Job, store: JobClient, drawing: DrawingPool) -> bytes:
     """What a finished job made as one PNG: its only image as it is, or the grid."""
     pngs = await _images_of(job, store)
-    return pngs[0] if len(pngs) == 1 else await artist.draw(pictures.grid, pngs, None, "nearest")
+    return pngs[0] if len(pngs) == 1 else await drawing.draw(pictures.grid, pngs, None, "nearest")

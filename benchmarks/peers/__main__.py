@@ -30,15 +30,15 @@ import torch
 import typer
 import uvloop
 
-from bench.client import Address, Client
-from bench.load import GOOD, Clients, Result, Target, measure, percentile
 from benchmarks import machine
 from benchmarks.peers.contenders import CONTENDERS, Contender
 from benchmarks.peers.environment import Uninstallable, python_of, variables
 from benchmarks.peers.network import write_checkpoint
 from benchmarks.peers.processes import Processes, Usage, busy, own_cpu, spent
 from benchmarks.peers.tables import tables
-from worker.private_redis import free_port, server_command
+from loadtest.client import Address, Client
+from loadtest.load import GOOD, Clients, Result, Target, measure, percentile
+from serve.private_redis import free_port, server_command
 
 PATIENCE = 120.0  # seconds that a contender may take to its first image
 WARM_UP = 2.0  # seconds of load before what is measured

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from worker.embedded import run
+from serve.supervisor import run
 
 if __name__ == "__main__":
     worker = [sys.executable, "-m", "benchmarks.peers.plain_worker"]

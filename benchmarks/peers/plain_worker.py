@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.peers.network import plain
 from model.checkpoint import Checkpoint
-from worker.engine import Crew, Engine
+from worker.engine import Engine, ThreadBudget
 from worker.main import run_worker
 from worker.settings import WorkerSettings
 
@@ -17,21 +17,21 @@ class PlainEngine(Engine):
     """Eager float32, as in every peer."""
 
     def __init__(
-        self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, crew: Crew
+        self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, budget: ThreadBudget
     ) -> None:
-        super().__init__(checkpoint, name, device, precision, crew)
+        super().__init__(checkpoint, name, device, precision, budget)
         self._network = plain(checkpoint.generator)  # type: ignore[assignment]  # it is called the same way
-        self.rows = 16
-        self._sizes = {share: range(1, self.rows + 1) for share in crew.shares}
+        self.max_batch = 16
+        self._sizes = {share: range(1, self.max_batch + 1) for share in budget.shares}
 
-    def widen(self) -> None:
+    def verify_batch_sizes(self) -> None:
         """Every size is used already: a plain network promises nothing about pixels."""
 
 
 def load(settings: WorkerSettings) -> dict[str, Engine]:
-    crew = Crew(settings.threads)
+    budget = ThreadBudget(settings.threads)
     paths = settings.checkpoints.glob("*.safetensors")
-    return {p.stem: PlainEngine.load(p, torch.device("cpu"), "float32", crew) for p in paths}
+    return {p.stem: PlainEngine.load(p, torch.device("cpu"), "float32", budget) for p in paths}
 
 
 if __name__ == "__main__":

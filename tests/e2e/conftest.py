@@ -17,8 +17,8 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
+from serve.private_redis import PrivateRedis, free_port
 from support import random_checkpoint
-from worker.private_redis import PrivateRedis, free_port
 
 FLAGS = [
     "--no-sandbox",

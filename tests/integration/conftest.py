@@ -15,12 +15,12 @@ import anyio
 import pytest
 from redis import Redis
 
+from jobs.client import JobClient
+from jobs.job import Job, JobSpec, ModelInfo
+from jobs.settings import QueueSettings
+from jobs.wire import generate_list, generate_message
+from serve.private_redis import PrivateRedis
 from support import random_checkpoint
-from worker.job_store import JobStore
-from worker.jobs import Job, JobSpec, ModelInfo
-from worker.message import generate_list, generate_message
-from worker.private_redis import PrivateRedis
-from worker.settings import QueueSettings
 
 OWNER = "somebody"
 CLASSES = ("cat", "dog", "ship")
@@ -89,7 +89,7 @@ class Service:
         self.redis = redis
         self.settings = settings
         self.checkpoints = checkpoints
-        self.store = JobStore.open(settings)
+        self.store = JobClient.open(settings)
         self.workers: list[WorkerProcess] = []
 
     def start_worker(self, *script: str, **env: str) -> WorkerProcess:

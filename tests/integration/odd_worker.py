@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from imaging.spec import ImageSpec
 from worker.engine import Engine, load_engines
-from worker.jobs import Recipe
 from worker.main import run_worker
 from worker.settings import WorkerSettings
 
@@ -25,13 +25,13 @@ BROKEN = int(os.environ.get("TEST_BROKEN", "-1"))
 class OddEngine(Engine):
     """An engine with a fault."""
 
-    def sample(self, recipes: Sequence[Recipe]) -> NDArray[np.uint8]:
-        if any(recipe.seed == POISON for recipe in recipes):
+    def sample(self, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
+        if any(spec.seed == POISON for spec in specs):
             os._exit(9)
         time.sleep(SLOW)
-        if any(recipe.seed == BROKEN for recipe in recipes):
+        if any(spec.seed == BROKEN for spec in specs):
             raise ValueError("it is broken")
-        return super().sample(recipes)
+        return super().sample(specs)
 
 
 def load(settings: WorkerSettings) -> Mapping[str, Engine]:

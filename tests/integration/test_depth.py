@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from worker.private_redis import PrivateRedis
-from worker.settings import QueueSettings
-from worker.upkeep import FIRST, Sweeper
-from worker.worker_store import WorkerStore
+from jobs.settings import QueueSettings
+from jobs.worker_store import WorkerStore
+from serve.private_redis import PrivateRedis
+from worker.sweeper import FIRST, Sweeper
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Service

@@ -15,9 +15,9 @@ import anyio
 import httpx
 import pytest
 
-from worker.private_redis import free_port
+from serve.private_redis import free_port
 
-COMMAND = "import sys; from worker.embedded import run; sys.exit(run(port={port}))"
+COMMAND = "import sys; from serve.supervisor import run; sys.exit(run(port={port}))"
 
 
 class Sagan:

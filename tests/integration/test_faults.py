@@ -9,13 +9,14 @@ import anyio
 import numpy as np
 from redis import Redis
 
-from worker.batcher import Made, Ticket
-from worker.tasks import Clerk
-from worker.worker_store import WorkerStore
+from jobs.worker_store import WorkerStore
+from worker.dispatcher import image_spec
+from worker.result_writer import ResultWriter
+from worker.scheduler import Made, PendingJob
 
 if TYPE_CHECKING:
+    from jobs.job import Job
     from tests.integration.conftest import Service, WorkerProcess
-    from worker.jobs import Job
 
 ODD = str(Path(__file__).with_name("odd_worker.py"))
 
@@ -122,13 +123,13 @@ async def test_a_second_message_for_a_job_does_no_harm(service: Service) -> None
 async def test_a_worker_lets_go_of_a_job_whose_rest_is_another_s(service: Service) -> None:
     job = await service.generate(count=2)
     store = WorkerStore(service.settings, "here", lambda: False)
-    clerk = Clerk(store)
-    mine = Ticket(job.id, "tiny", 5, [job.recipe(0)], about=job.spec)
-    clerk.take([Made(mine, job.recipe(0), np.zeros((32, 32, 3), np.uint8))])
+    writer = ResultWriter(store)
+    mine = PendingJob(job.id, "tiny", 5, [image_spec(job.spec, 0)], about=job.spec)
+    writer.take([Made(mine, image_spec(job.spec, 0), np.zeros((32, 32, 3), np.uint8))])
     await anyio.to_thread.run_sync(mine.done.result, 10)
     assert await service.made(job) == 1
     assert not await service.has_ended(job)
-    clerk.close(10)
+    writer.close(10)
     store.close()
 
 

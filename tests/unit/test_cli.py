@@ -17,11 +17,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from cli import _busy_cores, _wait_passively, app
+from cli import app
+from cli.common import busy_cores, wait_passively
+from imaging.png import read_provenance
+from imaging.spec import ImageSpec
 from model.checkpoint import load_generator
 from support import judge_with, random_checkpoint
-from train.features import open_features
-from worker.encode import read_recipe
+from train.measure.features import open_features
 
 CLASSES = ("cat", "dog")
 
@@ -38,11 +40,11 @@ def test_threads_spin_only_where_cores_are_idle(
 ) -> None:
     monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back
     monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setattr("cli._busy_cores", lambda: busy)
-    _wait_passively()
+    monkeypatch.setattr("cli.common.busy_cores", lambda: busy)
+    wait_passively()
     assert os.environ.get("GOMP_SPINCOUNT") == spins
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # a user's own
-    _wait_passively()
+    wait_passively()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
@@ -50,7 +52,7 @@ def test_busy_cores_are_seen() -> None:
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
             time.sleep(0.2)  # it has started
-            assert _busy_cores() > 0.5
+            assert busy_cores() > 0.5
         finally:
             busy.kill()
 
@@ -77,9 +79,9 @@ def test_a_sample_is_what_the_service_makes_and_can_be_made_again(checkpoints: P
     told = sagan("sample", model, "dog", "--count", 6, "--seed", 7, "--out", tmp_path)
     paths = [Path(line) for line in told.split()]
     assert [p.name for p in paths] == [f"pets-dog-7-{k}.png" for k in range(6)]
-    recipe = read_recipe(paths[5].read_bytes())
-    assert (recipe["class_name"], recipe["seed"], recipe["index"]) == ("dog", 7, 5)
-    assert recipe["model_hash"] == load_generator(model).sha256
+    made = read_provenance(paths[5].read_bytes())
+    assert (made.class_name, made.image) == ("dog", ImageSpec(1, 7, 5, 1.0))
+    assert made.model_hash == load_generator(model).sha256
     assert len({p.read_bytes() for p in paths}) == 6
     assert "the same" in sagan("reproduce", paths[5], "--checkpoints", checkpoints)
 

@@ -24,15 +24,15 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from torch import Tensor, from_numpy
 
-from model.checkpoint import write_whole
-from train.data import Pack
+from imaging.files import write_whole
+from train.data.pack import Pack
 from train.errors import ExperimentError
 from train.experiments.catalogue import Experiment
 from train.experiments.disorder import Disturbance, disturbances
 from train.experiments.measure import METRICS, Metric, distances
+from train.experiments.report import Report, Series, chart
 from train.experiments.runs import machine
-from train.features import Extractor, Seen, look
-from train.report import Report, Series, chart
+from train.measure.features import Extractor, Seen, look
 
 STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 SPLITS = 10  # undisturbed

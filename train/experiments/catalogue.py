@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from train.errors import ExperimentError
-from train.recipe import Recipe
+from train.recipes.recipe import Recipe
 
 BASELINE = "baseline"
 MAP_LIMIT = 2**30  # bytes of an explicit attention map in one network's pass; forms above it are left out

@@ -12,18 +12,18 @@ from typing import Any
 
 from rich.console import Console
 
-from model.checkpoint import write_whole
-from train.data import Pack, image_progress, open_data
-from train.distributed import World, joined
+from imaging.files import write_whole
+from train.data.pack import Pack, image_progress, open_data
 from train.errors import ExperimentError
 from train.experiments import blindness, summary
 from train.experiments.catalogue import BLINDNESS, Experiment, Variant, find, milestones
 from train.experiments.measure import Ruler
 from train.experiments.runs import DIVERGED, perform, task
-from train.features import Features, open_trusted, train_features
-from train.inception import open_inception
-from train.recipe import Recipe, overrides_of, read_recipe
-from train.state import check_judge
+from train.measure.features import Features, open_trusted, train_features
+from train.measure.inception import open_inception
+from train.recipes.recipe import Recipe, overrides_of, read_recipe
+from train.run.distributed import World, joined
+from train.run.state import check_judge
 
 SETTINGS = "experiment.json"
 FEATURES = "features.safetensors"

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 
 from model.generator import Generator
-from train.data import Pack
-from train.distances import NEIGHBOURS, frechet, kernel_distance, neighbourhoods
+from train.data.pack import Pack
+from train.data.sources.base import spoken
 from train.errors import FeaturesError
-from train.features import Extractor, Features, Seen, look, split
-from train.metrics import NEIGHBOUR_IMAGES, REFERENCE_IMAGES, GeneratorSampler, stratified
-from train.sources.base import spoken
+from train.measure.distances import NEIGHBOURS, frechet, kernel_distance, neighbourhoods
+from train.measure.features import Extractor, Features, Seen, look, split
+from train.measure.metrics import NEIGHBOUR_IMAGES, REFERENCE_IMAGES, GeneratorSampler, stratified
 
 NOISE_SEED = 0  # of every image that is measured or shown
 SHOWN = 12  # images in a strip

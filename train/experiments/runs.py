@@ -26,18 +26,19 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from model.checkpoint import load_generator, save_generator, write_whole
+from imaging.files import write_whole
+from model.checkpoint import load_generator, save_generator
 from model.generator import Generator
-from train.data import Pack
-from train.distributed import World
-from train.ema import recompute_statistics
-from train.execution import Execution
+from train.data.pack import Pack
 from train.experiments.catalogue import Variant, with_seed
 from train.experiments.measure import Ruler
-from train.loop import STATE, Diverged, Observer, Outcome, train
-from train.observers import ProgressBar, Scalars
-from train.recipe import Recipe
-from train.state import TrainingState, saved_step
+from train.recipes.recipe import Recipe
+from train.run.distributed import World
+from train.run.ema import recompute_statistics
+from train.run.execution import Execution
+from train.run.loop import STATE, Diverged, Observer, Outcome, train
+from train.run.observers import ProgressBar, Scalars
+from train.run.state import TrainingState, saved_step
 
 MILESTONES = "milestones"
 DIVERGED = "diverged.json"

@@ -25,9 +25,9 @@ from train.experiments.findings import (
     values,
 )
 from train.experiments.measure import MAIN, METRICS, SHOWN, Metric, best_first
+from train.experiments.report import Report, Series, chart
 from train.experiments.runs import DIVERGED, MILESTONES, run_folder
-from train.recipe import Recipe
-from train.report import Report, Series, chart
+from train.recipes.recipe import Recipe
 
 WIDEST = 800  # px of a picture in the report
 SMOOTHED = 15  # logged losses in a running mean

@@ -22,10 +22,10 @@ import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
+from jobs.job import AttentionSite, ModelInfo, WorkerInfo
+from jobs.worker_store import WorkerStore
+from serve.private_redis import PrivateRedis
 from support import random_checkpoint
-from worker.jobs import AttentionSite, ModelInfo, WorkerInfo
-from worker.private_redis import PrivateRedis
-from worker.worker_store import WorkerStore
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 

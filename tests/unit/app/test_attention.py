@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.routes.attention import _as_npy, _as_records
-from worker.jobs import AttentionMap
+from jobs.job import AttentionMap
 
 
 @pytest.fixture

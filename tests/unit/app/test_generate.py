@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import UnknownClass
 from app.routes.generate import resolve_class
-from worker.jobs import ModelInfo
+from jobs.job import ModelInfo
 
 MODEL = ModelInfo("birds", "0" * 64, "float32", 64, ("bird_of_paradise", "Border collie", "0"))
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from app import overlay
-from app.overlay import Look, Point
-from worker.jobs import AttentionMap
+from app.overlay import FigureStyle, Point
+from jobs.job import AttentionMap
 
 R = 32  # side of the image, pixels
 GREY = np.full((R, R, 3), 128, np.uint8)
@@ -46,7 +46,7 @@ PLACES = [((3, 12), (6, 1)), ((12, 3), (1, 6)), ((0, 15), (7, 0)), ((9, 5), (0, 
 def test_a_planted_map_is_found_at_its_place(query: Point, key: Point) -> None:
     attention = planted(query, key)
     point = (query[0] * 2 + 1, query[1] * 2)  # a pixel inside the query's 2×2 cell
-    heat = array(overlay.heatmap(GREY, attention, point, Look(256, "grey")))[..., 0].astype(float)
+    heat = array(overlay.heatmap(GREY, attention, point, FigureStyle(256, "grey")))[..., 0].astype(float)
     y, x = np.mgrid[0:256, 0:256]
     hot = heat > 0.8 * heat.max()
     # a key cell is 32 pixels wide; at the border its light reaches on outwards, inside it is centred
@@ -61,7 +61,7 @@ def test_the_arrow_runs_from_the_point_to_the_hottest_place(query: Point, key: P
     size = 512
     point = (query[0] * 2, query[1] * 2 + 1)
     # alpha 0: no heat, so that nothing but marker and arrow has colour
-    drawn = array(overlay.overlay(GREY, planted(query, key), point, Look(size, alpha=0.0)))
+    drawn = array(overlay.overlay(GREY, planted(query, key), point, FigureStyle(size, alpha=0.0)))
     blue = np.abs(drawn.astype(int) - overlay.POINT_COLOURS[0]).sum(axis=2) < 30
     ys, xs = np.nonzero(blue)
     start = ((point[0] + 0.5) / R * size, (point[1] + 0.5) / R * size)
@@ -85,8 +85,8 @@ def test_the_arrow_runs_from_the_point_to_the_hottest_place(query: Point, key: P
 
 def test_the_overlay_is_brightest_where_the_map_is() -> None:
     attention, point = planted((3, 12), (6, 1)), (7, 25)
-    drawn = array(overlay.overlay(GREY, attention, point, Look(256, alpha=1.0))).astype(float)
-    quiet = array(overlay.overlay(GREY, attention, point, Look(256, alpha=0.0))).astype(float)
+    drawn = array(overlay.overlay(GREY, attention, point, FigureStyle(256, alpha=1.0))).astype(float)
+    quiet = array(overlay.overlay(GREY, attention, point, FigureStyle(256, alpha=0.0))).astype(float)
     added = (drawn - quiet).sum(axis=2)
     y, x = np.unravel_index(int(added.argmax()), added.shape)
     assert (int(x) // 32, int(y) // 32) == (6, 1)
@@ -111,7 +111,7 @@ def test_every_pixel_falls_into_its_own_cell() -> None:
 
 def test_a_point_that_attends_to_itself_gets_a_ring() -> None:
     attention = planted((8, 8), (4, 4))
-    drawn = array(overlay.overlay(GREY, attention, (17, 17), Look(256, alpha=0.0)))
+    drawn = array(overlay.overlay(GREY, attention, (17, 17), FigureStyle(256, alpha=0.0)))
     blue = np.abs(drawn.astype(int) - overlay.POINT_COLOURS[0]).sum(axis=2) < 60
     centre = (17.5 / R * 256, 17.5 / R * 256)
     ys, xs = np.nonzero(blue)
@@ -161,7 +161,9 @@ class TestFigure:
     def test_one_panel_a_point_and_the_images_own(self) -> None:
         attention = planted((3, 12), (6, 1))
         widths = [
-            overlay.figure(GREY, attention, [(4 * k, 4 * k) for k in range(count)], Look(128), "t").width
+            overlay.figure(
+                GREY, attention, [(4 * k, 4 * k) for k in range(count)], FigureStyle(128), "t"
+            ).width
             for count in (1, 2, 5)
         ]
         assert widths[1] - widths[0] == pytest.approx(128 + 12, abs=8)
@@ -169,7 +171,9 @@ class TestFigure:
 
     def test_points_have_their_colours_on_the_image_and_on_their_panel(self) -> None:
         points = overlay.default_points(planted((3, 12), (6, 1)), R)
-        drawn = array(overlay.figure(GREY, planted((3, 12), (6, 1)), points, Look(256), "cat")).astype(int)
+        drawn = array(overlay.figure(GREY, planted((3, 12), (6, 1)), points, FigureStyle(256), "cat")).astype(
+            int
+        )
         image_end = 256 + 30
         for colour in overlay.POINT_COLOURS[:5]:
             near = np.abs(drawn - colour).sum(axis=2) < 12
@@ -179,7 +183,7 @@ class TestFigure:
     def test_the_image_is_enlarged_crisply(self) -> None:
         rng = np.random.default_rng(1)
         image = rng.integers(0, 256, (R, R, 3), np.uint8)
-        drawn = array(overlay.figure(image, planted((3, 12), (6, 1)), [(31, 31)], Look(256), "cat"))
+        drawn = array(overlay.figure(image, planted((3, 12), (6, 1)), [(31, 31)], FigureStyle(256), "cat"))
         crisp = np.kron(image, np.ones((8, 8, 1), np.uint8))[:128, :128]
         windows = np.lib.stride_tricks.sliding_window_view(drawn[10:220, 10:180], (128, 128, 3))[:, :, 0]
         found = (windows[:, :, ::16, ::16] == crisp[::16, ::16]).all(axis=(2, 3, 4))
@@ -189,12 +193,16 @@ class TestFigure:
 
     def test_a_gate_that_is_nearly_shut_is_said_so(self) -> None:
         points = [(4, 4)]
-        open_gate = overlay.figure(GREY, planted((3, 12), (6, 1), share=0.011), points, Look(256), "cat")
+        open_gate = overlay.figure(
+            GREY, planted((3, 12), (6, 1), share=0.011), points, FigureStyle(256), "cat"
+        )
         for share in (0.009, 0.0, -0.001, math.nan):
-            shut = overlay.figure(GREY, planted((3, 12), (6, 1), share=share), points, Look(256), "cat")
+            shut = overlay.figure(
+                GREY, planted((3, 12), (6, 1), share=share), points, FigureStyle(256), "cat"
+            )
             assert shut.height > open_gate.height
-        panel = overlay.overlay(GREY, planted((3, 12), (6, 1), share=0.001), (4, 4), Look(256))
-        quiet = overlay.overlay(GREY, planted((3, 12), (6, 1), share=0.1), (4, 4), Look(256))
+        panel = overlay.overlay(GREY, planted((3, 12), (6, 1), share=0.001), (4, 4), FigureStyle(256))
+        quiet = overlay.overlay(GREY, planted((3, 12), (6, 1), share=0.1), (4, 4), FigureStyle(256))
         changed = np.nonzero((array(panel) != array(quiet)).any(axis=(1, 2)))[0]
         assert changed.min() >= 256 - 20  # a line at the foot, the point being in the upper half
 
@@ -202,7 +210,9 @@ class TestFigure:
     @pytest.mark.parametrize("count", [1, 8])
     def test_any_size_and_number_of_points_can_be_drawn(self, size: int, count: int) -> None:
         points = [(4 * k, 31 - 4 * k) for k in range(count)]
-        drawn = overlay.figure(GREY, planted((3, 12), (6, 1)), points, Look(size), "a very long title " * 20)
+        drawn = overlay.figure(
+            GREY, planted((3, 12), (6, 1)), points, FigureStyle(size), "a very long title " * 20
+        )
         assert drawn.height > size
 
 

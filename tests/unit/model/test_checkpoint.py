@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import load_generator, save_generator, write_whole
+from imaging.files import write_whole
+from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.errors import CheckpointError
 from model.generator import Generator

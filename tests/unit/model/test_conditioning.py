@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from imaging.spec import ImageSpec
 from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.errors import ConfigError
-from model.fused import FusedGenerator
 from model.generator import Generator
 from model.layers import ConditionalBatchNorm, SharedEmbedding, effective_state, spectral_normalise
+from model.serving.fused import FusedGenerator
 from tests.unit.model.test_networks import small
 from worker.engine import Engine
-from worker.jobs import Recipe
 
 CHANGES: list[dict[str, object]] = [
     {},
@@ -74,8 +74,8 @@ def test_a_checkpoint_and_the_worker_make_the_same_images(changes: dict[str, obj
     z, y = inputs()
     torch.testing.assert_close(found.generator(z, y), generator(z, y), rtol=1e-4, atol=1e-5)
     engine = Engine.load(path, torch.device("cpu"))
-    together = engine.sample([Recipe(k, 5, k, 1.0) for k in range(3)])
-    alone = engine.sample([Recipe(2, 5, 2, 1.0)])
+    together = engine.sample([ImageSpec(k, 5, k, 1.0) for k in range(3)])
+    alone = engine.sample([ImageSpec(2, 5, 2, 1.0)])
     assert (together[2] == alone[0]).all()
     assert (together[0] != together[1]).any()
 

@@ -11,9 +11,9 @@ from torch import nn
 from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.errors import ConfigError
-from model.fused import FusedGenerator
 from model.generator import Generator
 from model.layers import DownBlock, effective_state, power_iterate, spectral_normalise
+from model.serving.fused import FusedGenerator
 
 PAPER = ModelConfig(
     resolution=128,
@@ -223,7 +223,9 @@ def test_images_that_go_through_the_last_blocks_in_groups_are_the_same(
     z, y = torch.randn(7, 8), torch.arange(7) % 3
     with torch.no_grad():
         whole = fused(z, y)
-        monkeypatch.setattr("model.fused.CACHED", 3 * 4 * 32 * 32 * 8)  # three images of the last block
+        monkeypatch.setattr(
+            "model.serving.fused.CACHED", 3 * 4 * 32 * 32 * 8
+        )  # three images of the last block
         torch.testing.assert_close(fused(z, y), whole, rtol=1e-5, atol=1e-6)
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model import precision
 from model.errors import PrecisionError
-from model.fused import FusedGenerator
-from model.int8 import Int8Convolution, Seen, has_int8, levels
-from model.precision import in_precision
+from model.serving import precision
+from model.serving.fused import FusedGenerator
+from model.serving.int8 import Int8Convolution, Seen, has_int8, levels
+from model.serving.precision import in_precision
 from tests.unit.model.test_networks import lively
 
 CPU = torch.device("cpu")

@@ -15,8 +15,9 @@ import pytest
 from pydantic import ValidationError
 from redis import Redis
 
-from worker.jobs import AttentionMap
-from worker.message import (
+from jobs.job import AttentionMap
+from jobs.settings import QueueSettings
+from jobs.wire import (
     ATTENTION,
     ATTENTION_QUEUE,
     GENERATE,
@@ -27,9 +28,9 @@ from worker.message import (
     generate_message,
     message_list,
 )
-from worker.private_redis import PrivateRedis
-from worker.queue import make_celery
-from worker.settings import QueueSettings, WorkerSettings
+from serve.private_redis import PrivateRedis
+from worker.celery_app import make_celery
+from worker.settings import WorkerSettings
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_settings_come_from_the_environment_and_say_what_is_wrong(monkeypatch: p
         WorkerSettings()
 
 
-@pytest.mark.parametrize("module", ["worker.job_store", "worker.health", "worker.embedded"])
+@pytest.mark.parametrize("module", ["jobs.client", "worker.health", "serve.supervisor"])
 def test_neither_torch_nor_celery_on_the_api_s_side(module: str) -> None:
     code = f"import {module}, sys; sys.exit(bool({{'torch', 'celery', 'kombu'}} & sys.modules.keys()))"
     root = Path(__file__).parents[3]

@@ -1,4 +1,4 @@
-"""The engine: one recipe, one image."""
+"""The engine: one spec, one image."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.fused import FusedGenerator
-from model.int8 import has_int8
+from imaging.spec import ImageSpec
+from model.serving.fused import FusedGenerator
+from model.serving.int8 import has_int8
 from worker.engine import (
-    Crew,
     Engine,
     Forward,
     NoDevice,
     NoModel,
     NotRecorded,
+    ThreadBudget,
     UnknownLayer,
     choose_device,
     load_engines,
     noise,
     to_pixels,
 )
-from worker.jobs import Recipe
 from worker.settings import WorkerSettings
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 KNOWN = [-1.7496944665908813, 0.5745441317558289, 0.6142833828926086]  # of seed 7, image 0
 INT8 = pytest.mark.skipif(not has_int8(CPU), reason="this processor has no instructions for int8")
-RECIPES = [Recipe(class_id=seed % 3, seed=seed, index=seed % 2, truncation=1.0) for seed in range(9)]
+SPECS = [ImageSpec(class_id=seed % 3, seed=seed, index=seed % 2, truncation=1.0) for seed in range(9)]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +55,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> Engine:
     engine = Engine.load(checkpoint, CPU)
-    engine.widen()
+    engine.verify_batch_sizes()
     return engine
 
 
@@ -73,25 +73,23 @@ def test_it_tells_what_it_is(engine: Engine, checkpoint: Path) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("int8", marks=INT8)])
 def test_an_image_does_not_depend_on_its_company_or_place(checkpoint: Path, precision: str) -> None:
     engine = Engine.load(checkpoint, CPU, precision)
-    alone = {recipe: engine.sample([recipe])[0] for recipe in RECIPES}
-    assert len({image.tobytes() for image in alone.values()}) == len(RECIPES)
-    for recipe, image in zip(RECIPES, engine.sample(RECIPES), strict=True):
-        np.testing.assert_array_equal(image, alone[recipe], err_msg="before other sizes were tried")
-    engine.widen()
-    for size in range(1, engine.rows + 1):
-        for first in range(len(RECIPES) - size + 1):  # so each recipe comes by at every place
-            group = RECIPES[first : first + size]
-            for recipe, image in zip(group, engine.sample(group), strict=True):
-                np.testing.assert_array_equal(
-                    image, alone[recipe], err_msg=f"{recipe} in a forward of {size}"
-                )
+    alone = {spec: engine.sample([spec])[0] for spec in SPECS}
+    assert len({image.tobytes() for image in alone.values()}) == len(SPECS)
+    for spec, image in zip(SPECS, engine.sample(SPECS), strict=True):
+        np.testing.assert_array_equal(image, alone[spec], err_msg="before other sizes were tried")
+    engine.verify_batch_sizes()
+    for size in range(1, engine.max_batch + 1):
+        for first in range(len(SPECS) - size + 1):  # so each spec comes by at every place
+            group = SPECS[first : first + size]
+            for spec, image in zip(group, engine.sample(group), strict=True):
+                np.testing.assert_array_equal(image, alone[spec], err_msg=f"{spec} in a forward of {size}")
 
 
 def test_an_image_does_not_depend_on_the_number_of_threads(engine: Engine) -> None:
     images = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        images.append(engine.sample(RECIPES[:4]))
+        images.append(engine.sample(SPECS[:4]))
     np.testing.assert_array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0], images[2])
 
@@ -106,21 +104,26 @@ def test_a_size_that_gives_other_images_is_not_used(
         return made(z, y) * (1 + 1e-6 * (len(z) == 4))
 
     monkeypatch.setattr(other._network, "forward", odd)
-    other.widen()
+    other.verify_batch_sizes()
     assert all(4 not in sizes for sizes in other._sizes.values())
-    np.testing.assert_array_equal(other.sample(RECIPES[:4]), engine.sample(RECIPES[:4]))
+    np.testing.assert_array_equal(other.sample(SPECS[:4]), engine.sample(SPECS[:4]))
 
 
 @INT8
 def test_int8_is_the_same_at_each_start_and_on_any_number_of_threads(checkpoint: Path) -> None:
-    one, two = (Engine.load(checkpoint, CPU, "int8", Crew(threads)) for threads in (1, 4))
-    two.widen()
-    np.testing.assert_array_equal(one.sample(RECIPES), two.sample(RECIPES))
+    one, two = (Engine.load(checkpoint, CPU, "int8", ThreadBudget(threads)) for threads in (1, 4))
+    two.verify_batch_sizes()
+    np.testing.assert_array_equal(one.sample(SPECS), two.sample(SPECS))
 
 
 def test_every_part_of_a_recipe_matters(engine: Engine) -> None:
-    first = Recipe(0, 1, 0, 1.0)
-    others = [Recipe(1, 1, 0, 1.0), Recipe(0, 2, 0, 1.0), Recipe(0, 1, 1, 1.0), Recipe(0, 1, 0, 0.5)]
+    first = ImageSpec(0, 1, 0, 1.0)
+    others = [
+        ImageSpec(1, 1, 0, 1.0),
+        ImageSpec(0, 2, 0, 1.0),
+        ImageSpec(0, 1, 1, 1.0),
+        ImageSpec(0, 1, 0, 0.5),
+    ]
     image = engine.sample([first])[0]
     for other in others:
         assert not np.array_equal(engine.sample([other])[0], image), other
@@ -128,25 +131,25 @@ def test_every_part_of_a_recipe_matters(engine: Engine) -> None:
 
 def test_noise_has_a_stream_of_its_own_for_each_image() -> None:
     expected = np.random.Generator(np.random.Philox(key=[2**63 - 1, 5])).standard_normal(8) * 0.5
-    drawn = noise(Recipe(0, 2**63 - 1, 5, 0.5), 8)
+    drawn = noise(2**63 - 1, 5, 8, 0.5)
     assert drawn.dtype == np.float32
     np.testing.assert_array_equal(drawn, expected.astype(np.float32))
-    # the numbers of one recipe, so that an update of numpy cannot change every image unseen
-    np.testing.assert_allclose(noise(Recipe(0, 7, 0, 1.0), 3), KNOWN, rtol=1e-6)
+    # the numbers of one spec, so that an update of numpy cannot change every image unseen
+    np.testing.assert_allclose(noise(7, 0, 3), KNOWN, rtol=1e-6)
 
 
 def test_attention_belongs_to_the_image(engine: Engine) -> None:
-    recipe = RECIPES[5]
-    pixels, found = engine.attention(recipe, "16x16")
-    assert np.abs(pixels.astype(int) - engine.sample([recipe])[0]).max() <= 1
+    spec = SPECS[5]
+    pixels, found = engine.attention(spec, "16x16")
+    assert np.abs(pixels.astype(int) - engine.sample([spec])[0]).max() <= 1
     assert found.map.shape == (256, 64)
     assert found.map.dtype == np.float16
     np.testing.assert_allclose(found.map.astype(np.float64).sum(axis=1), 1, atol=5e-3)
     assert found.share > 0
-    other = engine.attention(RECIPES[6], "16x16")[1]
+    other = engine.attention(SPECS[6], "16x16")[1]
     assert not np.array_equal(other.map, found.map)
     with pytest.raises(UnknownLayer, match="it has: 16x16"):
-        engine.attention(recipe, "8x8")
+        engine.attention(spec, "8x8")
 
 
 def test_bad_checkpoints_are_left_out_and_told_about(
@@ -209,16 +212,16 @@ def test_forwards_are_recorded_by_one_thread_and_each_is_used_by_one(
     recorder = Recorder()
     monkeypatch.setattr("worker.engine.RECORDERS", {"cpu": recorder})
     # two lanes, and whoever loads or widens several models at a time
-    engines = [Engine.load(checkpoint, CPU, crew=Crew(2)) for _ in range(2)]
-    before = engines[0].sample(RECIPES)
+    engines = [Engine.load(checkpoint, CPU, budget=ThreadBudget(2)) for _ in range(2)]
+    before = engines[0].sample(SPECS)
     assert not recorder.sizes  # not by whichever thread happens to be first
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(Engine.widen, engines))
+        list(pool.map(Engine.verify_batch_sizes, engines))
     assert len(recorder.threads) == 2
     sizes = {size for sizes in engines[0]._sizes.values() for size in sizes}
     assert sorted(recorder.sizes) == sorted([*sizes] * 2 * engines[0].lanes)
     with ThreadPoolExecutor(6) as pool:  # more than there are lanes
-        made = list(pool.map(lambda k: engines[k % 2].sample(RECIPES), range(12)))
+        made = list(pool.map(lambda k: engines[k % 2].sample(SPECS), range(12)))
     for images in made:
         np.testing.assert_array_equal(images, before)
     assert sorted(recorder.sizes) == sorted([*sizes] * 2 * engines[0].lanes)
@@ -238,20 +241,20 @@ def test_models_are_recorded_before_the_first_job_and_one_that_cannot_be_is_told
     with pytest.raises(NotRecorded):
         load_engines(settings)
     engines = load_engines(settings.model_copy(update={"cuda_graphs": False}))
-    assert len(engines["a"].sample(RECIPES)) == len(RECIPES)
+    assert len(engines["a"].sample(SPECS)) == len(SPECS)
 
 
 def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Recipe] = []
+    drawn: list[ImageSpec] = []
 
-    def counted(recipe: Recipe, latent: int) -> NDArray[np.float32]:
-        drawn.append(recipe)
-        return noise(recipe, latent)
+    def counted(spec: ImageSpec, latent: int) -> NDArray[np.float32]:
+        drawn.append(spec)
+        return noise(spec, latent)
 
     monkeypatch.setattr("worker.engine.noise", counted)
-    z, y = engine._inputs(RECIPES[:2], 16)
-    assert drawn == RECIPES[:2]
-    assert y.tolist() == [RECIPES[0].class_id, RECIPES[1].class_id, *[RECIPES[0].class_id] * 14]
+    z, y = engine._inputs(SPECS[:2], 16)
+    assert drawn == SPECS[:2]
+    assert y.tolist() == [SPECS[0].class_id, SPECS[1].class_id, *[SPECS[0].class_id] * 14]
     assert torch.equal(z[2:], z[:1].expand(14, -1))
 
 
@@ -285,11 +288,11 @@ def test_a_worker_whose_forwards_cannot_be_recorded_starts_again_without(tmp_pat
 def test_what_is_recorded_gives_the_images_of_what_is_not(checkpoint: Path) -> None:
     device = torch.device("cuda")
     engine = Engine.load(checkpoint, device)
-    eager = engine.sample(RECIPES)
-    engine.widen()
+    eager = engine.sample(SPECS)
+    engine.verify_batch_sizes()
     assert engine._recorded is not None
     with ThreadPoolExecutor(4) as pool:
-        for images in pool.map(lambda _: engine.sample(RECIPES), range(16)):
+        for images in pool.map(lambda _: engine.sample(SPECS), range(16)):
             np.testing.assert_array_equal(images, eager)
-    for recipe, image in zip(RECIPES, eager, strict=True):
-        np.testing.assert_array_equal(engine.sample([recipe])[0], image)
+    for spec, image in zip(SPECS, eager, strict=True):
+        np.testing.assert_array_equal(engine.sample([spec])[0], image)

@@ -13,11 +13,11 @@ from time import sleep
 
 import pytest
 
+from jobs.job import WorkerInfo
+from jobs.settings import QueueSettings
+from jobs.worker_store import WorkerStore
+from serve.private_redis import PrivateRedis
 from worker.health import silence
-from worker.jobs import WorkerInfo
-from worker.private_redis import PrivateRedis
-from worker.settings import QueueSettings
-from worker.worker_store import WorkerStore
 
 HOST = "some-host"
 

@@ -1,0 +1,92 @@
+"""Commands that make images from a checkpoint, without any server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import Checkpoint, Device, Seed, Truncation, fail, png, tell
+
+
+def sample(
+    checkpoint: Checkpoint,
+    class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
+    out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
+    count: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
+    seed: Seed = 0,
+    truncation: Truncation = 1.0,
+    device: Device = "auto",
+) -> None:
+    """Make images from a checkpoint without any server: the same pixels that the service would make."""
+    from worker.offline import OfflineError, write_samples
+
+    try:
+        for path in write_samples(checkpoint, class_name, out, count, seed, truncation, device):
+            tell(str(path))
+    except (OfflineError, OSError) as error:
+        fail(error)
+
+
+def sheet(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option(help="The sheet, a PNG", callback=png)] = Path("sheet.png"),
+    columns: Annotated[int, typer.Option(help="Images a class", min=1, max=100)] = 10,
+    rows: Annotated[
+        int | None, typer.Option(help="So many classes, spread over all; unless told, every class", min=1)
+    ] = None,
+    seed: Seed = 0,
+    truncation: Truncation = 1.0,
+    device: Device = "auto",
+) -> None:
+    """A contact sheet for a model card: the first images of one seed, unpicked, a row a class."""
+    from worker.offline import OfflineError, write_sheet
+
+    try:
+        write_sheet(checkpoint, out, columns, rows, seed, truncation, device)
+    except (OfflineError, OSError) as error:
+        fail(error)
+    tell(str(out))
+
+
+def attention(
+    checkpoint: Checkpoint,
+    class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
+    out: Annotated[Path, typer.Option(help="The figure, a PNG", callback=png)] = Path("attention.png"),
+    seed: Seed = 0,
+    index: Annotated[int, typer.Option(help="Which image of that seed", min=0)] = 0,
+    truncation: Truncation = 1.0,
+    layer: Annotated[str | None, typer.Option(help='Such as "16x16"; the first one unless told')] = None,
+    device: Device = "auto",
+) -> None:
+    """Draw what the generator attended to: five points and where each one looks."""
+    from app.overlay import FigureStyle, default_points, figure
+    from app.pictures import write
+    from imaging.files import write_whole
+    from worker.offline import OfflineError, attend
+
+    try:
+        pixels, found = attend(checkpoint, class_name, seed, index, truncation, layer, device)
+        points = default_points(found, len(pixels))
+        title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
+        write_whole(out, write(figure(pixels, found, points, FigureStyle(), title)))
+    except (OfflineError, OSError) as error:
+        fail(error)
+    tell(str(out))
+
+
+def reproduce(
+    image: Annotated[Path, typer.Argument(help="A PNG that this service made")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints")] = Path("checkpoints"),
+    device: Device = "auto",
+) -> None:
+    """Make an image again from the recipe inside its PNG, and compare."""
+    from worker.offline import OfflineError, compare
+
+    try:
+        verdict = compare(image, checkpoints, device)
+    except OfflineError as error:
+        fail(error)
+    tell(verdict.text)
+    raise typer.Exit(0 if verdict.same else 1)

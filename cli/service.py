@@ -1,0 +1,101 @@
+"""Commands that serve, and what they serve."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import Host, Port, Seed, console, fail, tell, wait_passively
+
+
+def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+    """Everything in one command: API, worker and, unless SAGAN_REDIS_URL is set, a private Redis."""
+    from serve.supervisor import run
+
+    raise typer.Exit(run(host=host, port=port))
+
+
+def api(
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    workers: Annotated[int, typer.Option(help="Processes; /metrics counts the requests of one", min=1)] = 1,
+) -> None:
+    """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
+    import logging
+
+    import uvicorn
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    uvicorn.run(
+        "app.main:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        server_header=False,
+        access_log=False,  # the app writes a line a request itself
+        timeout_graceful_shutdown=5,  # seconds: event streams never end by themselves
+    )
+
+
+def worker() -> None:
+    """A Celery worker alone: it loads the checkpoints (SAGAN_CHECKPOINTS) and takes jobs from Redis."""
+    wait_passively(quiet=True)  # its forwards have a thread or two each
+
+    from worker import startup
+
+    startup.begin()
+    from worker.main import run_worker
+    from worker.settings import WorkerSettings
+
+    raise typer.Exit(run_worker(WorkerSettings()))
+
+
+def models(
+    folder: Annotated[Path, typer.Argument(help="Folder of checkpoints")] = Path("checkpoints"),
+) -> None:
+    """List the checkpoints in a folder, and say of a bad one what is wrong with it."""
+    from worker.offline import describe
+
+    for line in describe(folder):
+        tell(line)
+
+
+def bench(
+    url: Annotated[str, typer.Argument(help="Where the service is, such as http://127.0.0.1:8000")],
+    class_name: Annotated[str, typer.Option("--class", help="Number or name of the class")] = "0",
+    model: Annotated[str | None, typer.Option(help="Unless told, the service's default")] = None,
+    count: Annotated[int, typer.Option(help="Images a job", min=1, max=64)] = 1,
+    clients: Annotated[str, typer.Option(help="Closed loop: so many at once; 1,8,32: in turn")] = "8",
+    rate: Annotated[
+        float | None, typer.Option(help="Open loop instead: requests a second, whatever comes of them")
+    ] = None,
+    even: Annotated[bool, typer.Option("--even", help="With --rate: equal gaps, not random ones")] = False,
+    seconds: Annotated[float, typer.Option(help="Measured time of each load", min=0.1)] = 10.0,
+    warm_up: Annotated[float, typer.Option(help="Seconds before that", min=0.0)] = 2.0,
+    seed: Seed = 0,
+    api_key: Annotated[
+        str | None, typer.Option(help="Key of a service that asks for one", envvar="SAGAN_API_KEY")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.svg")] = None,
+) -> None:
+    """Put load on a running service: images a second, latency percentiles, and every error by its kind.
+
+    A latency counts from when the request should have been sent, so that a stall hides nothing.
+    """
+
+    from loadtest.client import BenchError
+    from loadtest.command import Question, loads, run
+
+    # as typed, for the file; the key is nobody else's business
+    command = shlex.join(["sagan", *("…" if api_key and word == api_key else word for word in sys.argv[1:])])
+    try:
+        wanted = loads(clients, rate, even=even, seed=seed)
+        question = Question(class_name, model, count, seed, api_key)
+        run(url, question, wanted, seconds, warm_up, out, console, command)
+    except BenchError as error:
+        fail(error)

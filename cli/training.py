@@ -1,0 +1,147 @@
+"""Commands that make a checkpoint of labelled images."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.common import Device, Seed, console, fail, tell, wait_passively, warn
+
+
+def pack(
+    source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, CIFAR-10, Stanford Dogs")],
+    out: Annotated[Path, typer.Argument(help="The pack, a .safetensors file")],
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels a side; unless told, the images' own")
+    ] = None,
+    min_crop: Annotated[int, typer.Option(help="Stanford Dogs: shortest crop kept, source pixels")] = 48,
+    shards: Annotated[
+        int, typer.Option(help="Files beside OUT to deal the images to, for several hosts; 1: only OUT")
+    ] = 1,
+    licence: Annotated[str | None, typer.Option(help="Note that models trained on it will carry")] = None,
+) -> None:
+    """Read labelled images once, into one file that opens at once. Bad pictures are named and left out."""
+    from train.data import pack as packs
+    from train.errors import TrainError
+
+    try:
+        with packs.image_progress(console) as progress:
+            report = packs.pack(
+                source,
+                out,
+                resolution,
+                min_crop=min_crop,
+                shards=shards,
+                licence=licence,
+                progress=progress,
+            )
+    except TrainError as error:
+        fail(error)
+    for line in report.lines():
+        tell(line)  # file names may look like markup
+
+
+def train(
+    source: Annotated[Path, typer.Option("--data", help="Folder or zip of pictures, pack, CIFAR-10, ...")],
+    out: Annotated[Path, typer.Option(help="Folder of the run; for features: the file")],
+    recipe: Annotated[
+        str, typer.Argument(help='A recipe\'s name, a .toml file, "auto": by the pictures, or "features"')
+    ] = "auto",
+    device: Device = "auto",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A generator of the same shape whose weights to begin with")
+    ] = None,
+    stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="torch.compile; unless told, on a GPU")
+    ] = None,
+    graph: Annotated[
+        bool | None,
+        typer.Option("--graph/--no-graph", help="Record a step as a CUDA graph; unless told, on one GPU"),
+    ] = None,
+) -> None:
+    """Labelled images -> checkpoint. Ctrl-C saves; --resume goes on exactly where it stopped.
+
+    `sagan train --data my-photos --out runs/mine` is enough for a folder of photos (one of folders, where
+    there are classes): it looks at them, chooses a recipe, says why and how long it will take.
+
+    `sagan train features` trains the small classifier that `sagan evaluate` measures with.
+    """
+    wait_passively()
+    from model.errors import ModelError
+    from train.commands import run, run_features, seconds
+    from train.errors import TrainError
+    from train.run.execution import CaptureFailed
+    from train.run.loop import STATE
+
+    try:
+        limit = seconds(stop_after) if stop_after else None
+        if recipe == "features":
+            features = run_features(
+                source,
+                out,
+                console=console,
+                device=device,
+                resume=resume,
+                start=start,
+                stop_after=limit,
+                settings=settings or [],
+                compile=compile,
+                graph=graph,
+            )
+            warn(features.doubt)
+            return
+        outcome = run(
+            recipe,
+            source,
+            out,
+            console=console,
+            device=device,
+            resume=resume,
+            start=start,
+            stop_after=limit,
+            settings=settings or [],
+            compile=compile,
+            graph=graph,
+        )
+    except CaptureFailed as error:
+        if (out / STATE).exists() and not resume:  # saved within the first steps
+            fail(f"{error} Go on by --resume --no-graph.")
+        warn(f"{error} It starts again without: --no-graph.")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--no-graph"])
+    except (TrainError, ModelError) as error:
+        fail(error)
+    if outcome.finished:
+        tell(f"step {outcome.step}: finished. The generator is in {out}/generator.safetensors.")
+    else:
+        tell(f"step {outcome.step}: stopped ({outcome.reason}), all saved; --resume goes on.")
+
+
+def choose(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with schedule.snapshot_every")],
+    source: Annotated[Path, typer.Option("--data", help="The pack it was trained on, or one like it")],
+    features: Annotated[
+        Path | None, typer.Option(help="File that `sagan train features` wrote, to check the ranking by")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Images of each snapshot", min=2)] = 2000,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Let a run's last discriminator judge the run's snapshots; the best becomes chosen.safetensors there."""
+    wait_passively()
+    from model.errors import ModelError
+    from train.commands import run_choice
+    from train.errors import TrainError
+
+    try:
+        run_choice(run, source, features, samples=samples, seed=seed, device=device, console=console)
+    except (TrainError, ModelError) as error:
+        fail(error)

@@ -1,0 +1,65 @@
+"""Questions that come together go together: one call for all that were asked while the last one was out.
+
+Nothing waits for company. A question asked while no call is out goes at once, with those asked in the same
+turn of the event loop; the more are asked, the longer each call and the fuller the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from jobs.pubsub import cancel
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class Coalescer(Generic[Q, A]):
+    """Asks `call` for many at once; it answers each question in its place. Open it inside an event loop."""
+
+    def __init__(self, call: Callable[[Sequence[Q]], Awaitable[Sequence[A]]], most: int) -> None:
+        """most: questions in a call."""
+        self._call = call
+        self._most = most
+        self._asked: list[tuple[Q, asyncio.Future[A]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def ask(self, question: Q) -> A:
+        """The answer, or what the call raised. Cancelled before the call has begun, it is never asked."""
+        answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
+        self._asked.append((question, answer))
+        if self._task is None:
+            self._task = asyncio.create_task(self._ask_all(), name="asking together")
+        return await answer
+
+    async def close(self) -> None:
+        """Cancel what is out, and whoever waits for it."""
+        if self._task is not None:
+            await cancel(self._task)
+
+    async def _ask_all(self) -> None:
+        out: list[tuple[Q, asyncio.Future[A]]] = []
+        try:
+            while self._asked:
+                out = [one for one in self._asked[: self._most] if not one[1].done()]
+                del self._asked[: self._most]
+                if out:
+                    await self._ask(out)
+        finally:
+            self._task = None
+            for _, answer in (*out, *self._asked):
+                answer.cancel()
+            self._asked.clear()
+
+    async def _ask(self, out: Sequence[tuple[Q, asyncio.Future[A]]]) -> None:
+        try:
+            answers = await self._call([question for question, _ in out])
+            for (_, future), answer in zip(out, answers, strict=True):
+                if not future.done():
+                    future.set_result(answer)
+        except Exception as error:  # it is for each who asked to raise  # noqa: BLE001
+            for _, future in out:
+                if not future.done():
+                    future.set_exception(error)

@@ -1,0 +1,61 @@
+"""What goes wrong with jobs, as one tree. Each message says what to do."""
+
+from __future__ import annotations
+
+# JobError
+# ├── UnknownJob            404: never known to this caller, or forgotten
+# ├── ExpiredJob            410: its images are gone
+# ├── QueueFull             429
+# ├── IdempotencyConflict   422: the same key with another request
+# ├── AttentionFailed       the worker could not make this map
+# └── BrokerUnavailable     503: Redis does not answer
+
+
+class JobError(Exception):
+    """Root of what this package raises on purpose about jobs."""
+
+
+class UnknownJob(JobError):
+    """No such job, or another caller's."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"There is no job {job_id!r}. It was never made, or it was forgotten long after its end."
+        )
+
+
+class ExpiredJob(JobError):
+    """The job ended so long ago that its images are gone."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"The images of job {job_id!r} have expired. The same recipe makes the same images again."
+        )
+
+
+class QueueFull(JobError):
+    """As many jobs wait as are allowed."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        super().__init__(f"{depth} jobs are waiting and no more are taken. Try again when some are done.")
+
+
+class IdempotencyConflict(JobError):
+    """The key was used before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(
+            f"Idempotency key {key!r} belongs to another request. Use a new key for a new request."
+        )
+
+
+class AttentionFailed(JobError):
+    """The worker could not make an attention map; the message is its reason."""
+
+
+class BrokerUnavailable(JobError):
+    """Redis does not answer, or is full."""
+
+    def __init__(self, reason: str = "Redis does not answer") -> None:
+        super().__init__(f"{reason}. Nothing that was accepted is lost; try again in a few seconds.")

@@ -1,0 +1,163 @@
+"""The contract between the API and its workers: what a job, a model and an attention map are."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What is to be made. Image k of it depends on nothing but this and k."""
+
+    model: str
+    model_hash: str  # sha256 hex of the checkpoint file
+    precision: str  # "float32", "bfloat16" or "int8": pixels depend on it
+    class_id: int
+    class_name: str
+    count: int  # images, 1 to 64
+    seed: int  # 0 to 2^63 - 1
+    truncation: float  # (0, 1]: z is scaled by it
+    priority: int = 5  # 0 to 9, 9 is most urgent
+
+
+@dataclass(frozen=True)
+class Job:
+    """The record of a job as it was when it was read."""
+
+    id: str
+    owner: str
+    spec: JobSpec
+    state: State
+    created_at: datetime
+    started_at: datetime | None  # None: not in a forward yet
+    finished_at: datetime | None  # None: not ended
+    error: str | None  # why it failed
+    done: int  # images finished so far
+    expires_at: datetime | None  # the images are gone after it; None: not ended
+    attempts: int  # forwards it entered since its last finished image: more than one means a worker died
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class AttentionSite:
+    """A place in the generator that attends."""
+
+    name: str  # as in "16x16"
+    resolution: int  # of its feature map, in cells
+    gamma: float  # gate of the layer; near 0 its map says little
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model that a worker has loaded."""
+
+    name: str
+    hash: str  # sha256 hex of the checkpoint file
+    precision: str
+    resolution: int  # pixels
+    classes: tuple[str, ...]
+    attention: tuple[AttentionSite, ...] = ()
+    metrics: dict[str, object] = field(default_factory=dict)
+    licence: str = ""
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class ModelStats:
+    """What a worker has done with one model since it started."""
+
+    images: int = 0
+    forwards: int = 0
+    busy_seconds: float = 0.0  # of the device
+    batch_sizes: dict[int, int] = field(default_factory=dict)  # images in a forward -> forwards
+    attention_maps: int = 0
+
+
+@dataclass(frozen=True)
+class WorkerInfo:
+    """A worker's last sign of life."""
+
+    id: str
+    device: str
+    started_at: datetime
+    beat_at: datetime
+    models: tuple[ModelInfo, ...]
+    stats: dict[str, ModelStats] = field(default_factory=dict)  # by name of the model
+    in_hand: tuple[str, ...] = ()  # ids of the jobs it works on
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Where each cell of a feature map attends to, and how much that matters.
+
+    Rows are queries, in row-major order (y * width + x); each sums to 1. Grids are (height, width).
+    """
+
+    layer: str
+    query_grid: tuple[int, int]
+    key_grid: tuple[int, int]
+    gamma: float
+    share: float  # ‖γ·o‖ / ‖x‖: what attention adds to the features at that layer
+    map: NDArray[np.float16]  # [queries, keys]
+
+    def to_bytes(self) -> bytes:
+        """Compressed, for Redis."""
+        header = {
+            **{"layer": self.layer, "query_grid": self.query_grid, "key_grid": self.key_grid},
+            **{"gamma": self.gamma, "share": self.share},
+        }
+        # all low bytes, then all high ones: these repeat, so that it packs smaller and sooner
+        values = np.ascontiguousarray(self.map, np.float16).view(np.uint8).reshape(-1, 2).T.tobytes()
+        return zlib.compress(json.dumps(header).encode() + b"\n" + values, level=1)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> AttentionMap:
+        head, values = zlib.decompress(data).split(b"\n", 1)
+        header = json.loads(head)
+        (rows, columns), (key_rows, key_columns) = header["query_grid"], header["key_grid"]
+        return cls(
+            layer=header["layer"],
+            query_grid=(rows, columns),
+            key_grid=(key_rows, key_columns),
+            gamma=header["gamma"],
+            share=header["share"],
+            map=np.frombuffer(values, np.uint8)
+            .reshape(2, -1)
+            .T.copy()
+            .view(np.float16)
+            .reshape(rows * columns, key_rows * key_columns),
+        )
+
+
+FAILED: Final = b"failed:"  # what stands in place of an attention map that could not be made
+
+
+def attention_channel_key(job_id: str, image: int, layer: str) -> str:
+    """What is told on the news channel when an attention map is there."""
+    return f"{job_id}/{image}/{layer}"
+
+
+def new_job_id() -> str:
+    """A name that nobody else will draw or guess."""
+    return secrets.token_urlsafe(16)  # 128 bits: an id is also what lets its holder in
+
+
+def as_state(text: str) -> State:
+    """The state of that name."""
+    states: Sequence[State] = ("queued", "running", "succeeded", "failed", "cancelled")
+    return next(state for state in states if state == text)

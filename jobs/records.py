@@ -1,0 +1,53 @@
+"""Jobs and workers as they stand in Redis: JSON of the contract's dataclasses, checked on the way in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from pydantic import TypeAdapter
+
+from jobs.job import Job, JobSpec, WorkerInfo, as_state
+
+SPEC: Final = TypeAdapter(JobSpec)
+WORKER: Final = TypeAdapter(WorkerInfo)
+
+
+def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
+    """A job from its hash in Redis."""
+    text = {name.decode(): value.decode() for name, value in record.items()}
+    return Job(
+        id=job_id,
+        owner=text["owner"],
+        spec=SPEC.validate_json(text["spec"]),
+        state=as_state(text["state"]),
+        created_at=datetime.fromtimestamp(float(text["created_at"]), UTC),
+        started_at=_time(text.get("started_at")),
+        finished_at=_time(text.get("finished_at")),
+        error=text["error"] or None,
+        done=int(text["done"]),
+        expires_at=_time(text.get("expires_at")),
+        attempts=int(text["attempts"]),
+    )
+
+
+def ended_job(job: Job, changes: bytes) -> Job:
+    """The job after what `finish` in jobs.scripts tells of its end."""
+    state, error, done, attempts, started_at, finished_at, expires_at = json.loads(changes)
+    return replace(
+        job,
+        state=as_state(state),
+        error=error or None,
+        done=int(done),
+        attempts=int(attempts),
+        started_at=_time(started_at or None),
+        finished_at=_time(finished_at),
+        expires_at=_time(expires_at),
+    )
+
+
+def _time(text: str | None) -> datetime | None:
+    return None if text is None else datetime.fromtimestamp(float(text), UTC)

@@ -1,0 +1,47 @@
+"""Which class a person means."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.classes import class_number, nearest_name
+
+DOGS = ("Border_collie", "bird of paradise", "1", "Café")
+
+
+@pytest.mark.parametrize(
+    ("asked", "number"),
+    [
+        ("Border_collie", 0),
+        ("border collie", 0),
+        ("BORDER_COLLIE", 0),
+        (" Border  collie ", 0),
+        ("bird_of_paradise", 1),
+        ("bird of paradise", 1),
+        ("Bird of_Paradise", 1),
+        ("1", 2),  # a class of that name, before the class of that number
+        ("3", 3),
+        ("cafe\u0301", 3),  # as macOS writes it
+        ("4", None),
+        ("-1", None),
+        ("²", None),
+        ("9" * 5000, None),
+        ("", None),
+        ("collie", None),
+    ],
+)
+def test_a_name_is_found_as_people_write_it(asked: str, number: int | None) -> None:
+    assert class_number(asked, DOGS) == number
+
+
+def test_what_might_be_several_classes_is_none_unless_it_is_exact() -> None:
+    names = ("sea_lion", "sea lion", "Sea_Lion")
+    assert [class_number(name, names) for name in names] == [0, 1, 2]
+    assert class_number("SEA LION", names) is None
+    assert nearest_name("SEA LION", names) in names
+
+
+def test_the_nearest_name_is_told_as_it_is_written() -> None:
+    assert nearest_name("border-colie", DOGS) == "Border_collie"
+    assert nearest_name("Bird_of_Paradice", DOGS) == "bird of paradise"
+    assert nearest_name("xylophone", DOGS) is None

@@ -1,0 +1,456 @@
+"""The trainer: the steps it takes, stopping and resuming, several processes, and what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from model.checkpoint import load_generator
+from train.commands import run, seconds
+from train.data.pack import Pack
+from train.data.pack import pack as write_pack
+from train.errors import TrainError
+from train.recipes.recipe import Recipe, RecipeError, read_recipe
+from train.run.augment import flip, to_network
+from train.run.distributed import World
+from train.run.ema import Ema, recompute_statistics
+from train.run.loop import GENERATOR, STATE, Diverged, train
+from train.run.losses import discriminator_hinge, generator_hinge
+from train.run.observers import SNAPSHOTS, Grids, Scalars, Served, Snapshots
+from train.run.state import StateError, TrainingState
+
+ROOT = Path(__file__).parents[4]
+
+
+def tiny(**overrides: str) -> Recipe:
+    settings = {"optimisation.steps": "6", "schedule.save_every": "2", "schedule.statistics_batches": "2"}
+    return read_recipe("tiny", settings | {k.replace("__", "."): v for k, v in overrides.items()})
+
+
+def make_pack(images: int = 40, seed: int = 0) -> Pack:
+    draw = torch.Generator().manual_seed(seed)
+    labels = torch.arange(images) % 2
+    pixels = torch.randint(0, 128, (images, 3, 32, 32), generator=draw) + 127 * labels[:, None, None, None]
+    return Pack(pixels.to(torch.uint8), labels, ("dark", "light"), 32, {"sha256": str(seed)})
+
+
+@pytest.fixture
+def pack_file(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    for name, colour in (("blue", (0, 0, 200)), ("red", (200, 0, 0))):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(12):
+            shade = tuple(max(0, c - 10 * i) for c in colour)
+            Image.new("RGB", (32, 32), shade).save(tmp_path / "images" / name / f"{i}.png")
+    path = tmp_path / "pack.safetensors"
+    write_pack(tmp_path / "images", path)
+    return path
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return load_file(path / STATE)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class StopAt:
+    """Sends this process a signal once a step is done."""
+
+    def __init__(self, step: int, number: int) -> None:
+        self.step, self.number = step, number
+
+    def after(self, state: TrainingState) -> None:
+        if state.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+    def close(self, state: TrainingState) -> None:
+        pass
+
+
+# -- the step -----------------------------------------------------------------------------------------------
+
+
+def test_hinge_losses_are_the_papers() -> None:
+    real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-2.0, 0.0, 1.0])
+    assert discriminator_hinge(real, fake).item() == pytest.approx((0 + 0.5 + 2) / 3 + (0 + 1 + 2) / 3)
+    assert generator_hinge(fake).item() == pytest.approx(1 / 3)
+
+
+def test_pixels_become_the_range_of_tanh_and_flips_mirror_left_and_right() -> None:
+    pixels = torch.tensor([0, 255], dtype=torch.uint8).view(1, 1, 1, 2).expand(2, 3, 2, 2)
+    images = to_network(pixels)
+    assert images[0, 0, 0].tolist() == [-1, 1]
+    flipped = flip(images, torch.tensor([True, False]))
+    assert flipped[0, 0, 0].tolist() == [1, -1]
+    assert torch.equal(flipped[1], images[1])
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order() -> None:
+    recipe = tiny(optimisation__flips="false")
+    pack = make_pack(40)
+    state = TrainingState(recipe, pack, World())
+    shown = to_network(torch.cat([state._drawn(play).pixels for play in range(5)]))  # two epochs
+    whole = to_network(pack.images).flatten(1).sum(1).sort().values
+    first, second = shown[:40].flatten(1).sum(1), shown[40:].flatten(1).sum(1)
+    torch.testing.assert_close(first.sort().values, whole)
+    torch.testing.assert_close(second.sort().values, whole)
+    assert not torch.equal(first, second)
+
+
+def test_real_labels_go_with_real_images_and_fake_labels_with_fakes() -> None:
+    state = TrainingState(tiny(), make_pack(), World())
+    seen: list[tuple[Tensor, Tensor]] = []
+    state.discriminator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    made: list[Tensor] = []
+    state.generator.register_forward_pre_hook(lambda _, inputs: made.append(inputs[1]))
+    state.advance()
+    (both, labels), (_, answered) = seen
+    reals, real_labels = both[:16], labels[:16]
+    bright = (reals.mean(dim=(1, 2, 3)) > 0).long()
+    assert torch.equal(real_labels, bright)  # the pack's class 1 is the light one
+    assert torch.equal(labels[16:], made[0])
+    assert torch.equal(answered, made[0])
+
+
+def test_each_step_trains_each_network_by_its_own_loss_alone() -> None:
+    state = TrainingState(tiny(), make_pack(), World())
+    before = [p.clone() for p in state.discriminator.parameters()]
+    play = state._drawn(0)
+    seen = state.judge.look(state._fakes(play.z, play.y), play)
+    state._generator_step(play, seen, torch.tensor(0.0), torch.tensor(1.0))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.discriminator.parameters(), strict=True))
+    assert all(p.grad is None for p in state.discriminator.parameters())
+    generator = [p.clone() for p in state.generator.parameters()]
+    state._discriminator_step(play, state.judge.look(state._fakes(play.z, play.y), play))
+    assert all(torch.equal(a, b) for a, b in zip(generator, state.generator.parameters(), strict=True))
+
+
+def test_more_discriminator_steps_show_more_images() -> None:
+    state = TrainingState(tiny(optimisation__discriminator_steps="3"), make_pack(), World())
+    calls = []
+    state.discriminator_adam.register_step_post_hook(lambda *_: calls.append(1))
+    state.advance()
+    assert len(calls) == 3
+    assert state.images_seen == 3 * 16
+
+
+def test_spectral_norm_can_be_left_out_of_either_network() -> None:
+    state = TrainingState(tiny(optimisation__generator_spectral_norm="false"), make_pack(), World())
+    assert not any("parametrizations" in name for name in state.generator.state_dict())
+    assert any("parametrizations" in name for name in state.discriminator.state_dict())
+    state.advance()
+    assert state.finite()
+
+
+# -- the average --------------------------------------------------------------------------------------------
+
+
+def test_the_average_halves_the_distance_in_one_half_life_and_the_ramp_shortens_it() -> None:
+    generator = TrainingState(tiny(), make_pack(), World()).generator
+    for ramp, seen, kept in ((None, 10_000, 0.5), (0.05, 2_000, 0.5**10)):
+        ema = Ema(generator, half_life=1_000, ramp=ramp)
+        start = ema.network.to_rgb.bias.clone()
+        with torch.no_grad():
+            generator.to_rgb.bias.add_(1)
+        ema.update(generator, torch.tensor(ema.weight(batch=1_000, images_seen=seen)))
+        moved = (generator.to_rgb.bias - ema.network.to_rgb.bias) / (generator.to_rgb.bias - start)
+        assert moved.tolist() == pytest.approx([kept] * 3, abs=1e-3)
+
+
+def test_standing_statistics_are_the_means_over_noise_and_repeatable() -> None:
+    generator = TrainingState(tiny(), make_pack(), World()).generator.folded()
+    with torch.no_grad():
+        generator.blocks[0].norm1.norm.running_mean.fill_(99)  # type: ignore[union-attr, operator]
+    recompute_statistics(generator, batches=8, batch=32, seed=3)
+    first = {n: b.clone() for n, b in generator.named_buffers()}
+    recompute_statistics(generator, batches=8, batch=32, seed=3)
+    assert same(first, dict(generator.named_buffers()))
+    norm = generator.blocks[0].norm1.norm  # type: ignore[union-attr]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.momentum == 0.1
+    assert norm.running_mean is not None
+    draw = torch.Generator().manual_seed(3)
+    inputs = []
+    for _ in range(8):
+        z = torch.randn(32, 32, generator=draw)
+        torch.randint(2, (32,), generator=draw)
+        inputs.append(generator.linear(z).view(32, -1, 4, 4).mean(dim=(0, 2, 3)))
+    torch.testing.assert_close(norm.running_mean, torch.stack(inputs).mean(0), rtol=1e-4, atol=1e-5)
+    assert not generator.training
+
+
+# -- stopping and resuming ----------------------------------------------------------------------------------
+
+
+def test_a_run_stopped_at_any_step_and_resumed_ends_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    recipe, pack = tiny(), make_pack()
+    train(recipe, pack, tmp_path / "whole", World(), [])
+    wanted = weights(tmp_path / "whole")
+    for step, number in ((1, signal.SIGINT), (2, signal.SIGTERM), (5, signal.SIGINT)):
+        out = tmp_path / f"stopped-{step}"
+        outcome = train(recipe, pack, out, World(), [StopAt(step, number)])
+        assert (outcome.step, outcome.finished, outcome.reason) == (step, False, signal.Signals(number).name)
+        outcome = train(recipe, pack, out, World(), [], resume=True)
+        assert (outcome.step, outcome.finished) == (6, True)
+        assert same(weights(out), wanted)
+
+
+def cli(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "cli", *map(str, arguments)]
+
+
+def training(pack_file: Path, out: Path, steps: int) -> list[str]:
+    quick = ["--set", "schedule.save_every=3", "--set", "schedule.statistics_batches=1"]
+    return cli(
+        "train", "tiny", "--data", pack_file, "--out", out, "--set", f"optimisation.steps={steps}", *quick
+    )
+
+
+@pytest.fixture
+def environment() -> dict[str, str]:
+    # one thread, as sums over several depend on how many there are
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+
+
+def test_a_run_killed_and_resumed_ends_with_the_same_weights(
+    tmp_path: Path, pack_file: Path, environment: dict[str, str]
+) -> None:
+    steps = 12
+    subprocess.run(
+        training(pack_file, tmp_path / "whole", steps), cwd=ROOT, env=environment, check=True, timeout=300
+    )
+    out = tmp_path / "killed"
+    process = subprocess.Popen(training(pack_file, out, steps), cwd=ROOT, env=environment)
+    for _ in range(3000):
+        if (out / STATE).exists():
+            break
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with safe_open(out / STATE, framework="pt") as file:
+        reached = int(file.metadata()["step"])
+    assert reached >= 3
+    resumed = [*training(pack_file, out, steps), "--resume"]
+    done = subprocess.run(resumed, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert same(weights(out), weights(tmp_path / "whole"))
+    assert same(load_file(out / GENERATOR), load_file(tmp_path / "whole" / GENERATOR))
+
+
+def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
+    recipe, pack = tiny(schedule__log_every="1", schedule__grid_every="100"), make_pack()
+    log = tmp_path / "log.jsonl"
+    train(recipe, pack, tmp_path, World(), [Scalars(tmp_path, 0, 1), StopAt(3, signal.SIGINT)])
+    with log.open("a") as file:  # what a killed run leaves after its last saved state
+        file.write(json.dumps({"step": 4, "loss/generator": 0}) + '\n{"step": 5, "lo')
+    train(recipe, pack, tmp_path, World(), [Scalars(tmp_path, 3, 1)], resume=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert {
+        "loss/discriminator",
+        "loss/generator",
+        "gamma/generator.16x16",
+        "gamma/discriminator.16x16",
+    } <= set(json.loads(log.read_text().splitlines()[0]))
+
+
+def test_time_can_be_limited(tmp_path: Path) -> None:
+    outcome = train(tiny(), make_pack(), tmp_path, World(), [], stop_after=0)
+    assert (outcome.step, outcome.finished, outcome.reason) == (1, False, "time is up")
+    assert (tmp_path / STATE).exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"), [("90", 90), ("90s", 90), ("9m", 540), ("1.5h", 5400), ("9 m", None), ("", None)]
+)
+def test_lengths_of_time(text: str, wanted: float | None) -> None:
+    if wanted is None:
+        with pytest.raises(TrainError, match="write 90s"):
+            seconds(text)
+    else:
+        assert seconds(text) == wanted
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    train(tiny(optimisation__steps="1"), make_pack(), tmp_path, World(), [])
+    before = (tmp_path / STATE).read_bytes()
+    with pytest.raises(StateError, match="--resume"):
+        train(tiny(), make_pack(), tmp_path, World(), [])
+    assert (tmp_path / STATE).read_bytes() == before
+
+
+def test_a_refused_run_leaves_the_log_of_the_one_that_is_there(tmp_path: Path, pack_file: Path) -> None:
+    def start() -> None:
+        settings = ["optimisation.steps=2", "schedule.log_every=1", "schedule.statistics_batches=1"]
+        run("tiny", pack_file, tmp_path, console=Console(quiet=True), device="cpu", settings=settings)
+
+    start()
+    before = (tmp_path / "log.jsonl").read_bytes()
+    assert before.count(b"\n") == 2
+    with pytest.raises(StateError, match="holds a run already"):
+        start()
+    assert (tmp_path / "log.jsonl").read_bytes() == before
+
+
+def test_resuming_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="Nothing to resume"):
+        train(tiny(), make_pack(), tmp_path, World(), [], resume=True)
+    train(tiny(optimisation__steps="1"), make_pack(), tmp_path, World(), [])
+    with pytest.raises(StateError, match="other data"):
+        train(tiny(), make_pack(seed=1), tmp_path, World(), [], resume=True)
+    with pytest.raises(StateError, match="another recipe"):
+        train(tiny(optimisation__generator_lr="0.5"), make_pack(), tmp_path, World(), [], resume=True)
+    (tmp_path / STATE).write_bytes(b"not a state")
+    with pytest.raises(StateError, match="cannot be read"):
+        train(tiny(), make_pack(), tmp_path, World(), [], resume=True)
+
+
+# -- several processes --------------------------------------------------------------------------------------
+
+
+def test_two_processes_over_gloo_train_one_network(
+    tmp_path: Path, pack_file: Path, environment: dict[str, str]
+) -> None:
+    command = training(pack_file, tmp_path / "two", 4)[3:]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "cli.py", *command, "--device", "cpu"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished") == 1  # one voice
+    found = load_generator(tmp_path / "two" / GENERATOR)
+    assert found.metadata["steps"] == 4
+    with safe_open(tmp_path / "two" / STATE, framework="pt") as file:
+        assert file.metadata()["step"] == "4"
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="does not divide by 3"):
+        train(tiny(), make_pack(), tmp_path, World(rank=0, size=3), [])
+
+
+# -- what is told -------------------------------------------------------------------------------------------
+
+
+def test_a_network_that_diverges_ends_the_run_and_leaves_the_last_good_state(tmp_path: Path) -> None:
+    class Poison:
+        def after(self, state: TrainingState) -> None:
+            if state.step == 3:
+                with torch.no_grad():
+                    state.generator.to_rgb.bias.fill_(float("nan"))
+
+        def close(self, state: TrainingState) -> None:
+            pass
+
+    watching = [Poison(), Served(tmp_path / GENERATOR, {}), Snapshots(tmp_path / SNAPSHOTS, {})]
+    with pytest.raises(Diverged, match=r"before step 4.*last good state"):
+        train(tiny(schedule__snapshot_every="1"), make_pack(), tmp_path, World(), watching)
+    with safe_open(tmp_path / STATE, framework="pt") as file:
+        assert file.metadata()["step"] == "2"
+    assert load_generator(tmp_path / GENERATOR).metadata["steps"] == 2
+    assert {load_generator(path).metadata["steps"] for path in (tmp_path / SNAPSHOTS).iterdir()} == {1, 2, 3}
+
+
+def test_a_collapse_is_told_at_the_next_grid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("train.run.observers.SETTLED", 32)  # images: two steps of this recipe
+
+    class Collapse:
+        def after(self, state: TrainingState) -> None:
+            with torch.no_grad():
+                state.ema.network.to_rgb.weight.zero_()
+
+        def close(self, state: TrainingState) -> None:
+            pass
+
+    recipe, pack = tiny(optimisation__steps="2", schedule__grid_every="1"), make_pack()
+    grids = Grids(tmp_path, pack, recipe, Console(width=200))
+    train(recipe, pack, tmp_path, World(), [Collapse(), grids])
+    told = capsys.readouterr().out
+    assert "step 2: the samples hardly differ" in told
+    assert "step 1:" not in told
+    assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == [
+        "step-0000001.png",
+        "step-0000002.png",
+    ]
+
+
+def test_the_served_copy_says_where_it_comes_from(tmp_path: Path) -> None:
+    recipe, pack = tiny(optimisation__steps="2"), make_pack()
+    pack = replace(pack, metadata={**pack.metadata, "licence": "for tests"})
+    train(recipe, pack, tmp_path, World(), [Served(tmp_path / GENERATOR, {"description": "two greys"})])
+    found = load_generator(tmp_path / GENERATOR)
+    assert found.class_names == ("dark", "light")
+    assert found.metadata["steps"] == 2
+    assert found.metadata["images_seen"] == 32
+    assert found.metadata["licence"] == "for tests"
+    assert found.metadata["description"] == "two greys"
+    assert Recipe.from_json(found.metadata["recipe"]) == recipe  # type: ignore[arg-type]
+
+
+# -- recipes ------------------------------------------------------------------------------------------------
+
+
+RECIPES = sorted(path.stem for path in (ROOT / "train" / "recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_that_ships_builds_its_networks(name: str) -> None:
+    recipe = read_recipe(name)
+    config = recipe.config(classes=10)
+    assert recipe.description
+    assert config.generator_attention
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == replace(
+        recipe, model=json.loads(json.dumps(recipe.model))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "said"),
+    [
+        ("tyny", {}, "Did you mean 'tiny'"),
+        ("nowhere.toml", {}, "no recipe"),
+        ("tiny", {"optimisation.batchs": "3"}, "Did you mean 'batch'"),
+        ("tiny", {"optimisation.batch": "0"}, "at least 1"),
+        ("tiny", {"optimisation.batch": "many"}, "of type int"),
+        ("tiny", {"optimisation.flips": "1"}, "of type bool"),
+        ("tiny", {"batch": "3"}, "section.field=value"),
+        ("tiny", {"colour.red": "3"}, "unknown parts"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused_with_the_way_out(
+    name: str, overrides: dict[str, str], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(name, overrides)
+
+
+def test_a_model_that_cannot_be_is_refused_by_its_recipe() -> None:
+    with pytest.raises(RecipeError, match="resolution is 48"):
+        read_recipe("tiny", {"model.resolution": "48"}).config(10)
+
+
+def test_images_of_another_size_are_refused_with_the_way_out(tmp_path: Path, pack_file: Path) -> None:
+    with pytest.raises(TrainError, match="32"):
+        run("folder64", pack_file, tmp_path / "out", console=Console(quiet=True), device="cpu")

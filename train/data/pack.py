@@ -1,0 +1,327 @@
+"""Labelled images, packed once into one file that opens at once, or into shards and an index of them.
+
+A pack is a safetensors file: `images` uint8 [N, 3, R, R], `labels` int64 [N], and JSON metadata under
+the key `pack`. A shard is a pack as well; an index has all labels and names the shards, which lie beside it.
+Every file is written beside its final name and renamed when all are whole, the index last.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import Progress
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
+from train.data.packing import image_progress as image_progress
+from train.data.sources import open_source
+from train.errors import DataError, NotAPack
+
+MIN_CROP = 48  # source pixels; the shortest crop around a box that is kept
+MAX_IN_MEMORY = 2 * 2**30  # bytes; a raw source above it must be packed first
+MAX_SHARDS = 512  # files that are open at once while they are written
+
+
+class Shards:
+    """Images of several files as if they were one tensor, uint8 [N, 3, R, R].
+
+    A file is opened when one of its images is first asked for, so a host needs only the shards it reads.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, lengths: Sequence[int], resolution: int, open_shard: Callable[[int], Tensor]) -> None:
+        self.shape = torch.Size((sum(lengths), 3, resolution, resolution))
+        self._ends = torch.tensor(lengths).cumsum(0)
+        self.lengths = tuple(lengths)  # images in each file
+        self._open_shard = open_shard
+        self._opened: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """A copy of the images at `index`, int64 [B] or a slice. Raises DataError for a shard not here."""
+        if isinstance(index, slice):
+            index = torch.arange(len(self))[index]
+        of = torch.bucketize(index, self._ends, right=True)
+        images = torch.empty(len(index), *self.shape[1:], dtype=self.dtype)
+        for shard in sorted(set(of.tolist())):
+            here = of == shard
+            images[here] = self.shard(shard)[index[here] - self._ends[shard] + self.lengths[shard]]
+        return images
+
+    def shard(self, number: int) -> Tensor:
+        """The images of one file, mapped and not read. Raises DataError."""
+        if number not in self._opened:
+            self._opened[number] = self._open_shard(number)
+        return self._opened[number]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Labelled images in memory or mapped from a file.
+
+    images: uint8 [N, 3, R, R]. labels: int64 [N], indices into class_names. metadata: source, kind,
+    licence, how (cropped and resized), sha256 (of the pixels, then labels, then class names; of the shards'
+    own where there are several), counts.
+    """
+
+    images: Tensor | Shards
+    labels: Tensor
+    class_names: tuple[str, ...]
+    resolution: int
+    metadata: dict[str, object]
+    shards: tuple[int, ...] = ()  # images in each file, which follow each other; (): all in one
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, shards: Iterable[int]) -> None:
+        """Open the files of these shards. Raises DataError for one that is missing or of another pack."""
+        if isinstance(self.images, Shards):
+            for number in shards:
+                self.images.shard(number)
+
+
+def pack(
+    source: Path,
+    out: Path,
+    resolution: int | None = None,
+    *,
+    min_crop: int = MIN_CROP,
+    shards: int = 1,
+    name: str | None = None,
+    licence: str | None = None,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Read every picture of `source` and write the pack `out`, or its shards and the index `out`.
+
+    resolution: pixels, a multiple of 4 from 8 to 1024; None: the images' own size, which must then be the
+    same square for all. min_crop: the shortest crop around a box (Stanford Dogs), source pixels; 0 keeps all.
+    shards: files to deal the images to, each a fair sample of every class; 1: none but `out`.
+    name, licence: what the metadata says; None: the file's name, what the format tells. progress: one that
+    runs (inside its `with`); None: silent.
+    Raises DataError (nothing is left behind then); a picture that cannot be read is only reported.
+    """
+    if resolution is not None and (resolution % 4 or not 8 <= resolution <= 1024):
+        raise DataError(
+            f"A resolution of {resolution} cannot be packed: give a multiple of 4 from 8 to 1024."
+        )
+    if not 1 <= shards <= MAX_SHARDS:
+        raise DataError(f"{shards} shards cannot be written: choose 1 to {MAX_SHARDS}.")
+    paths = [*_shard_paths(out, shards), out] if shards > 1 else [out]
+    started = time.monotonic()
+    with _no_pillow_warnings(), open_source(source) as pictures:
+        if name is not None or licence is not None:
+            pictures = replace(pictures, name=name or pictures.name, licence=licence or pictures.licence)
+        try:
+            with _written_together(paths) as files:
+                writer = Writer(files, pictures, resolution)
+                chunks = decode_all(pictures, resolution, min_crop)
+                for chunk in shown(chunks, len(pictures.entries), progress):
+                    writer.add(chunk)
+                report = writer.finish(out, paths, started)
+        except OSError as error:
+            raise DataError(f"The pack cannot be written to {out} ({error.strerror or error}).") from error
+    return report
+
+
+def open_pack(path: Path) -> Pack:
+    """The pack in a file, its pixels mapped and not read: open at once, whatever its size.
+
+    The map is read-only: copy (index, clone) before writing. An index opens its shards when they are read.
+    Raises NotAPack for anything else.
+    """
+    try:
+        with safe_open(path, framework="np") as file:  # checks the header and every offset in it
+            about = _metadata(path, file.metadata() or {})
+            labels = torch.from_numpy(file.get_tensor("labels"))
+        shards = about.pop("shards", None)
+        images = _mapped(path, "images") if shards is None else _stacked(path, about, shards)
+    except FileNotFoundError:
+        raise NotAPack(f"There is no file {path}.") from None
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise NotAPack(
+            f"{path} is not a pack ({error}): make one with `sagan data pack {path} OUT.safetensors`."
+        ) from error
+    class_names = about.pop("class_names")
+    if (
+        len(images.shape) != 4
+        or images.shape[1] != 3
+        or images.shape[2] != images.shape[3]
+        or labels.dtype != torch.int64
+        or labels.shape != images.shape[:1]
+        or not isinstance(class_names, list)
+        or not all(isinstance(name, str) for name in class_names)
+        or len(labels) == 0
+        or not 0 <= int(labels.min()) <= int(labels.max()) < len(class_names)
+    ):
+        raise NotAPack(f"{path} is a damaged pack: its images, labels and classes do not fit. Pack it again.")
+    lengths = images.lengths if isinstance(images, Shards) else ()
+    return Pack(images, labels, tuple(class_names), int(images.shape[-1]), about, lengths)
+
+
+def open_data(path: Path, resolution: int | None = None, *, progress: Progress | None = None) -> Pack:
+    """A pack, or any source that `pack` knows, packed for this once in memory (2 GiB at most).
+
+    progress: one that runs (inside its `with`). Raises DataError; also for a pack of another resolution
+    than asked for.
+    """
+    if not is_source(path):
+        opened = open_pack(path)
+    else:
+        with open_source(path) as source:
+            _check_small(path, len(source.entries) * 3 * (resolution or 8) ** 2)
+        if progress is not None:
+            progress.console.print(
+                f"{path} is not a pack: reading its pictures once. `sagan data pack {path} OUT.safetensors` "
+                "makes the next start quick.",
+                highlight=False,
+                markup=False,
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "pack.safetensors"
+            pack(path, file, resolution, progress=progress)
+            _check_small(path, file.stat().st_size)
+            mapped = open_pack(file)
+            opened = replace(mapped, images=mapped.images[:].clone(), labels=mapped.labels.clone())
+    if resolution is not None and opened.resolution != resolution:
+        raise DataError(
+            f"{path} has {opened.resolution} px and {resolution} px are needed: pack its source again with "
+            f"--resolution {resolution}."
+        )
+    return opened
+
+
+def is_source(path: Path) -> bool:
+    """Whether what is at `path` has yet to be packed; so with nothing there, which packing then tells."""
+    return not path.is_file() or _is_archive(path)
+
+
+def _check_small(path: Path, size: int) -> None:
+    if size > MAX_IN_MEMORY:
+        raise DataError(
+            f"{path} is too large to be packed at each start: "
+            f"run `sagan data pack {path} OUT.safetensors` first."
+        )
+
+
+def _shard_paths(out: Path, shards: int) -> list[Path]:
+    return [out.with_name(f"{out.stem}-{i:05d}-of-{shards:05d}{out.suffix}") for i in range(shards)]
+
+
+@contextmanager
+def _written_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """Files that get their names, in this order, when all are whole; none of them if anything fails."""
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        files = []
+        for path in paths:
+            file = stack.enter_context(
+                tempfile.NamedTemporaryFile(
+                    dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
+                )
+            )
+            stack.callback(Path(file.name).unlink, missing_ok=True)
+            files.append(file)
+        yield cast("list[BinaryIO]", files)
+        for file in files:
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~_umask())
+        for file, path in zip(files, paths, strict=True):
+            Path(file.name).replace(path)
+
+
+@contextmanager
+def _no_pillow_warnings() -> Iterator[None]:
+    """A bomb is refused instead of warned of; Pillow's remarks on odd files are not for who packs them."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _mapped(path: Path, name: str) -> Tensor:
+    """A uint8 tensor of a safetensors file that has been checked, mapped read-only.
+
+    safetensors itself maps it copy-on-write, which Linux refuses for a pack larger than the memory.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    offset, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
+    if entry["dtype"] != "U8" or 0 in shape:
+        raise NotAPack(
+            f"{path} is a damaged pack: its {name} are {entry['dtype']} {list(shape)}. Pack it again."
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(np.memmap(path, np.uint8, "r", offset, shape))
+
+
+def _stacked(index: Path, about: dict[str, object], shards: object) -> Shards:
+    """The images that an index names. Raises NotAPack when it is damaged."""
+    resolution = about.pop("resolution", None)
+    if (
+        not isinstance(shards, list)
+        or not shards
+        or not all(isinstance(s, dict) and type(s.get("images")) is int and s["images"] > 0 for s in shards)
+        or not all(s.get("file") and Path(str(s["file"])).name == s["file"] for s in shards)
+        or not isinstance(resolution, int)
+    ):
+        raise NotAPack(f"{index} is a damaged index of a pack: its shards are not as written. Pack it again.")
+
+    def open_shard(number: int) -> Tensor:
+        path = index.with_name(shards[number]["file"])
+        if not path.exists():
+            raise NotAPack(
+                f"Shard {number} of {len(shards)} is read here, and {path} is missing: copy it to this host."
+            )
+        shard = open_pack(path)
+        if shard.metadata.get("sha256") != shards[number]["sha256"] or not isinstance(shard.images, Tensor):
+            raise NotAPack(f"{path} is not the shard that {index} was written with: copy or pack both again.")
+        return shard.images
+
+    return Shards([shard["images"] for shard in shards], resolution, open_shard)
+
+
+def _metadata(path: Path, stored: dict[str, str]) -> dict[str, object]:
+    try:
+        about = json.loads(stored["pack"])
+    except (KeyError, ValueError):
+        raise NotAPack(f"{path} is a safetensors file, but not a pack of images.") from None
+    if not isinstance(about, dict) or "class_names" not in about or _kind(about) != about.get("format"):
+        raise NotAPack(f"{path} is a pack of another format than {FORMAT}: pack its source again.")
+    return about
+
+
+def _kind(about: Mapping[str, object]) -> str:
+    return INDEX_FORMAT if "shards" in about else FORMAT
+
+
+def _is_archive(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(512)
+    # a safetensors file starts with a length of 8 bytes and "{"; anything else is a source or a mistake
+    return start[8:9] != b"{"
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current

@@ -1,0 +1,328 @@
+"""Pictures of a source to the bytes of a pack, in order and a few at a time.
+
+The size of a pack is bounded by the disk and not by the memory: pixels go to the file as they come. A pack
+in shards is dealt like cards: every shard gets its share of every class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+from safetensors.numpy import save
+
+from train.data.pictures import HOW, to_square
+from train.data.sources import Entry, Source
+from train.data.sources.base import Unreadable
+from train.errors import DataError, NoImages
+
+FORMAT = "sagan-pack-1"
+INDEX_FORMAT = "sagan-pack-index-1"  # of a file that names the shards of a pack
+FEW = 50  # images; a class with fewer is named in the report
+_CHUNK = 16  # pictures a task of the decoding pool
+_NAMED = 100_000  # pictures left out that the report names; the others are counted
+
+Decoded = list[tuple[Entry, npt.NDArray[np.uint8] | str]]  # pixels, or the reason why there are none
+
+
+@dataclass(frozen=True)
+class PackReport:
+    """What was packed and what was left out."""
+
+    path: Path
+    images: int
+    resolution: int
+    class_names: tuple[str, ...]
+    class_counts: tuple[int, ...]  # images a class
+    skipped: tuple[tuple[str, str], ...]  # (name, reason), the first 100,000
+    skipped_count: int
+    notes: tuple[str, ...]
+    sha256: str
+    seconds: float
+    size: int  # bytes, of all files
+    shards: int = 1
+
+    @property
+    def few(self) -> tuple[str, ...]:
+        """Classes with fewer than 50 images."""
+        return tuple(
+            name for name, count in zip(self.class_names, self.class_counts, strict=True) if count < FEW
+        )
+
+    def lines(self) -> list[str]:
+        """The report for a person."""
+        rate = self.images / max(self.seconds, 1e-9)
+        beside = f" and {self.shards} shards beside it" if self.shards > 1 else ""
+        classes = f"{len(self.class_names)} class{'es' if len(self.class_names) > 1 else ''}"
+        lines = [
+            f"{self.images:,} images of {classes} at "
+            f"{self.resolution}×{self.resolution} in {self.path}{beside} ({self.size / 2**20:,.0f} MiB)",
+            f"{min(self.class_counts):,} to {max(self.class_counts):,} images a class; "
+            f"{self.seconds:.1f} s, {rate:,.0f} images/s; sha256 {self.sha256}",
+        ]
+        if few := self.few:
+            lines.append(f"fewer than {FEW} images: {_shorten(few)}")
+        if self.skipped_count:
+            lines.append(f"left out {self.skipped_count:,} pictures:")
+            lines += [f"  {name}: {reason}" for name, reason in self.skipped[:20]]
+            if self.skipped_count > 20:
+                lines.append(f"  and {self.skipped_count - 20:,} more")
+        return lines + list(self.notes)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
+
+
+def image_progress(console: Console | None = None) -> Progress:
+    """A progress bar with images/s and time left; to standard error unless told."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+        console=console or Console(stderr=True),
+    )
+
+
+class _Shard:
+    """One file of pixels: they come as they are decoded, labels and the header at the end."""
+
+    def __init__(self, file: BinaryIO, room: int) -> None:
+        self.file, self.room = file, room
+        self.labels: list[int] = []
+        self.digest = hashlib.sha256()
+        file.seek(8 + room)
+
+    def add(self, pixels: bytes, label: int) -> None:
+        self.digest.update(pixels)
+        self.file.write(pixels)
+        self.labels.append(label)
+
+    def finish(self, number: Mapping[int, int], resolution: int, about: Mapping[str, object]) -> int:
+        """Write what is missing; the file's size in bytes. number: the label that each label becomes."""
+        labels = np.array([number[label] for label in self.labels], "<i8").tobytes()
+        self.file.write(labels)
+        self.digest.update(labels)
+        self.digest.update(json.dumps(about["class_names"]).encode())
+        shape = [len(self.labels), 3, resolution, resolution]
+        end = int(np.prod(shape))
+        header = {
+            "__metadata__": {"pack": json.dumps({**about, "sha256": self.digest.hexdigest()})},
+            "images": {"dtype": "U8", "shape": shape, "data_offsets": [0, end]},
+            "labels": {"dtype": "I64", "shape": shape[:1], "data_offsets": [end, end + len(labels)]},
+        }
+        self.file.seek(0)
+        self.file.write(self.room.to_bytes(8, "little"))
+        self.file.write(json.dumps(header).encode().ljust(self.room))
+        self.file.flush()
+        return 8 + self.room + end + len(labels)
+
+
+class Writer:
+    """Decoded pictures to the files of a pack: one, or the shards and, last, the index that names them."""
+
+    def __init__(self, files: Sequence[BinaryIO], source: Source, resolution: int | None):
+        self.source = source
+        self.resolution = resolution  # None until the first picture has told it
+        self.skipped: list[tuple[str, str]] = []
+        self.skipped_count = 0
+        names = len(json.dumps(json.dumps(source.class_names)))
+        texts = len(json.dumps(json.dumps([source.name, source.licence, source.crop, HOW])))
+        # a multiple of 8 keeps the pixels aligned; safetensors allows spaces at a header's end
+        room = (4096 + names + 32 * len(source.class_names) + texts) // 8 * 8
+        *shards, last = files
+        self.index = last if shards else None  # None: the pack is one file
+        self.shards = [_Shard(file, room) for file in shards or [last]]
+        self._dealt: Counter[tuple[int, int]] = Counter()  # (label, shard) -> images
+        self._random = random.Random(0)
+
+    def add(self, chunk: Decoded) -> None:
+        for entry, pixels in chunk:
+            if isinstance(pixels, str):
+                self.skipped_count += 1
+                if len(self.skipped) < _NAMED:
+                    self.skipped.append((entry.name.encode(errors="replace").decode(), pixels))
+                continue
+            side = pixels.shape[1]
+            if self.resolution is None:
+                if side % 4 or not 8 <= side <= 1024:
+                    raise DataError(
+                        f"{entry.name} gives {side}×{side} pixels: choose a size with --resolution."
+                    )
+                self.resolution = side
+            elif side != self.resolution:
+                raise DataError(
+                    f"The pictures differ in size ({self.resolution} and {side} px, {entry.name}): "
+                    "choose one with --resolution."
+                )
+            if not any(shard.labels for shard in self.shards):
+                self._check_room(3 * side * side * len(self.source.entries))
+            self._next_shard(entry.label).add(pixels.tobytes(), entry.label)
+
+    def finish(self, out: Path, paths: Sequence[Path], started: float) -> PackReport:
+        """Close the pack `out`, whose files are to be named `paths`."""
+        counts = Counter(label for shard in self.shards for label in shard.labels)
+        if self.resolution is None or not counts:
+            first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
+            raise NoImages(f"No picture in {self.source.name} can be used{first}.")
+        if empty_shards := sum(not shard.labels for shard in self.shards):
+            raise DataError(
+                f"{counts.total()} images do not fill {len(self.shards)} shards: "
+                f"choose at most {len(self.shards) - empty_shards}."
+            )
+        kept = [label for label in range(len(self.source.class_names)) if counts[label]]
+        number = {label: index for index, label in enumerate(kept)}
+        class_names = tuple(self.source.class_names[label] for label in kept)
+        notes = self.source.notes
+        if empty := [n for label, n in enumerate(self.source.class_names) if not counts[label]]:
+            notes += (f"classes without a usable image were left out: {_shorten(empty)}",)
+        about = {
+            "format": FORMAT,
+            "source": self.source.name,
+            "kind": self.source.kind,
+            "licence": self.source.licence or "not stated",
+            "how": f"{self.source.crop}, {HOW}",
+            "sha256": "",  # of the file's own content: each fills it in, here for its place in the order
+            "skipped": self.skipped_count,
+            "class_names": class_names,
+        }
+        size = sum(shard.finish(number, self.resolution, about) for shard in self.shards)
+        sha256 = self.shards[0].digest.hexdigest()
+        if self.index is not None:
+            hashes = [shard.digest.hexdigest() for shard in self.shards]
+            sha256 = hashlib.sha256("".join(hashes).encode()).hexdigest()
+            shards = [
+                {"file": path.name, "images": len(shard.labels), "sha256": digest}
+                for path, shard, digest in zip(paths[:-1], self.shards, hashes, strict=True)
+            ]
+            index = {
+                "format": INDEX_FORMAT,
+                "sha256": sha256,
+                "resolution": self.resolution,
+                "shards": shards,
+            }
+            # every label, so that any process knows the whole pack while it opens only its own shards
+            labels = np.array([number[n] for shard in self.shards for n in shard.labels], np.int64)
+            content = save({"labels": labels}, {"pack": json.dumps({**about, **index})})
+            self.index.write(content)
+            self.index.flush()
+            size += len(content)
+        return PackReport(
+            path=out,
+            images=counts.total(),
+            resolution=self.resolution,
+            class_names=class_names,
+            class_counts=tuple(counts[label] for label in kept),
+            skipped=tuple(self.skipped),
+            skipped_count=self.skipped_count,
+            notes=notes,
+            sha256=sha256,
+            seconds=time.monotonic() - started,
+            size=size,
+            shards=len(self.shards),
+        )
+
+    def _next_shard(self, label: int) -> _Shard:
+        """That with the fewest images of this class, then the fewest in all, then by a fixed lot.
+
+        The lot keeps what is regular in a source's order (pairs, bursts) from becoming a shard's own.
+        """
+
+        def fullness(i: int) -> tuple[int, int, float]:
+            return self._dealt[label, i], len(self.shards[i].labels), self._random.random()
+
+        chosen = min(range(len(self.shards)), key=fullness)
+        self._dealt[label, chosen] += 1
+        return self.shards[chosen]
+
+    def _check_room(self, needed: int) -> None:
+        free = shutil.disk_usage(Path(self.shards[0].file.name).parent).free
+        if needed > free:
+            raise DataError(
+                f"The pack needs about {needed / 2**30:.1f} GiB and the disk has {free / 2**30:.1f} GiB free."
+            )
+
+
+def decode_all(source: Source, resolution: int | None, min_crop: int) -> Iterator[Decoded]:
+    """Every picture in order, decoded by a small pool; only a few chunks are in memory at once."""
+
+    def decode(entries: list[Entry]) -> Decoded:
+        return [(entry, _decode(source, entry, resolution, min_crop)) for entry in entries]
+
+    workers = min(8, os.cpu_count() or 1)
+    entries = iter(source.entries)
+    waiting: deque[Future[Decoded]] = deque()
+    # Pillow decodes and resizes without the interpreter lock, so threads are enough
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        try:
+            while chunk := list(islice(entries, _CHUNK)):
+                waiting.append(pool.submit(decode, chunk))
+                if len(waiting) >= 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode(
+    source: Source, entry: Entry, resolution: int | None, min_crop: int
+) -> npt.NDArray[np.uint8] | str:
+    try:
+        with source.read(entry) as image:
+            return to_square(image, entry.box, resolution, min_crop)
+    except Unreadable as error:
+        return str(error)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        return "it unfolds to too many pixels"
+    except UnidentifiedImageError:
+        return "not an image of a known format"
+    except MemoryError:
+        return "it does not fit into memory"
+    except Exception as error:  # noqa: BLE001  # Pillow raises nearly anything on damaged data
+        return f"cannot be read ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+
+
+def shown(chunks: Iterator[Decoded], total: int, progress: Progress | None) -> Iterable[Decoded]:
+    if progress is None:
+        yield from chunks
+        return
+    task = progress.add_task("packing", total=total)
+    for chunk in chunks:
+        yield chunk
+        progress.advance(task, len(chunk))
+
+
+def _shorten(names: Iterable[str], limit: int = 10) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

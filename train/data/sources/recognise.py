@@ -1,0 +1,49 @@
+"""Which kind of source a path is."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from train.data.sources import cifar10
+from train.data.sources.base import Source
+from train.data.sources.cifar10 import open_cifar10
+from train.data.sources.folders import open_folder, open_zip
+from train.data.sources.stanford_dogs import open_stanford_dogs
+from train.errors import UnknownSource
+
+KNOWN = (
+    "a folder with a folder of images for each class (or the images of one class), a zip of that, "
+    "CIFAR-10 for Python (cifar-10-batches-py or its tar.gz), or Stanford Dogs "
+    "(Images and Annotation, or images.tar and annotation.tar)"
+)
+
+
+def open_source(path: Path) -> AbstractContextManager[Source]:
+    """The pictures at a path, to be used in a `with`. Raises UnknownSource where nothing fits."""
+    if path.is_dir():
+        if (path / cifar10.BATCHES[0]).is_file():
+            return open_cifar10(path)
+        if (path / cifar10.FOLDER / cifar10.BATCHES[0]).is_file():
+            return open_cifar10(path / cifar10.FOLDER)
+        if _has_dogs(path):
+            return open_stanford_dogs(path)
+        return open_folder(path)
+    if not path.is_file():
+        raise UnknownSource(f"There is nothing at {path}. It should be {KNOWN}.")
+    if path.name in (*cifar10.BATCHES, cifar10.TEST_BATCH):
+        return open_cifar10(path)
+    if zipfile.is_zipfile(path):
+        return open_zip(path)
+    if path.name in ("images.tar", "annotation.tar"):
+        return open_stanford_dogs(path)
+    if "cifar" in path.name.lower() and tarfile.is_tarfile(path):
+        return open_cifar10(path)
+    raise UnknownSource(f"{path.name} is nothing that can be packed. It should be {KNOWN}.")
+
+
+def _has_dogs(path: Path) -> bool:
+    folders = (path / "Images").is_dir() or (path / "images.tar").is_file()
+    return folders and ((path / "Annotation").is_dir() or (path / "annotation.tar").is_file())

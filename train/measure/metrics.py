@@ -1,0 +1,413 @@
+"""How good generated images are: an extractor, a reference, a number of images, and figures with all three.
+
+In our own classifier's features nothing is FID or IS, which are defined by the Inception network: those
+figures have their own names, and compare only where the extractor's hash, the reference and the number of
+samples agree. With Inception's weights at hand they are FID and its relatives, under the same condition.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from imaging.levels import to_levels
+from imaging.noise import noise
+from model.generator import Generator
+from model.serving.fused import FusedGenerator
+from train.data.pack import Pack
+from train.data.sources.base import same_classes
+from train.errors import FeaturesError
+from train.measure.distances import (
+    KID_SIZE,
+    KID_SUBSETS,
+    NEIGHBOURS,
+    SPLITS,
+    Labels,
+    Points,
+    accuracy,
+    frechet,
+    inception_score,
+    intra_class,
+    kernel_distance,
+    neighbourhoods,
+)
+from train.measure.distances import frechet_distance as frechet_distance
+from train.measure.distances import moments as moments
+from train.measure.features import (
+    SPATIAL_CHANNELS,
+    SPLIT_SEED,
+    Extractor,
+    Features,
+    Seen,
+    look,
+    open_trusted,
+    split,
+)
+from train.measure.inception import Inception
+
+SAMPLES = 5000  # generated images, unless told
+REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
+NEIGHBOUR_IMAGES = 5000  # of each set, at most, but with Inception
+INCEPTION_NEIGHBOUR_IMAGES = 10_000
+INCEPTION_KID_SUBSETS = 100  # as torch-fidelity
+INCEPTION_SAMPLES = (10_000, 50_000)  # a smaller pack's, and one's of at least as many images
+_BATCH = 250  # images
+
+
+class Sampler(Protocol):
+    """What is measured: a source of images of given classes."""
+
+    @property
+    def class_names(self) -> Sequence[str]: ...
+
+    @property
+    def truncation(self) -> float: ...
+
+    def __call__(self, labels: Tensor, seed: int, first: int) -> Tensor:
+        """Images uint8 [B, 3, R, R] of the classes `labels` [B]; image i is number first + i of `seed`."""
+        ...
+
+
+@dataclass(frozen=True)
+class GeneratorSampler:
+    """Images of a generator, each a function of (seed, number, class) alone."""
+
+    generator: Generator | FusedGenerator
+    class_names: Sequence[str]
+    truncation: float = 1.0
+    device: str = "cpu"
+
+    @torch.inference_mode()
+    def __call__(self, labels: Tensor, seed: int, first: int) -> Tensor:
+        latent = self.generator.config.latent
+        z = np.stack([noise(seed, first + i, latent, self.truncation) for i in range(len(labels))])
+        latents = torch.from_numpy(z).to(self.device)
+        images: Tensor = self.generator(latents, labels.to(self.device))
+        return to_levels(images).cpu()
+
+
+def evaluate(
+    sampler: Sampler,
+    features_file: Path,
+    reference_pack: Pack,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    reference: str = "train",
+) -> dict[str, object]:
+    """Every figure in own features for `samples` generated images, and the same for real ones.
+
+    Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
+    that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
+    images that are not in its reference, and tells how far a perfect generator would come with that many.
+    Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge,
+    or the images are few, the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers
+    do not fit, and for an extractor that only guesses.
+    """
+    features = open_trusted(features_file)
+    _check(sampler, features, reference_pack)
+    names = features.class_names
+    yardstick = Yardstick(
+        features.network.to(device),
+        NEIGHBOURS + 1,
+        lambda known, images: own_figures(known, images, names, seed, device),
+        {
+            "features": "own classifier (not Inception: this is no FID)",
+            "features_sha256": features.sha256,
+            "features_accuracy": features.accuracy,
+            **({"warning": features.doubt} if features.doubt else {}),
+            "features_pack_sha256": features.metadata.get("pack_sha256"),
+            "kid": f"cubic kernel, mean of {KID_SUBSETS} subsets of at most {KID_SIZE}",
+            "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
+            "spatial": f"{SPATIAL_CHANNELS} channels of the map before the last block, each place a feature",
+            "intra_class": "mean over classes; classes with one image in either set are left out",
+        },
+    )
+    chosen = choose_reference(reference, len(reference_pack), samples, REFERENCE_IMAGES)
+    return compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
+
+
+def evaluate_with_inception(
+    sampler: Sampler,
+    inception: Inception,
+    reference_pack: Pack,
+    samples: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Progress | None = None,
+    reference: str = "all",
+) -> dict[str, object]:
+    """FID, Inception score, KID, precision ... coverage, intra-class FID and sFID; else as `evaluate`.
+
+    samples: None: 50,000 where the pack has as many images, else 10,000. No reference is cut short.
+    """
+    check_classes("reference", reference_pack.class_names, "generator", sampler.class_names)
+    names = tuple(reference_pack.class_names)
+    if samples is None:
+        samples = INCEPTION_SAMPLES[len(reference_pack) >= INCEPTION_SAMPLES[1]]
+    yardstick = Yardstick(
+        inception.to(device),
+        SPLITS,
+        lambda known, images: inception_figures(known, images, names, seed, device),
+        {
+            **inception.protocol,
+            "inception_score": f"{SPLITS} splits in torch-fidelity's order, logits without their bias",
+            "kid": f"cubic kernel, mean of {INCEPTION_KID_SUBSETS} subsets of at most {KID_SIZE}",
+            "neighbours": f"{NEIGHBOURS} nearest, among at most {INCEPTION_NEIGHBOUR_IMAGES:,} images "
+            "of each set",
+            "intra_fid": "mean over classes; classes with one image in either set are left out",
+        },
+    )
+    chosen = choose_reference(reference, len(reference_pack), samples, None)
+    return compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
+
+
+def own_figures(
+    reference: Seen, images: Seen, class_names: Sequence[str], seed: int = 0, device: str = "cpu"
+) -> dict[str, object]:
+    """All that own features tell of `images` against `reference`."""
+    within, by_class = _intra_class(reference, images, class_names, device)
+    return (
+        figures(reference.features, images.features, seed, device)
+        | {
+            "spatial_frechet_own_features": frechet(reference.spatial, images.spatial, device),
+            "intra_class_frechet_own_features": within,
+            "intra_class_frechet_own_features_by_class": by_class,
+        }
+        | accuracy(images.labels, images.logits.argmax(1), class_names)
+    )
+
+
+def inception_figures(
+    reference: Seen, images: Seen, class_names: Sequence[str], seed: int = 0, device: str = "cpu"
+) -> dict[str, object]:
+    """FID and its relatives of `images` against `reference`, both seen by Inception."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    score, score_spread = inception_score(images.logits, device)
+    kid, spread = kernel_distance(reference.features, images.features, rng, INCEPTION_KID_SUBSETS, device)
+    within, by_class = _intra_class(reference, images, class_names, device)
+    return {
+        "images": len(images),
+        "fid": frechet(reference.features, images.features, device),
+        "sfid": frechet(reference.spatial, images.spatial, device),
+        "inception_score": score,
+        "inception_score_std": score_spread,
+        "kid": kid,
+        "kid_std": spread,
+        "intra_fid": within,
+        "intra_fid_by_class": by_class,
+    } | _neighbourhoods(reference.features, images.features, rng, INCEPTION_NEIGHBOUR_IMAGES, device)
+
+
+def figures(
+    reference: Points, images: Points, seed: int = 0, device: str = "cpu", eye: str = "own_features"
+) -> dict[str, object]:
+    """All distances between two sets of features [N, D] and [M, D]; `eye` is part of their names."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    kid, spread = kernel_distance(reference, images, rng, KID_SUBSETS, device)
+    return {
+        "images": len(images),
+        f"frechet_{eye}": frechet(reference, images, device),
+        f"kid_{eye}": kid,
+        f"kid_{eye}_std": spread,
+    } | _neighbourhoods(reference, images, rng, NEIGHBOUR_IMAGES, device)
+
+
+def stratified(labels: Labels, samples: int) -> Labels:
+    """`samples` labels in the proportions of `labels`, in order of class."""
+    return np.sort(labels)[((np.arange(samples) + 0.5) * len(labels) / samples).astype(np.int64)]
+
+
+def generate(
+    sampler: Sampler,
+    labels: Labels,
+    seed: int,
+    use: Callable[[Tensor, Labels], object],
+    progress: Progress | None = None,
+) -> None:
+    """Give images uint8 [B, 3, R, R] of the classes [N], with their labels, to `use`, batch by batch."""
+    task = progress.add_task("generated images", total=len(labels)) if progress else None
+    for start in range(0, len(labels), _BATCH):
+        part = labels[start : start + _BATCH]
+        use(sampler(torch.from_numpy(part), seed, start), part)
+        if progress and task is not None:
+            progress.advance(task, len(part))
+
+
+def some(indices: Labels, count: int) -> Labels:
+    """At most `count` of them, always the same ones, sorted."""
+    rng = np.random.Generator(np.random.Philox(key=[SPLIT_SEED, len(indices)]))
+    return np.sort(rng.permutation(indices)[:count])
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What looks at images, what it tells of a set beside a reference, and how that is to be read."""
+
+    extractor: Extractor
+    least: int  # images that a set must have
+    measure: Callable[[Seen, Seen], dict[str, object]]  # reference, images
+    protocol: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Which images of a pack are the measure, and which real ones stand beside the generated ones."""
+
+    images: Labels  # indices into the pack, sorted
+    real: Labels  # of the second row, which is measured against the images that are not in it
+    text: str
+
+
+def choose_reference(which: str, count: int, samples: int, limit: int | None) -> Reference:
+    """Of a pack of `count` images. limit: images of "train", at most. Raises FeaturesError."""
+    train, held = split(count)
+    if which == "train":
+        return Reference(
+            some(train, limit or count),
+            some(held, samples),
+            "drawn from nine tenths of the pack; real_held_back from the other tenth",
+        )
+    if which == "held-out":
+        return Reference(
+            held,
+            some(train, samples),
+            "the tenth of the pack that no extractor trains on, though a generator may have; "
+            "real_held_back from the other nine tenths",
+        )
+    if which == "all":
+        return Reference(
+            np.arange(count),
+            some(held, samples),
+            "all images of the pack; real_held_back: images of one tenth against all the others",
+        )
+    raise FeaturesError(f"There is no reference {which!r}: choose all, train or held-out.")
+
+
+def compare(
+    sampler: Sampler,
+    yardstick: Yardstick,
+    pack: Pack,
+    reference: Reference,
+    samples: int,
+    seed: int,
+    device: str,
+    progress: Progress | None,
+    see: Callable[[Labels], Seen] | None = None,
+) -> dict[str, object]:
+    """The report of one yardstick. see: what it sees in the pack's images of these numbers; None: looks."""
+    extractor, least = yardstick.extractor, yardstick.least
+    see = see or partial(look_at_pack, extractor, pack, device=device, progress=progress)
+    if min(samples, len(reference.images), len(reference.real)) < least:
+        raise FeaturesError(
+            f"At least {least} generated and {10 * least} real images are needed, "
+            f"not {samples} and {len(pack)}."
+        )
+    started = time.monotonic()
+    known = see(reference.images)
+    parts: list[Seen] = []
+    generate(
+        sampler,
+        stratified(known.labels, samples),
+        seed,
+        lambda images, labels: parts.append(look(extractor, images, labels, device)),
+        progress,
+    )
+    real = see(reference.real)
+    rows = {
+        "generated": yardstick.measure(known, Seen.joined(parts)),
+        "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
+    }
+    doubts = [str(doubt) for doubt in [yardstick.protocol.get("warning")] if doubt]
+    width, fewest = known.features.shape[1], min(samples, len(reference.images))
+    if fewest <= width:
+        doubts.append(
+            f"A Fréchet distance of {fewest:,} images in {width:,} features mostly tells how few they are: "
+            "go by KID, or measure with more."
+        )
+    return {
+        "protocol": {
+            **yardstick.protocol,
+            **({"warning": " ".join(doubts)} if doubts else {}),
+            "reference": pack.metadata.get("source"),
+            "reference_sha256": pack.metadata.get("sha256"),
+            "reference_images": len(reference.images),
+            "reference_split": reference.text,
+            "resolution": pack.resolution,
+            "samples": samples,
+            "classes": "in the reference's proportions",
+            "seed": seed,
+            "truncation": sampler.truncation,
+            "arithmetic": "features in float32 without TF32, figures in float64",
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "versions": {
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+            "seconds": round(time.monotonic() - started, 1),
+        },
+        **rows,
+    }
+
+
+def look_at_pack(
+    extractor: Extractor, pack: Pack, indices: Labels, device: str, progress: Progress | None
+) -> Seen:
+    """What the extractor sees in the pack's images `indices`, in their order."""
+    parts = []
+    task = progress.add_task("real images", total=len(indices)) if progress else None
+    for start in range(0, len(indices), _BATCH):
+        index = torch.from_numpy(indices[start : start + _BATCH])
+        parts.append(look(extractor, pack.images[index], pack.labels[index].numpy(), device))
+        if progress and task is not None:
+            progress.advance(task, len(index))
+    return Seen.joined(parts)
+
+
+def _intra_class(
+    reference: Seen, images: Seen, class_names: Sequence[str], device: str
+) -> tuple[float | None, dict[str, float]]:
+    mean, by_class = intra_class(
+        reference.features, reference.labels, images.features, images.labels, class_names, device
+    )
+    return mean, {name: round(distance, 4) for name, distance in by_class.items()}
+
+
+def _neighbourhoods(
+    reference: Points, images: Points, rng: np.random.Generator, limit: int, device: str
+) -> dict[str, object]:
+    # as many real images as generated ones: the neighbourhoods of both must be equally dense
+    count = min(len(reference), len(images), limit)
+    real, made = (part[rng.choice(len(part), count, replace=False)] for part in (reference, images))
+    return neighbourhoods(real, made, NEIGHBOURS, device)
+
+
+def _check(sampler: Sampler, features: Features, pack: Pack) -> None:
+    if pack.resolution != features.network.config.resolution:
+        raise FeaturesError(
+            f"The extractor sees {features.network.config.resolution} px and the reference has "
+            f"{pack.resolution} px: train features on that pack."
+        )
+    check_classes("generator", sampler.class_names, "extractor", features.class_names)
+    check_classes("reference", pack.class_names, "extractor", features.class_names)
+
+
+def check_classes(what: str, names: Sequence[str], whose: str, known: Sequence[str]) -> None:
+    """Raises FeaturesError unless both have the same classes in the same order."""
+    if not same_classes(names, known):
+        raise FeaturesError(
+            f"The {what} has other classes ({len(names)}: {', '.join(list(names)[:3])} …) than the "
+            f"{whose} ({len(known)}: {', '.join(list(known)[:3])} …)."
+        )

@@ -1,0 +1,261 @@
+"""Pictures of one's own: looked over, packed once into the run's folder, and what is wrong with them named.
+
+A run's folder then has `data.safetensors` (the pack), `data.json` (what it was made of) and, where
+pictures were left out, `skipped.txt` with all of their names and the reason for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from imaging.files import write_whole
+from train.data.automatic import Survey, check_enough, choose, pictures, to_toml
+from train.data.pack import Pack, image_progress, is_source, open_data, open_pack, pack
+from train.data.packing import FEW, PackReport
+from train.data.pictures import square_around
+from train.data.sources import Source, open_source
+from train.efficientnet import installed
+from train.errors import DataError
+from train.recipes.recipe import Recipe, parse_recipe, read_recipe
+from train.run.pretrained_judge import NETWORK
+from train.run.state import StateError, check_judge
+
+PACK = "data.safetensors"
+ABOUT = "data.json"
+SKIPPED = "skipped.txt"
+RECIPE = "recipe.toml"
+AUTO = "auto"  # the recipe that is chosen by the pictures
+LOOKED_AT = 200  # pictures whose size is looked up before a resolution is chosen
+NAMED = 20  # pictures, or classes, that are named on the screen
+
+
+@dataclass(frozen=True)
+class _About:
+    """What the pack in a run's folder was made of."""
+
+    source: str  # the path given, made absolute
+    listing: str  # sha256 of names, sizes and times of change
+    pictures: int  # in the source
+    resolution: int
+    skipped: int
+
+
+def prepare(
+    name: str,
+    data: Path,
+    out: Path,
+    overrides: dict[str, str],
+    on_cpu: bool,
+    console: Console,
+    *,
+    resume: bool,
+) -> tuple[Recipe, Pack]:
+    """The recipe called `name`, or that of the run that goes on, and the images for it.
+
+    Pictures that are no pack yet are packed into `out`, so that the next start does not read them again.
+    A run that goes on keeps the images it began with. Raises TrainError.
+    """
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
+    if name != AUTO:
+        recipe = read_recipe(name, overrides)
+        return recipe, _images(data, out, _resolution(recipe), console, resume=resume)
+    if resume:
+        recipe = chosen_recipe(out, overrides)
+        return recipe, _images(data, out, _resolution(recipe), console, resume=True)
+    survey = _survey(data)
+    choices = choose(survey, on_cpu, overrides)
+    text = to_toml(f"A SAGAN for the pictures of {_shown_name(data)}", choices)
+    recipe = parse_recipe(AUTO, text)
+    images = _images(data, out, _resolution(recipe), console, resume=False)
+    check_enough(len(images))
+    write_whole(out / RECIPE, text.encode())
+    _say(console, f"The recipe for them, chosen by number and size; {out / RECIPE} has it to be changed:")
+    for choice in choices:
+        _say(console, f"  {choice.setting()} ({choice.reason})")
+    return recipe, images
+
+
+def _resolution(recipe: Recipe) -> int:
+    """Its images', in pixels. What cannot be trained here is refused now, before anything is written."""
+    check_judge(recipe)
+    return recipe.config(classes=1).resolution
+
+
+def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:
+    """The recipe that an `auto` run wrote into its folder, as it stands there now. Raises TrainError."""
+    path = out / RECIPE
+    try:
+        return parse_recipe(AUTO, path.read_text(), overrides)
+    except FileNotFoundError:
+        raise StateError(
+            f"There is no {path}: the run was not begun by `auto`. Name the recipe that it was begun with."
+        ) from None
+    except (OSError, ValueError) as wrong:
+        raise StateError(f"{path}: not a readable recipe ({wrong}).") from None
+
+
+def _survey(data: Path) -> Survey:
+    if not is_source(data):
+        opened = open_pack(data)
+        return Survey(len(opened), (), opened.resolution, pretrained=installed(NETWORK))
+    with open_source(data) as source:
+        check_enough(len(source.entries))
+        return Survey(len(source.entries), _sides(source), pretrained=installed(NETWORK))
+
+
+def _sides(source: Source) -> tuple[int, ...]:
+    """Shorter sides in pixels, sorted, of pictures spread over the whole source."""
+    sides = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd files: packing will name those
+        for entry in source.entries[:: max(len(source.entries) // LOOKED_AT, 1)]:
+            try:
+                with source.read(entry) as image:
+                    whole = (0, 0, min(image.size), min(image.size))
+                    left, _, right, _ = square_around(entry.box, *image.size) if entry.box else whole
+            except Exception:  # noqa: BLE001  # Pillow raises nearly anything; packing will tell the reason
+                continue
+            sides.append(right - left)
+    return tuple(sorted(sides))
+
+
+def _images(data: Path, out: Path, resolution: int, console: Console, *, resume: bool) -> Pack:
+    """The images at `data` at this resolution, out of the run's folder where they lie packed."""
+    _check_writable(out)
+    if not is_source(data):
+        images = open_data(data, resolution)
+        _name_small_classes(images, console)
+        return images
+    kept = _read_about(out)
+    listing, found = _listing(data)
+    if kept is not None and (resume or (kept.listing, kept.resolution) == (listing, resolution)):
+        if kept.listing != listing:
+            _check_same_place(kept, data, out)
+            _say(
+                console,
+                f"{data} has changed since this run began ({pictures(kept.pictures)} then, {found:,} "
+                "now). It goes on with the images it began with; to use these, begin another in a new --out.",
+                style="yellow",
+            )
+        left_out = f"; {kept.skipped:,} had been left out, see {out / SKIPPED}" if kept.skipped else ""
+        _say(console, f"The pictures lie packed in {out / PACK} and are not read again{left_out}.")
+    else:
+        with image_progress(console) as progress:
+            report = _pack(data, out, resolution, progress)
+        about = _About(str(data.resolve()), listing, found, resolution, report.skipped_count)
+        write_whole(out / ABOUT, json.dumps(asdict(about)).encode())
+        _tell(report, out, console)
+    images = open_pack(out / PACK)
+    _name_small_classes(images, console)
+    return images
+
+
+def _check_writable(out: Path) -> None:
+    """Raises DataError where nothing can be written, before an hour is spent on it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as wrong:
+        raise DataError(f"{out} cannot be written to ({wrong.strerror}): choose another --out.") from wrong
+
+
+def _pack(data: Path, out: Path, resolution: int, progress: Progress) -> PackReport:
+    (out / ABOUT).unlink(missing_ok=True)  # without it a pack counts for nothing, should this be cut short
+    report = pack(data, out / PACK, resolution, progress=progress)
+    if report.skipped:
+        lines = [f"{name}: {reason}\n" for name, reason in report.skipped]
+        if report.skipped_count > len(lines):
+            lines.append(f"and {report.skipped_count - len(lines):,} more\n")
+        write_whole(out / SKIPPED, "".join(lines).encode(errors="replace"))
+    else:
+        (out / SKIPPED).unlink(missing_ok=True)
+    return report
+
+
+def _tell(report: PackReport, out: Path, console: Console) -> None:
+    _say(
+        console,
+        f"{pictures(report.images)} packed at {report.resolution}×{report.resolution} in {report.path} "
+        f"({report.seconds:.1f} s); the next start does not read them again.",
+    )
+    if report.skipped_count:
+        _say(console, f"{report.skipped_count:,} left out, all named in {out / SKIPPED}:", style="yellow")
+        for name, reason in report.skipped[:NAMED]:
+            _say(console, f"  {name}: {reason}")
+        if report.skipped_count > NAMED:
+            _say(console, f"  and {report.skipped_count - NAMED:,} more")
+    for note in report.notes:
+        _say(console, note, style="yellow")
+
+
+def _name_small_classes(images: Pack, console: Console) -> None:
+    counts = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
+    few = [f"{name} ({n})" for name, n in zip(images.class_names, counts, strict=True) if n < FEW]
+    if few:
+        more = f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
+        _say(
+            console,
+            f"Fewer than {FEW} pictures: {', '.join(few[:NAMED])}{more}. Of so few a network learns little "
+            "but copies: add pictures, merge classes that are alike, or take these out.",
+            style="yellow",
+        )
+
+
+def _listing(data: Path) -> tuple[str, int]:
+    """A hash that changes with the names, sizes or times of change of the pictures; and their number."""
+    digest = hashlib.sha256()
+    with open_source(data) as source:
+        for entry in source.entries:
+            digest.update(
+                f"{entry.name}/{entry.label}/{_stamp(data / entry.name)}\n".encode(errors="replace")
+            )
+        # an archive's pictures change with it
+        digest.update(
+            f"{source.class_names}/{_stamp(data) if data.is_file() else ''}".encode(errors="replace")
+        )
+        return digest.hexdigest(), len(source.entries)
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return ""  # no file of its own: a member of an archive
+    return f"{status.st_size}/{status.st_mtime_ns}"
+
+
+def _read_about(out: Path) -> _About | None:
+    try:
+        about = _About(**json.loads((out / ABOUT).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+    return about if (out / PACK).exists() else None
+
+
+def _check_same_place(kept: _About, data: Path, out: Path) -> None:
+    if kept.source != str(data.resolve()):
+        raise StateError(
+            f"The run in {out} was begun with the pictures of {kept.source}, and {data} has others. "
+            "Resume with those, or use a new --out."
+        )
+
+
+def _shown_name(path: Path) -> str:
+    return path.resolve().name.encode(errors="replace").decode()
+
+
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    text = text.encode(errors="replace").decode()  # a file's name may be no text
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,138 @@
+"""What tells real images from made ones, and so what the generator learns from.
+
+It is SAGAN's discriminator, or small heads on a frozen network (see `train.run.pretrained_judge`), or both.
+
+A judge looks at the fakes once a step; both players then go by what it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.discriminator import Discriminator
+from model.layers import spectral_normalise
+from train.recipes.recipe import Optimisation, comma_list
+from train.run.augment import augment, flip, to_network
+from train.run.execution import Passes
+from train.run.losses import discriminator_hinge, generator_hinge
+
+
+class Play(NamedTuple):
+    """What one discriminator step is made of, but for the networks: this process's share, B images."""
+
+    pixels: Tensor  # uint8 [B, 3, R, R]
+    labels: Tensor  # [B]
+    mirrored: Tensor  # bool [B], which reals are flipped
+    z: Tensor  # [B, latent]
+    y: Tensor  # [B], the fakes' labels
+    for_reals: Tensor  # [B, DRAWS], DiffAugment's
+    for_fakes: Tensor
+    for_answers: Tensor  # the same fakes, when the generator answers and the judge looks at them anew
+
+    def reals(self) -> Tensor:
+        """[B, 3, R, R] in [-1, 1], some mirrored."""
+        return flip(to_network(self.pixels), self.mirrored)
+
+
+class Verdict(NamedTuple):
+    """Of one discriminator step."""
+
+    loss: Tensor  # what the judge's own optimiser lowers
+    figures: Mapping[str, Tensor]  # scalars to log, without gradient: score_real, score_fake ...
+
+
+class Judge(Protocol):
+    """One way to judge. Nothing in it waits for the device, so that a step can be recorded."""
+
+    @property
+    def network(self) -> nn.Module:
+        """What its optimiser moves and a state saves: all of it that learns."""
+
+    def normalise(self) -> None:
+        """Put spectral norm on the network."""
+
+    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
+        """What it sees in images [B, 3, R, R] in [-1, 1]; gradients lead back to them."""
+
+    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+        """The reals beside the fakes `seen`, which carry no gradient here."""
+
+    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        """The generator's loss. guide: weight of what else the judge can teach it, a scalar."""
+
+    def scores(self, images: Tensor, y: Tensor) -> Tensor:
+        """Of images [B, 3, R, R] in [-1, 1] as they are: [B], higher for what looks real."""
+
+
+class PlainJudge:
+    """SAGAN's own: the discriminator looks at pixels, for each player under draws of their own."""
+
+    def __init__(self, config: ModelConfig, optimisation: Optimisation, passes: Passes) -> None:
+        self.network = Discriminator(config, optimisation.initialisation)
+        self.kinds = comma_list(optimisation.augment)
+        self.passes = passes
+
+    def normalise(self) -> None:
+        spectral_normalise(self.network)
+
+    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
+        return [fakes]
+
+    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+        # one pass over both halves: every weight is normalised once
+        images = torch.cat([play.reals(), seen[0]])
+        images = augment(images, torch.cat([play.for_reals, play.for_fakes]), self.kinds)
+        with self.passes.autocast():
+            scores = self.network(images, torch.cat([play.labels, play.y]))
+        real, fake = scores.chunk(2)
+        figures = {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}
+        return Verdict(discriminator_hinge(real, fake), figures)
+
+    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        images = augment(seen[0], play.for_answers, self.kinds)
+        with self.passes.autocast():
+            return generator_hinge(self.network(images, play.y))
+
+    def scores(self, images: Tensor, y: Tensor) -> Tensor:
+        scores: Tensor = self.network(images, y)
+        return scores
+
+
+class BothJudges:
+    """Two judges whose losses are added; where both have a figure, the second's is logged."""
+
+    def __init__(self, first: Judge, second: Judge) -> None:
+        self.judges = (first, second)
+        self.network = nn.ModuleList(judge.network for judge in self.judges)
+
+    def normalise(self) -> None:
+        for judge in self.judges:
+            judge.normalise()
+
+    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
+        seen = [judge.look(fakes, play) for judge in self.judges]
+        self._first = len(seen[0])
+        return [tensor for part in seen for tensor in part]
+
+    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+        a, b = (judge.judge(play, part) for judge, part in zip(self.judges, self._parts(seen), strict=True))
+        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
+
+    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        a, b = (
+            judge.answer(play, part, guide)
+            for judge, part in zip(self.judges, self._parts(seen), strict=True)
+        )
+        return a + b
+
+    def scores(self, images: Tensor, y: Tensor) -> Tensor:
+        a, b = (judge.scores(images, y) for judge in self.judges)
+        return a + b
+
+    def _parts(self, seen: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        return seen[: self._first], seen[self._first :]

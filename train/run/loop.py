@@ -1,0 +1,166 @@
+"""The training loop: step, let the observers look, stop when told to, leave everything saved."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from train.data.pack import Pack
+from train.errors import TrainError
+from train.recipes.recipe import Recipe
+from train.run.distributed import World
+from train.run.execution import CaptureFailed, Execution
+from train.run.state import StateError, TrainingState, saved_step
+
+log = logging.getLogger(__name__)
+
+STATE = "state.safetensors"  # in the run's folder: what --resume goes on from
+GENERATOR = "generator.safetensors"  # in the run's folder: what is sampled and served
+
+
+class Diverged(TrainError):
+    """A weight or a loss is no longer a number."""
+
+
+class Observer(Protocol):
+    """Something that looks at a run and never changes it."""
+
+    def after(self, state: TrainingState) -> None:
+        """Called after every generator step."""
+
+    def close(self, state: TrainingState) -> None:
+        """Called once, however the run ends."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    step: int
+    finished: bool  # False: stopped on request; --resume goes on
+    reason: str
+
+
+def train(
+    recipe: Recipe,
+    pack: Pack,
+    out: Path,
+    world: World,
+    observers: Sequence[Observer],
+    *,
+    resume: bool = False,
+    start: Path | None = None,  # a generator to begin with; None: a new one
+    stop_after: float | None = None,  # seconds; None: run to the recipe's last step
+    execution: Execution | None = None,  # None: nothing compiled or recorded
+) -> Outcome:
+    """Run `recipe` on `pack`, leaving the state and the averaged generator in `out`.
+
+    SIGINT and SIGTERM end it after the step in hand, with everything saved; so does `stop_after`.
+    Raises TrainError: a batch that the processes cannot share, a folder in use, a state that does not fit,
+    a network that diverged (the last good state stays on disk), CaptureFailed.
+    """
+    batch = recipe.optimisation.batch
+    if batch % world.size:
+        raise TrainError(f"batch {batch} does not divide by {world.size} processes.")
+    if recipe.optimisation.variety and len(world.rows(batch)) % 2:
+        raise TrainError(f"variety compares pairs, so each process's share of batch {batch} must be even.")
+    state = TrainingState(recipe, pack, world, execution)
+    saved = out / STATE
+    if world.leads:
+        if starting_step(out, resume):
+            state.load(saved)
+        elif start is not None and not state.begin_from(start):
+            log.warning("%s has other classes than the data: they begin anew.", start)
+        _forget_halves(out)
+    state.follow()
+    deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")
+    total = recipe.optimisation.steps
+    reason = "finished"
+    with _stop_requested() as stop:
+        try:
+            while state.step < total:
+                with _compiling():
+                    state.advance()
+                if state.step % recipe.schedule.log_every == 0:
+                    _check(state, saved)
+                for observer in observers:
+                    observer.after(state)
+                if world.anyone(bool(stop) or time.monotonic() > deadline):
+                    reason = stop[0] if stop else "time is up"
+                    break
+                if state.step % recipe.schedule.save_every == 0:
+                    _check(state, saved)  # in every process: they end together
+                    if world.leads:
+                        state.save(saved)
+            _check(state, saved)
+            if world.leads:
+                state.save(saved)
+        except CaptureFailed:
+            observers = ()  # some would use the device
+            raise
+        finally:
+            for observer in observers:
+                observer.close(state)
+    return Outcome(state.step, state.step >= total, reason)
+
+
+def starting_step(out: Path, resume: bool) -> int:
+    """Steps that the run in `out` has done; 0: a new one. Raises StateError when it must not start."""
+    saved = out / STATE
+    if resume and not saved.exists():
+        raise StateError(f"Nothing to resume: {saved} does not exist.")
+    if saved.exists() and not resume:
+        raise StateError(f"{out} holds a run already. Go on with it by --resume, or use another --out.")
+    return saved_step(saved) if resume else 0
+
+
+def _forget_halves(out: Path) -> None:
+    """Remove what a killed run was writing: `write_whole` had not come to the renaming."""
+    for half in out.rglob(".*.part"):
+        half.unlink()
+
+
+@contextmanager
+def _compiling() -> Iterator[None]:
+    """What torch.compile raises as one line with a way out."""
+    try:
+        yield
+    except Exception as wrong:
+        if not type(wrong).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = str(wrong).strip().splitlines()[0]
+        raise TrainError(f"torch.compile failed here ({reason}). --no-compile trains without it.") from wrong
+
+
+def _check(state: TrainingState, saved: Path) -> None:
+    if not state.finite():
+        kept = f"The last good state is in {saved}." if saved.exists() else "No state had been saved yet."
+        raise Diverged(
+            f"Training diverged before step {state.step}: a weight or a loss is not a finite number. {kept} "
+            "Lower the learning rates, or keep spectral norm on in both networks, and start again."
+        )
+
+
+@contextmanager
+def _stop_requested() -> Iterator[list[str]]:
+    """A list that gets the signal's name when SIGINT or SIGTERM arrives; a second SIGINT ends at once."""
+    received: list[str] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number).name)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

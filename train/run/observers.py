@@ -1,0 +1,368 @@
+"""What looks at a run while it trains: progress, a log, TensorBoard, sample grids, the served copy."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from imaging.files import write_whole
+from imaging.levels import to_pixels
+from imaging.sheets import sheet
+from model.attention import SelfAttention
+from model.checkpoint import save_generator
+from train.data.pack import Pack
+from train.recipes.recipe import Recipe
+from train.run.ema import recompute_statistics
+from train.run.state import TrainingState
+
+SAMPLES = "samples"  # in the run's folder: the grids
+SNAPSHOTS = "snapshots"  # in the run's folder: generators of earlier steps
+GRID_ROWS = 10  # classes in a sample grid, spread over all of them
+GRID_COLUMNS = 10  # images a class
+SETTLED = 30_000  # images seen before which grey samples are only young
+LITTLE_VARIETY = 0.25  # of the variety of real images, under which a collapse is told
+PLAYERS = ("discriminator", "generator")  # whose losses stand in the bar
+QUICK = 300  # seconds; a run that takes less needs no advice how to end it sooner
+LONG = 24 * 3600  # seconds; a run on a CPU that takes more is warned of
+HALF_A_DAY = 12 * 3600  # seconds
+LIGHTER = "a smaller batch, or narrower widths in a new --out"
+CERTAIN = 0.02  # discriminator loss under which it has won, and the generator learns nothing more
+
+
+class Pace:
+    """How long a step takes, told apart from what the first ones take on top (compiling, warming up)."""
+
+    def __init__(self) -> None:
+        self.started = self.last = time.monotonic()
+        self.steps: list[float] = []  # seconds of each
+
+    def step(self, state: TrainingState) -> bool:
+        """Note a step; true once there are enough of them to tell by."""
+        state.losses["generator"].item()  # waits for the device: else only the asking is timed
+        now = time.monotonic()
+        self.steps.append(now - self.last)
+        self.last = now
+        after_first = sum(self.steps[1:])
+        # at least two after the first, even where a step takes minutes
+        return (
+            len(self.steps) > 50
+            or (len(self.steps) > 5 and after_first > 3)
+            or (len(self.steps) > 2 and after_first > 20)
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Of one step: the median, for which single slow ones (a compilation, a capture) do not count."""
+        return max(statistics.median(self.steps[1:]), 1e-9)
+
+    @property
+    def start_up(self) -> float:
+        """Seconds gone that were not spent on steps at that pace: what made the networks ready."""
+        return max(self.last - self.started - len(self.steps) * self.seconds, 0)
+
+
+class ProgressBar:
+    """Steps, images/s, losses and the time left; one line now and then where there is no terminal.
+
+    After the first few steps, which count like any other, it says how long the whole will take.
+    stop_after: seconds, when the run is to end before; None: it is not. data_seconds: what opening the
+    images took. lighter: what of the recipe to change for quicker steps.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        state_step: int,
+        total: int,
+        log_every: int,
+        *,
+        stop_after: float | None = None,
+        data_seconds: float = 0,
+        lighter: str = LIGHTER,
+    ) -> None:
+        self.console, self.log_every = console, log_every
+        self.stop_after, self.data_seconds, self.lighter = stop_after, data_seconds, lighter
+        self.started, self.first = time.monotonic(), state_step
+        self.pace: Pace | None = Pace()  # None: told
+        self.start_up = 0.0  # seconds that are no steps, once known
+        self.bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=total, completed=state_step)
+        self.bar.start()
+
+    def after(self, state: TrainingState) -> None:
+        if self.pace is not None and self.pace.step(state):
+            self.start_up = self.pace.start_up
+            self._foretell(state, self.pace.seconds)
+            self.pace = None
+        if state.step % self.log_every and state.step != self.first + 1:
+            self.bar.update(self.task, completed=state.step)
+            return
+        steps = state.step - self.first
+        # the first line is that of the first step, of which nearly all is starting
+        seconds = time.monotonic() - self.started - self.start_up
+        losses = {name: value.item() for name, value in state.losses.items()}
+        rate = "" if self.pace is not None else f"{_rate(state, seconds / steps)}, "
+        # the bar has room for the two losses alone
+        short = " ".join(f"{name[0].upper()} {losses[name]:.2f}" for name in losses if name in PLAYERS)
+        self.bar.update(self.task, completed=state.step, description=rate + short)
+        if not self.console.is_terminal:
+            total = state.recipe.optimisation.steps
+            left = "" if self.pace is not None else f", {span((total - state.step) * seconds / steps)} left"
+            text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
+            self._say(f"step {state.step}/{total}: {rate}{text}{left}")
+
+    def close(self, state: TrainingState) -> None:
+        self.bar.stop()
+
+    def _foretell(self, state: TrainingState, step: float) -> None:
+        """Say how long it took to start, and how long the rest will take at `step` seconds a step."""
+        self._say(
+            f"Ready in {span(self.data_seconds + self.start_up)}, "
+            f"{span(self.data_seconds)} of it for the data."
+        )
+        total = state.recipe.optimisation.steps
+        if state.step == total:
+            return
+        left = (total - state.step) * step
+        text = f"About {span(left)} for the remaining {total - state.step:,} steps"
+        text += f" at {_rate(state, step)} on {_machine(state)}"
+        rest = None if self.stop_after is None else self.stop_after - (time.monotonic() - self.started)
+        if rest is not None and rest < left:
+            reached = state.step + max(round(rest / step), 0)
+            text += (
+                f"; --stop-after ends it near step {reached:,}, with everything saved, and --resume goes on"
+            )
+        elif left > QUICK:
+            text += f"; --stop-after {_half(left)} ends it sooner with everything saved"
+        self._say(f"{text}.")
+        if rest is None and left > LONG and state.world.device.type == "cpu":
+            steps = max(int(HALF_A_DAY / step), 1)
+            self._say(
+                "That is long; a GPU takes a small part of it. Here, "
+                f"--set optimisation.steps={steps} would end in 12 h, and quicker a step is {self.lighter}.",
+                style="yellow",
+            )
+
+    def _say(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def span(seconds: float) -> str:
+    """A length of time in words: "8 s", "12 min", "3 h 20 min", "2 days 4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(round(minutes, -1), 60)  # nobody can foretell it closer
+    if hours >= 10:
+        hours, minutes = round(seconds / 3600), 0
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} days {hours} h" if hours else f"{days} days"
+
+
+def _half(seconds: float) -> str:
+    """About half of a length of time, as `--stop-after` takes it."""
+    minutes = seconds / 120
+    return f"{minutes / 60:.0f}h" if minutes > 90 else f"{minutes:.0f}m"
+
+
+def _rate(state: TrainingState, step: float) -> str:
+    """Images/s where a step takes `step` seconds."""
+    optimisation = state.recipe.optimisation
+    rate = optimisation.batch * optimisation.discriminator_steps / step
+    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
+
+
+def _machine(state: TrainingState) -> str:
+    device, size = state.world.device, state.world.size
+    if device.type != "cpu":
+        return f"{size} × {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    each = f"{threads} CPU thread{'s' if threads > 1 else ''}"
+    return f"{size} × {each}" if size > 1 else each
+
+
+class Scalars:
+    """Losses, scores and the attention gates, into TensorBoard and `log.jsonl`."""
+
+    def __init__(self, out: Path, state_step: int, every: int) -> None:
+        self.every = every
+        self.path = out / "log.jsonl"
+        _forget_after(self.path, state_step)
+        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=state_step + 1)
+        self.started, self.first = time.monotonic(), state_step
+
+    def after(self, state: TrainingState) -> None:
+        if state.step % self.every:
+            return
+        scalars = {f"loss/{name}": value.item() for name, value in state.losses.items()}
+        for role, network in (("generator", state.generator), ("discriminator", state.discriminator)):
+            for name, module in network.named_modules():
+                if isinstance(module, SelfAttention):
+                    scalars[f"gamma/{role}.{name.rpartition('.')[2]}"] = module.gamma.item()
+        seconds = time.monotonic() - self.started
+        scalars["steps_per_second"] = (state.step - self.first) / seconds
+        for name, value in scalars.items():
+            self.board.add_scalar(name, value, state.step)
+        with self.path.open("a") as log:
+            log.write(json.dumps({"step": state.step, **scalars}) + "\n")
+
+    def close(self, state: TrainingState) -> None:
+        self.board.close()
+
+
+class Grids:
+    """The same noise, drawn by the averaged generator every so often; a collapse shows here first."""
+
+    def __init__(self, out: Path, pack: Pack, recipe: Recipe, console: Console) -> None:
+        self.folder, self.console = out / SAMPLES, console
+        classes = len(pack.class_names)
+        rows = min(GRID_ROWS, classes)
+        chosen = [round(i * (classes - 1) / max(rows - 1, 1)) for i in range(rows)]
+        draw = torch.Generator().manual_seed(recipe.optimisation.seed)
+        self.z = torch.randn(rows * GRID_COLUMNS, recipe.config(classes).latent, generator=draw)
+        self.y = torch.tensor(chosen).repeat_interleave(GRID_COLUMNS)
+        self.names = [pack.class_names[i] for i in chosen]
+        here = pack.shards[0] if pack.shards else len(pack)  # other shards may be on other hosts
+        reals = pack.images[torch.randperm(here, generator=draw)[:100]]
+        self.real_variety = _variety(reals.float() / 127.5 - 1)
+
+    def after(self, state: TrainingState) -> None:
+        if state.step % state.recipe.schedule.grid_every == 0:
+            self._draw(state)
+
+    def close(self, state: TrainingState) -> None:
+        if state.step:
+            self._draw(state)
+
+    def _draw(self, state: TrainingState) -> None:
+        path = self.folder / f"step-{state.step:07d}.png"
+        if path.exists():
+            return
+        with torch.no_grad():
+            images = state.ema.network(self.z.to(state.world.device), self.y.to(state.world.device)).cpu()
+        write_whole(path, sheet([*to_pixels(images).numpy()], GRID_COLUMNS, self.names))
+        if state.images_seen < SETTLED:
+            return
+        if _variety(images) < LITTLE_VARIETY * self.real_variety:
+            self._warn(
+                f"step {state.step}: the samples hardly differ from each other (mode collapse). "
+                f"Look at {path}; lower the learning rates or go back to an earlier state."
+            )
+        elif state.losses["discriminator"].item() < CERTAIN:
+            self._warn(
+                f"step {state.step}: the discriminator tells real from fake with certainty, so the "
+                "generator learns nothing. Lower discriminator_lr, or keep its spectral norm on."
+            )
+
+    def _warn(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+class Served:
+    """The averaged generator as it serves, written beside the state whenever that is saved."""
+
+    def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
+        self.path, self.metadata = path, metadata
+        self.started = time.monotonic()
+
+    def after(self, state: TrainingState) -> None:
+        if state.step % state.recipe.schedule.save_every == 0:
+            write_served(self.path, state, self.metadata)
+
+    def close(self, state: TrainingState) -> None:
+        if state.step:
+            write_served(self.path, state, self.metadata)
+
+
+class Snapshots:
+    """The generator as it would serve, kept every so often, for `sagan choose` to pick from."""
+
+    def __init__(self, folder: Path, metadata: Mapping[str, object]) -> None:
+        self.folder, self.metadata = folder, metadata
+
+    def after(self, state: TrainingState) -> None:
+        every = state.recipe.schedule.snapshot_every
+        if every and state.step % every == 0:
+            write_served(self.folder / f"step-{state.step:07d}.safetensors", state, self.metadata)
+
+    def close(self, state: TrainingState) -> None:
+        pass
+
+
+def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object]) -> None:
+    """Write the averaged generator with its standing statistics, and where it comes from.
+
+    Nothing where it has diverged: what was there before is the last good one, and the loop tells.
+    """
+    schedule, optimisation = state.recipe.schedule, state.recipe.optimisation
+    served = state.ema.network.folded()  # a copy: what looks at a run must not change it
+    if not all(torch.isfinite(tensor).all() for tensor in served.state_dict().values()):
+        return
+    if schedule.weights == "bf16":
+        for parameter in served.parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(parameter.bfloat16())
+    if schedule.statistics_batches:
+        recompute_statistics(
+            served,
+            schedule.statistics_batches,
+            optimisation.batch,
+            optimisation.seed,
+            state.world.device,
+        )
+    metadata = {
+        **metadata,
+        "recipe": state.recipe.to_json(),
+        "steps": state.step,
+        "images_seen": state.images_seen,
+        **({"from": state.began_from} if state.began_from else {}),
+        "data": {k: v for k, v in state.pack.metadata.items() if k != "skipped"},
+        "licence": state.pack.metadata.get("licence", ""),
+        "machine": f"{state.world.size} × {state.world.device} on {platform.machine()}",
+        "precision": state.precision,
+        "torch": torch.__version__,
+    }
+    if state.pretrained:
+        metadata["pretrained"] = state.pretrained
+    save_generator(path, served, state.pack.class_names, metadata=metadata)
+
+
+def _variety(images: Tensor) -> float:
+    """Mean over pixels of the standard deviation over images [N, 3, R, R]."""
+    return float(images.std(dim=0).mean())
+
+
+def _forget_after(log: Path, step: int) -> None:
+    """Drop the lines that a killed run wrote after the state it resumes from."""
+    if log.exists():
+        lines = [line for line in log.read_text().splitlines() if _step(line) <= step]
+        write_whole(log, "".join(line + "\n" for line in lines).encode())
+
+
+def _step(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # a line cut short by the kill

@@ -1,0 +1,390 @@
+"""Many waiting jobs, few forwards: the threads that own the device take what is there, as it comes.
+
+No waiting window: while a forward runs, the next batch gathers by itself. Jobs of one priority take turns,
+image by image, so that a long one does not hold up the short ones behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import inf
+from threading import Condition, Thread
+from time import monotonic
+from typing import Any, Final, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.spec import ImageSpec
+from jobs.job import ModelStats
+from jobs.worker_store import Stopping
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+# Seconds for which a job that was wanted is taken to be so still: to ask Redis before its forward would keep
+# the device waiting, for a round trip and a write to disk. It is asked all the same, beside the forward.
+SURELY_WANTED: Final = 0.2
+
+
+class BatchEngine(Protocol):
+    """What the scheduler asks of an engine. Several threads may ask at once."""
+
+    max_batch: int  # images in one forward at most
+    lanes: int  # forwards at once
+
+    def sample(self, specs: Sequence[ImageSpec]) -> Pixels:
+        """uint8 [N, R, R, 3], one image a spec, the same whatever the others are."""
+
+
+class Dropped(Exception):
+    """The job was cancelled, or another worker has it: its images are not wanted from here."""
+
+
+@dataclass(eq=False)
+class PendingJob:
+    """The images of one job that are still to be made."""
+
+    job_id: str
+    model: str
+    priority: int  # 0 to 9, 9 is most urgent
+    specs: Sequence[ImageSpec]
+    about: Any = None  # what whoever takes delivery needs to know
+    alone: bool = False  # its last forward killed the worker: let it take nobody along again
+    wanted_at: float = -inf  # when it was last known to be still wanted, by monotonic()
+    # ends when whoever took delivery of the last image says so, or with Dropped, Stopping, or an error
+    done: Future[None] = field(default_factory=Future)
+    entered: int = 0  # specs that are in a forward or through it
+    forwards: int = 0  # that it is in right now
+    stored: int = 0  # specs whose images whoever took delivery has stored
+
+    def end(self, error: Exception | None = None) -> None:
+        """Nothing more will come of it; what ended already stays as it is."""
+        with suppress(InvalidStateError):
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One image, fresh from a forward."""
+
+    pending: PendingJob
+    spec: ImageSpec
+    pixels: Pixels  # [R, R, 3]
+
+
+S = TypeVar("S", bound=BatchEngine)
+T = TypeVar("T")
+_Call = tuple[str, Callable[[S], Any], "Future[Any]"]
+_Batch = list[tuple[PendingJob, ImageSpec]]
+
+
+@dataclass
+class _Tally:
+    images: int = 0
+    busy_seconds: float = 0.0
+    batch_sizes: Counter[int] = field(default_factory=Counter)
+    calls: int = 0
+
+
+class Scheduler(Generic[S]):
+    """Runs forwards on threads of its own, in the first of which it also loads the models."""
+
+    def __init__(
+        self,
+        load: Callable[[], Mapping[str, S]],
+        begin: Callable[[Sequence[str], int, Sequence[str]], Callable[[], set[str]]],
+        deliver: Callable[[Sequence[Made]], None],
+    ) -> None:
+        """load: the models, by name; it runs in a thread that runs forwards.
+
+        begin(entering, fresh, survived): tells that jobs enter a forward, of which the first `fresh` are in
+        no other, and that others came out of their last one. What it returns waits for the answer: the jobs
+        that may run; it is called once.
+        deliver(images): takes the images of a forward; must not take long.
+        """
+        self._load = load
+        self._begin = begin
+        self._deliver = deliver
+        self._changed = Condition()
+        self._rings: dict[int, deque[PendingJob]] = {}
+        self._calls: deque[_Call[S]] = deque()
+        self._stopping = False
+        self._running = 0  # lanes that are at work
+        self._exclusive = False  # one of them with a suspect
+        self._survived: list[str] = []
+        self._tallies: dict[str, _Tally] = {}
+        self._pace = 0.0  # seconds an image, of the last forwards that were not small
+        self._models: Mapping[str, S] = {}
+        self._loaded: Future[Mapping[str, S]] = Future()
+        self._lanes = [Thread(target=self._first_lane, name="device", daemon=True)]
+
+    def start(self) -> Mapping[str, S]:
+        """Start and return the models when they are loaded; raises what loading them raised."""
+        self._lanes[0].start()
+        models = self._loaded.result()
+        for index in range(1, max(model.lanes for model in models.values())):
+            self._lanes.append(Thread(target=self._lane, name=f"device-{index}", daemon=True))
+            self._lanes[-1].start()
+        return models
+
+    def submit(self, pending: PendingJob) -> None:
+        """Queue a job's images; they are delivered as they are made."""
+        with self._changed:
+            if not self._stopping:
+                self._rings.setdefault(pending.priority, deque()).append(pending)
+                self._changed.notify()
+                return
+        pending.end(Stopping("the worker is being stopped"))
+
+    def call(self, model: str, function: Callable[[S], T]) -> Future[T]:
+        """Run function with one model before the next forward: somebody waits."""
+        future: Future[T] = Future()
+        with self._changed:
+            if not self._stopping:
+                self._calls.append((model, function, future))
+                self._changed.notify()
+                return future
+        future.set_exception(Stopping("the worker is being stopped"))
+        return future
+
+    def drop(self, pending: PendingJob, error: Exception | None = None) -> None:
+        """Forget what of a pending is not yet in a forward. It ends with error; None: with Dropped."""
+        with self._changed:
+            ring = self._rings.get(pending.priority, deque())
+            if pending in ring:
+                ring.remove(pending)
+        pending.end(error or Dropped())
+
+    def backlog(self) -> float:
+        """Seconds of work that wait here, at the pace of the last forwards."""
+        with self._changed:
+            images = sum(len(t.specs) - t.entered for ring in self._rings.values() for t in ring)
+            return images * self._pace / len(self._lanes)
+
+    def stats(self) -> dict[str, ModelStats]:
+        """What was done so far, by model."""
+        with self._changed:
+            return {
+                name: ModelStats(
+                    images=tally.images,
+                    forwards=tally.batch_sizes.total(),
+                    busy_seconds=tally.busy_seconds,
+                    batch_sizes=dict(tally.batch_sizes),
+                    attention_maps=tally.calls,
+                )
+                for name, tally in self._tallies.items()
+            }
+
+    def stop(self) -> None:
+        """Let the forwards that run end; whatever is in none of them ends with Stopping."""
+        with self._changed:
+            self._stopping = True
+            pending_jobs = [pending for ring in self._rings.values() for pending in ring]
+            calls = list(self._calls)
+            self._rings.clear()
+            self._calls.clear()
+            self._changed.notify_all()
+        for pending in pending_jobs:
+            if (
+                not pending.forwards
+            ):  # else some of its images are on their way, and whoever stores them ends it
+                pending.end(Stopping("the worker is being stopped"))
+        for _, _, future in calls:
+            future.set_exception(Stopping("the worker is being stopped"))
+
+    def join(self, seconds: float) -> None:
+        """Wait for the lanes to end, after stop()."""
+        deadline = monotonic() + seconds
+        for lane in self._lanes:
+            if lane.is_alive():
+                lane.join(max(0.0, deadline - monotonic()))
+
+    def _first_lane(self) -> None:
+        try:
+            self._models = self._load()
+        except BaseException as error:  # handed on to whoever called start()  # noqa: BLE001
+            self._loaded.set_exception(error)
+            return
+        self._tallies = {name: _Tally() for name in self._models}
+        self._loaded.set_result(self._models)
+        self._lane()
+
+    def _lane(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._stopping or self._ready()):
+                    self._changed.wait()
+                if self._stopping:
+                    break
+                self._running += 1
+                call, batch = None, _Batch()
+                if self._calls:
+                    call = self._calls.popleft()
+                else:
+                    batch = self._gather()
+                    self._exclusive = batch[0][0].alone
+                if self._ready():
+                    self._changed.notify()  # there is enough for another lane
+            try:
+                if call is not None:
+                    self._serve(*call)
+                else:
+                    self._make(batch)
+            finally:
+                with self._changed:
+                    self._running -= 1
+                    self._exclusive = False
+                    self._changed.notify_all()
+        with self._changed:
+            survived, self._survived = self._survived, []
+        try:
+            self._begin([], 0, survived)()
+        except Stopping:
+            log.warning("Redis is away: jobs in hand keep one attempt on their account.")
+
+    def _ready(self) -> bool:
+        """Whether a lane that is free has something to do now."""
+        if self._exclusive:
+            return False
+        if self._calls:
+            return True
+        first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
+        if first is None or not self._running:
+            return first is not None
+        # A suspect waits until nobody else can be its victim; others until they are worth a forward of their
+        # own, beside which they would otherwise slow the one that runs.
+        return not first.alone and self._waiting(first.model) >= self._worthwhile(first.model)
+
+    def _gather(self) -> _Batch:
+        """The next forward, of one model: in order of priority, and within one each job in turn."""
+        rings = [
+            self._rings[priority] for priority in sorted(self._rings, reverse=True) if self._rings[priority]
+        ]
+        first = rings[0][0]
+        room = self._room(first.model)
+        batch = _Batch()
+        for ring in rings:
+            left_out = []
+            while ring and len(batch) < room:
+                pending = ring.popleft()
+                apart = pending is not first and (pending.alone or first.alone)
+                if apart or pending.model != first.model:
+                    left_out.append(pending)
+                    continue
+                batch.append((pending, pending.specs[pending.entered]))
+                pending.entered += 1
+                if pending.entered < len(pending.specs):
+                    ring.append(pending)
+            ring.extendleft(reversed(left_out))  # at the head: their turn is next
+        return batch
+
+    def _room(self, model: str) -> int:
+        """Images for one forward: as many as fit, but an equal share where other lanes could take one too."""
+        waiting = self._waiting(model)
+        free = len(self._lanes) - self._running + 1
+        shares = max(1, min(free, waiting // self._worthwhile(model)))
+        return min(self._models[model].max_batch, -(-waiting // shares))
+
+    def _waiting(self, model: str) -> int:
+        return sum(
+            len(pending.specs) - pending.entered
+            for ring in self._rings.values()
+            for pending in ring
+            if pending.model == model
+        )
+
+    def _worthwhile(self, model: str) -> int:
+        """Images that make a forward beside another one worth while."""
+        return max(1, self._models[model].max_batch // 4)
+
+    def _make(self, batch: _Batch) -> None:
+        pending_jobs = list(dict.fromkeys(pending for pending, _ in batch))
+        with self._changed:
+            pending_jobs.sort(key=lambda pending: pending.forwards > 0)
+            fresh = sum(pending.forwards == 0 for pending in pending_jobs)
+            for pending in pending_jobs:
+                pending.forwards += 1
+            survived, self._survived = self._survived, []
+        allowed: set[str] = set()
+        try:
+            now = monotonic()
+            answer = self._begin([pending.job_id for pending in pending_jobs], fresh, survived)
+            if all(now - pending.wanted_at < SURELY_WANTED for pending in pending_jobs):
+                made = self._forward(batch)
+                allowed = answer()
+            else:
+                allowed = answer()
+                made = self._forward([(t, spec) for t, spec in batch if t.job_id in allowed])
+            for pending in pending_jobs:
+                if pending.job_id in allowed:
+                    pending.wanted_at = now
+                else:
+                    self.drop(pending)
+            self._deliver([one for one in made if one.pending.job_id in allowed])
+        except Stopping as stopping:
+            for pending in pending_jobs:
+                self.drop(pending, stopping)
+        except Exception as error:  # the thread must go on for the others
+            log.exception("jobs could not begin")
+            for pending in pending_jobs:
+                self.drop(pending, error)
+        finally:
+            with self._changed:
+                for pending in pending_jobs:
+                    pending.forwards -= 1
+                    if pending.job_id in allowed and not pending.forwards:
+                        self._survived.append(pending.job_id)
+
+    def _forward(self, batch: _Batch) -> list[Made]:
+        if not batch:
+            return []
+        name = batch[0][0].model
+        began = monotonic()
+        try:
+            pixels = self._models[name].sample([spec for _, spec in batch])
+        except Exception as error:  # any error of the network is the job's, not the worker's  # noqa: BLE001
+            return self._one_by_one(batch, error)
+        took = monotonic() - began
+        with self._changed:
+            tally = self._tallies[name]
+            tally.images += len(batch)
+            tally.busy_seconds += took
+            tally.batch_sizes[len(batch)] += 1
+            pace = took / len(batch)
+            if pace < self._pace or self._pace == 0.0:
+                self._pace = pace
+            elif 2 * len(batch) >= self._models[name].max_batch:
+                # a small forward costs more an image, and what waits is made in full ones
+                self._pace = 0.8 * self._pace + 0.2 * pace
+        return [Made(*entry, image) for entry, image in zip(batch, pixels, strict=True)]
+
+    def _one_by_one(self, batch: _Batch, error: Exception) -> list[Made]:
+        """A forward failed: whose fault was it?"""
+        jobs = list(dict.fromkeys(pending for pending, _ in batch))
+        if len(jobs) == 1:
+            log.error("job %s: %s", jobs[0].job_id, error)
+            self.drop(jobs[0], error)
+            return []
+        return [one for job in jobs for one in self._forward([(t, spec) for t, spec in batch if t is job])]
+
+    def _serve(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
+        began = monotonic()
+        try:
+            result = function(self._models[name])
+        except Exception as error:  # it belongs to whoever waits for it  # noqa: BLE001
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        with self._changed:
+            self._tallies[name].busy_seconds += monotonic() - began
+            self._tallies[name].calls += 1
