@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from model.serving.processor import has_vnni
 
-# Of a channel's values one in so many may be beyond the range: one for all of them would be a coarse one.
+# One value in so many may lie beyond a channel's range: a range for the largest of all would be too coarse.
 CLIPPED: Final = 10_000
 
 
@@ -23,28 +23,28 @@ def has_int8(device: torch.device) -> bool:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a convolution sees, by channel: maps [B, C, H, W] that came out of a ReLU."""
+class ActivationRange:
+    """The values that a convolution gets after a ReLU, by channel: where their range ends, and their mean."""
 
     end: Tensor  # [C], of the range
     mean: Tensor  # [C]
 
     @classmethod
-    def of(cls, x: Tensor) -> Seen:
+    def of(cls, x: Tensor) -> ActivationRange:
         values = x.transpose(0, 1).flatten(1)
         end = values.topk(max(1, values.shape[1] // CLIPPED), dim=1).values[:, -1]
         # in float64: its order of summing, which differs with the threads, is gone when it is rounded
         return cls(end, values.mean(dim=1, dtype=torch.float64).float())
 
     @classmethod
-    def over(cls, parts: Iterable[Seen]) -> Seen:
-        """Of several batches of one size."""
+    def over(cls, parts: Iterable[ActivationRange]) -> ActivationRange:
+        """The range over several batches of one size."""
         ends, means = zip(*((part.end, part.mean) for part in parts), strict=True)
         return cls(torch.stack(ends).amax(dim=0), torch.stack(means).mean(dim=0))
 
 
-def levels(x: Tensor) -> Tensor:
-    """ReLU, and uint8 of what is counted in steps; rounds down, so half a step belongs into x before."""
+def quantise(x: Tensor) -> Tensor:
+    """ReLU and uint8 levels of x, counted in steps. It rounds down: x must carry half a step more."""
     # by way of int16: torch has no vector code from float32 to uint8
     return x.to(torch.int16).clamp_(0, 255).to(torch.uint8)
 
@@ -52,20 +52,26 @@ def levels(x: Tensor) -> Tensor:
 class Int8Convolution(nn.Module):
     """A convolution of uint8 levels, [B, in, H, W] channels_last, to float32.
 
-    Each input channel has steps of its own: the norm before it and the weights take them up at no cost. They
-    are chosen so that the channels' ranges and weights share the loss (SmoothQuant, Xiao et al. 2023, eq. 4,
-    α = 1/2). Each output channel's weights have a scale. What their rounding adds to what it sees on average
-    is taken off the bias (Nagel et al. 2019, section 4.2).
+    Each input channel has its own step, which the norm before it and the weights take up at no cost. Steps
+    are chosen so that activations and weights share the loss (SmoothQuant, Xiao et al. 2023, eq. 4, α = 1/2).
+    Each output channel's weights have a scale. The bias takes off what their rounding adds on average (Nagel
+    et al. 2019, section 4.2).
     """
 
-    steps: Tensor  # [in]: what one level of each input channel stands for
+    steps: Tensor  # [in]: the value of one level of each input channel
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, side: int, seen: Seen, padding: int = 1, stride: int = 1
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        side: int,
+        ranges: ActivationRange,
+        padding: int = 1,
+        stride: int = 1,
     ) -> None:
         """weight [out, in, k, k]; side: of the maps it will see, pixels."""
         super().__init__()
-        ends = seen.end.clamp(min=1e-6)
+        ends = ranges.end.clamp(min=1e-6)
         balanced = (ends / weight.abs().amax(dim=(0, 2, 3)).clamp(min=1e-6)).sqrt()
         self.steps = balanced * ((ends / balanced).max() / 255)
         weight = weight * self.steps[None, :, None, None]
@@ -74,7 +80,7 @@ class Int8Convolution(nn.Module):
         self.stride, self.padding = [stride] * 2, [padding] * 2
         whole = (weight / self.scales[:, None, None, None]).round()
         added = whole * self.scales[:, None, None, None] - weight
-        more = added.sum(dim=(2, 3)) @ (seen.mean / self.steps)
+        more = added.sum(dim=(2, 3)) @ (ranges.mean / self.steps)
         self.bias = -more if bias is None else bias - more
         shape = [1, weight.shape[1], side, side]
         self.weight = torch.ops.onednn.qconv_prepack(

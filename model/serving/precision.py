@@ -1,4 +1,4 @@
-"""Which number formats a device computes in by itself, and a network in one of them."""
+"""The number formats of a device, and a network in the one that serves."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from model.errors import PrecisionError
 from model.generator import Generator
 from model.serving import processor
 from model.serving.fused import FusedGenerator
-from model.serving.int8 import Seen, has_int8
+from model.serving.int8 import ActivationRange, has_int8
 
 log = logging.getLogger(__name__)
 
 PRECISIONS: Final = ("float32", "bfloat16", "int8")
-WORST: Final = 1.2  # levels of 255: mean difference from float32 above which "auto" takes nothing shorter
-SEEN: Final = 64  # images whose activations set the ranges of int8
-COMPARED: Final = 32  # others, which tell how far a network is from float32
-AT_ONCE: Final = 16  # of either in one forward
+WORST: Final = 1.2  # levels of 255: the largest mean difference from float32 that "auto" accepts
+RANGED: Final = 64  # images whose activations set the ranges of int8
+COMPARED: Final = 32  # other images, on which a network is compared with float32
+AT_ONCE: Final = 16  # images in one forward
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -34,10 +34,10 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def in_precision(generator: Generator, device: torch.device, precision: str) -> tuple[FusedGenerator, str]:
-    """The network as it serves, and what it is in: "float32", "bfloat16" or "int8".
+    """The network as it serves, and its precision: "float32", "bfloat16" or "int8".
 
     precision: one of these, or "auto": bfloat16 or int8 where the device has it and images stay within WORST
-    of float32 on average. As many first blocks are spared from int8 as that takes. Raises PrecisionError.
+    of float32 on average. For that, int8 leaves some of the first blocks in float32. Raises PrecisionError.
     """
     if precision not in (*PRECISIONS, "auto"):
         raise PrecisionError(
@@ -49,7 +49,7 @@ def in_precision(generator: Generator, device: torch.device, precision: str) -> 
     there = [name for name, has in (("bfloat16", has_bf16), ("int8", has_int8)) if has(device)]
     with torch.inference_mode():
         for short in {"float32": [], "auto": there}.get(precision, [precision]):
-            expected = torch.cat([exact(*some) for some in _images(SEEN, COMPARED, exact)])
+            expected = torch.cat([exact(*some) for some in _images(RANGED, COMPARED, exact)])
             for network in _ways(generator, exact, short):
                 apart = _difference(network, expected)
                 if apart <= WORST:
@@ -61,25 +61,25 @@ def in_precision(generator: Generator, device: torch.device, precision: str) -> 
 
 
 def _ways(generator: Generator, exact: FusedGenerator, short: str) -> Iterator[FusedGenerator]:
-    """The network in short, each nearer to float32 than the one before."""
+    """The network in the shorter format, each nearer to float32 than the one before."""
     device = exact.table.device
     if short == "bfloat16":
         yield FusedGenerator(generator, device, torch.bfloat16)
         return
-    parts = [exact.seen(*some) for some in _images(0, SEEN, exact)]
-    seen = [Seen.over(of_one) for of_one in zip(*parts, strict=True)]
+    parts = [exact.activation_ranges(*some) for some in _images(0, RANGED, exact)]
+    ranges = [ActivationRange.over(of_one) for of_one in zip(*parts, strict=True)]
     for spared in range(len(exact.blocks)):
-        yield FusedGenerator(generator, device, seen=seen, spared=spared)
+        yield FusedGenerator(generator, device, ranges=ranges, spared=spared)
 
 
 def _difference(network: FusedGenerator, expected: Tensor) -> float:
     """Mean absolute difference of images, in levels of 255."""
-    made = [network(*some) for some in _images(SEEN, COMPARED, network)]
+    made = [network(*some) for some in _images(RANGED, COMPARED, network)]
     return float((torch.cat(made) - expected).abs().mean()) * 127.5
 
 
 def _images(first: int, count: int, network: FusedGenerator) -> Iterator[tuple[Tensor, Tensor]]:
-    """z and y of some images, always the same ones, of one class after the other, some at a time."""
+    """z and y of a fixed set of images, class after class, a forward at a time."""
     config, device = network.config, network.table.device
     for begin in range(first, first + count, AT_ONCE):
         rows = range(begin, begin + AT_ONCE)

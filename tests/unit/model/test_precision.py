@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from model.errors import PrecisionError
 from model.serving import precision
 from model.serving.fused import FusedGenerator
-from model.serving.int8 import Int8Convolution, Seen, has_int8, levels
+from model.serving.int8 import ActivationRange, Int8Convolution, has_int8, quantise
 from model.serving.precision import in_precision
 from tests.unit.model.test_networks import lively
 
@@ -19,18 +19,18 @@ needs_int8 = pytest.mark.skipif(not has_int8(CPU), reason="this processor has no
 
 def test_levels_round_cut_off_and_saturate() -> None:
     counted = torch.tensor([-3.2, -0.4, 0.4, 0.6, 254.4, 254.6, 300.0, 1e4])
-    assert levels(counted + 0.5).tolist() == [0, 0, 0, 1, 254, 255, 255, 255]
+    assert quantise(counted + 0.5).tolist() == [0, 0, 0, 1, 254, 255, 255, 255]
 
 
 def test_a_range_leaves_out_the_few_largest_values() -> None:
     x = torch.rand(2, 3, 100, 100)
     x[:, 1, 0, 0] = 50.0
-    ends = Seen.of(x).end
+    ends = ActivationRange.of(x).end
     assert ends.shape == (3,)
     assert 0.99 < ends[0] <= 1
     assert ends[1] == 50  # one of 10,000 values: 2 of 20,000
     x[0, 1, 0, 0] = 100.0
-    assert Seen.of(x).end[1] == 50
+    assert ActivationRange.of(x).end[1] == 50
 
 
 @needs_int8
@@ -40,10 +40,10 @@ def test_a_convolution_in_8_bits_is_near_the_exact_one(stride: int, kernel: int)
     spread = torch.logspace(-2, 2, 16)  # of the channels: steps of their own take it up
     x = torch.rand(3, 16, 8, 8) * spread[:, None, None]
     weight, bias = torch.randn(24, 16, kernel, kernel) / spread[:, None, None], torch.randn(24)
-    convolution = Int8Convolution(weight, bias, 8, Seen.of(x), stride=stride)
+    convolution = Int8Convolution(weight, bias, 8, ActivationRange.of(x), stride=stride)
     counted = (x / convolution.steps[:, None, None] + 0.5).contiguous(memory_format=torch.channels_last)
     exact = F.conv2d(x, weight, bias, stride, 1)
-    apart = (convolution(levels(counted)) - exact).std() / exact.std()
+    apart = (convolution(quantise(counted)) - exact).std() / exact.std()
     assert apart < 0.01
 
 
@@ -58,10 +58,10 @@ def test_a_generator_in_8_bits_makes_nearly_the_same_images(changes: dict[str, o
     torch.manual_seed(2)
     z, y = torch.randn(16, 8), torch.arange(16) % 3
     with torch.inference_mode():
-        seen = exact.seen(z, y)
+        ranges = exact.activation_ranges(z, y)
         apart = []
         for spared in (0, 1, 3):
-            network = FusedGenerator(generator, seen=seen, spared=spared)
+            network = FusedGenerator(generator, ranges=ranges, spared=spared)
             images, traces = network.forward_with_attention(z, y)
             torch.testing.assert_close(network(z, y), images, rtol=0, atol=0.02)
             assert len(traces) == len(generator.config.generator_attention)
