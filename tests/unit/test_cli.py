@@ -110,11 +110,11 @@ def test_an_image_that_was_changed_is_told_apart(checkpoints: Path, tmp_path: Pa
     assert "differ, by 1 at most" in sagan("reproduce", path, "--checkpoints", checkpoints, code=1)
 
 
-def test_reproducing_needs_a_recipe_and_its_model(checkpoints: Path, tmp_path: Path) -> None:
+def test_reproducing_needs_a_spec_and_its_model(checkpoints: Path, tmp_path: Path) -> None:
     plain = io.BytesIO()
     Image.new("RGB", (4, 4)).save(plain, "PNG")
     (tmp_path / "plain.png").write_bytes(plain.getvalue())
-    assert "no recipe" in sagan("reproduce", tmp_path / "plain.png", code=2)
+    assert "no spec" in sagan("reproduce", tmp_path / "plain.png", code=2)
     assert "no.png" in sagan("reproduce", tmp_path / "no.png", code=2)
     sagan("sample", checkpoints / "pets.safetensors", "cat", "--out", tmp_path)
     random_checkpoint(tmp_path / "pets.safetensors", CLASSES, seed=1)
