@@ -262,3 +262,24 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     recipe = open_features(features).metadata["recipe"]
     assert (recipe["epochs"], recipe["learning_rate"], recipe["batch"]) == (1, 0, 32)
     assert "only guesses" in sagan("evaluate", made, "--data", pack, *served, code=2)
+
+
+@pytest.mark.parametrize(
+    ("missing", "command", "extra"),
+    [
+        ("torch", ["train", "--data", "photos", "--out", "run"], "train"),
+        ("torch", ["sample", "tiny.safetensors", "cat"], "worker"),
+        ("celery", ["worker"], "worker"),
+        ("uvicorn", ["api"], "api"),
+        ("PIL", ["data", "pack", "photos", "pack.safetensors"], "train"),
+    ],
+)
+def test_a_missing_package_is_one_sentence_with_the_extra_that_brings_it(
+    missing: str, command: list[str], extra: str
+) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; from cli import app; app({command!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert missing in done.stderr
+    assert f"sagan-service[{extra}]" in done.stderr
