@@ -124,7 +124,7 @@ async def test_a_worker_lets_go_of_a_job_whose_rest_is_another_s(service: Servic
     job = await service.generate(count=2)
     store = WorkerStore(service.settings, "here", lambda: False)
     writer = ResultWriter(store)
-    mine = PendingJob(job.id, "tiny", 5, [image_spec(job.spec, 0)], about=job.spec)
+    mine = PendingJob(job.id, job.spec, [image_spec(job.spec, 0)])
     writer.take([Made(mine, image_spec(job.spec, 0), np.zeros((32, 32, 3), np.uint8))])
     await anyio.to_thread.run_sync(mine.done.result, 10)
     assert await service.made(job) == 1
