@@ -1,10 +1,10 @@
-"""What our transport (worker.transport) earns over kombu's own: images a second, and CPU an image.
+"""Our transport (worker.transport) against kombu's own: images a second, and CPU an image.
 
-    python -m benchmarks.transport [--clients 1,8,32] [--seconds 5] [--rounds 9]
+    python -m benchmarks.transport compare [--clients 1,8,32] [--seconds 5] [--rounds 9]
 
-Two services of `sagan serve` on the peers' network differ in the transport of their worker alone. They take
-turns, load by load, so that a neighbour on the machine disturbs both. The last column is of jobs of 64
-images, from 4 clients.
+Two services of `sagan serve` on the peers' network differ in their worker's transport alone. They take turns,
+load by load, so a neighbour on the machine disturbs both. The last column has jobs of 64 images, from 4
+clients.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ KINDS: Final = {"plain": "kombu's", "ours": "ours"}
 LONG: Final = (4, 64)  # clients, images a job
 
 app = typer.Typer(add_completion=False)
-Figures = dict[str, list[float]]  # what is measured -> a value a round
+Figures = dict[str, list[float]]  # figure -> its value in each round
 
 
 class QoS(redis.QoS):  # type: ignore[misc]
-    """kombu's, which one thread may use: an acknowledgement from another is handed to that one."""
+    """kombu's, for one thread alone: this hands it the acknowledgements of other threads."""
 
     def ack(self, delivery_tag: str) -> None:
         # as Celery's own ack does; it also wakes the thread, which may have room for more now
@@ -50,13 +50,13 @@ class QoS(redis.QoS):  # type: ignore[misc]
 
 
 class Channel(redis.Channel):  # type: ignore[misc]
-    """kombu's, with that."""
+    """kombu's, with that QoS."""
 
     QoS = QoS
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
-    """kombu's, with that."""
+    """kombu's, with that QoS."""
 
     Channel = Channel
 
@@ -115,7 +115,7 @@ def compare(
             services[kind] = (process, port)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             found = runner.run(_measure(services, loads, seconds, rounds))
-    names = [f"{n} clients" if count == 1 else f"{n} clients, {count} a job" for n, count in loads]
+    names = [f"{n} client" + "s" * (n > 1) + f", {count} images a job" * (count > 1) for n, count in loads]
     typer.echo(f"\n| median (range) of {rounds} rounds | " + " | ".join(names) + " |")
     typer.echo("|---|" + "---|" * len(loads))
     for what in ("images/s", "CPU ms an image", "of which the worker", "of which Redis"):
@@ -137,7 +137,7 @@ async def _measure(
     for process, port in services.values():
         asked = target(port, 1)
         await ready(process, Client(asked.address))
-        await measure(asked, Clients(8), 10)  # what is tried and compiled beside the first jobs
+        await measure(asked, Clients(8), 10)  # the worker verifies batch sizes beside its first jobs
     found: dict[tuple[str, int, int], Figures] = defaultdict(lambda: defaultdict(list))
     for turn in range(rounds):
         for load in loads:
