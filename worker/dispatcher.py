@@ -28,7 +28,7 @@ AT_ONCE: Final = 8
 
 
 class Dispatcher:
-    """Takes jobs and attention maps from Celery's threads, and answers for each until it has ended."""
+    """Takes jobs and attention maps from Celery's threads and sees each through to its end."""
 
     def __init__(
         self,
@@ -187,9 +187,8 @@ class Dispatcher:
 
     def _refusal(self, taken: Taken) -> str | None:
         """Why a job cannot be made; None: it can."""
-        if taken.attempts >= self._settings.max_attempts:
-            died = f"The worker died {taken.attempts} times in a row while making it"
-            return f"{died}, so it is not tried again."
+        if (deaths := taken.attempts) >= self._settings.max_attempts:
+            return f"The worker died {deaths} times in a row while making it, so it is not tried again."
         return _mismatch(self._engines.get(taken.spec.model), taken.spec)
 
 

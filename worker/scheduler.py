@@ -194,7 +194,7 @@ class Scheduler(Generic[S]):
             self._calls.clear()
             self._changed.notify_all()
         for pending in pending_jobs:
-            if not pending.forwards:  # else its last images are still to be stored, which ends it
+            if not pending.forwards:  # else its images may still complete it; Dispatcher.stop ends the rest
                 pending.end(Stopping("the worker is being stopped"))
         for _, _, future in calls:
             future.set_exception(Stopping("the worker is being stopped"))

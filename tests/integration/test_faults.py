@@ -1,4 +1,4 @@
-"""No job is lost, and each ends once in the eyes of the client, whatever dies."""
+"""Whatever dies, no job is lost, and a client sees each end once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def queue_200(service: Service) -> list[Job]:
 
 
 async def some_are_done(service: Service, jobs: list[Job], many: int = 20) -> list[Job]:
-    """Wait until so many of the jobs have ended, in the middle of the rest."""
+    """Wait until so many of the jobs have ended, while others still wait."""
     ended = []
     for job in jobs[:many]:
         ended += await service.finished([job])

@@ -1,4 +1,4 @@
-"""One call for what many ask at the same time."""
+"""Questions asked while a call is out share the next call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.settings import QueueSettings
 
 
 class Doubler:
-    """Answers with twice the number, each call when it is let go; what is negative breaks its call."""
+    """Answers with twice the number. A call waits until it is let go; a negative number breaks it."""
 
     def __init__(self, most: int = 64) -> None:
         self.calls: list[list[int]] = []

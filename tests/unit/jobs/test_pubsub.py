@@ -1,4 +1,4 @@
-"""What a message tells, waiting for it, and ending tasks that may swallow a cancellation."""
+"""Reading a message, waiting for one, and ending tasks that may swallow a cancellation."""
 
 from __future__ import annotations
 
