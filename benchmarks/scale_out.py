@@ -32,12 +32,11 @@ from numpy.typing import NDArray
 from redis import Redis
 
 from imaging.spec import ImageSpec
-from jobs import scripts
 from jobs.client import JobClient
 from jobs.job import JobSpec, ModelInfo, new_job_id
-from jobs.records import SPEC
+from jobs.keys import Keys
+from jobs.scripts import Call, NewJob, Scripts
 from jobs.settings import QueueSettings
-from jobs.wire import generate_list, generate_message
 from jobs.worker_store import WorkerStore
 from loadtest.client import Address, Client
 from serve.private_redis import PrivateRedis, end, free_port
@@ -56,7 +55,7 @@ app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
 class Sleeper:
     """An engine for the queue's sake: a forward lasts as many seconds as the truncation of its first job."""
 
-    rows = ROWS
+    max_batch = ROWS
     lanes = 1
     device = "cpu"
     info = MODEL
@@ -111,13 +110,13 @@ class Bed:
     def grow(self, workers: int) -> None:
         """Start workers until there are so many, and wait for the signs of life of all."""
         self.start_workers(workers)
-        while self.redis.zcard(scripts.Keys(self.settings.namespace).workers) < workers:
+        while self.redis.zcard(Keys(self.settings.namespace).workers) < workers:
             assert all(worker.poll() is None for worker in self.workers), "a worker died"
             sleep(0.1)
 
     def ended(self) -> int:
         """Jobs that have succeeded so far."""
-        return int(self.redis.hget(scripts.Keys(self.settings.namespace).ended, "succeeded") or 0)
+        return int(self.redis.hget(Keys(self.settings.namespace).ended, "succeeded") or 0)
 
     def close(self) -> None:
         for worker in self.workers:
@@ -245,37 +244,25 @@ def broker(jobs: Annotated[int, typer.Option(min=1000)] = 20_000, clients: int =
             typer.echo(f"{appendfsync:11}  all   {'':10}{whole:16.0f}")
 
 
-Call = tuple[str, list[Any]]  # a script and its arguments
-
-
-def _creates(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call]:
-    prefix = scripts.Keys(settings.namespace).prefix
-    spec = SPEC.dump_json(_job(0.2)).decode()
+def _creates(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call[Any]]:
     for job_id in ids:
-        there = [generate_list(settings.namespace, 5), generate_message(job_id, spec, 5)]
-        lifetime = settings.result_ttl + settings.record_ttl
-        yield (
-            scripts.CREATE,
-            [prefix, 10**9, lifetime, job_id, "somebody", spec, 5, 1, "", "", "node", *there],
-        )
+        yield Scripts(settings).create([NewJob(job_id, "somebody", _job(0.2), waiter="node")])
 
 
-def _begins(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call]:
-    prefix = scripts.Keys(settings.namespace).prefix
+def _begins(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call[Any]]:
     before: Sequence[str] = ()
     for start in range(0, len(ids), ROWS):
         entering = ids[start : start + ROWS]
-        yield scripts.BEGIN, [prefix, "worker", len(entering), len(entering), *entering, *before]
+        yield Scripts(settings).begin("worker", entering, len(entering), before)
         before = entering
 
 
-def _saves(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call]:
-    head = [scripts.Keys(settings.namespace).prefix, settings.result_ttl, settings.record_ttl]
+def _saves(settings: QueueSettings, ids: Sequence[str]) -> Iterator[Call[Any]]:
     for start in range(0, len(ids), ROWS):
-        yield scripts.SAVE, [*head, *(part for one in ids[start : start + ROWS] for part in (one, 0, PNG))]
+        yield Scripts(settings).save([(one, 0, PNG) for one in ids[start : start + ROWS]])
 
 
-Calls = Callable[[QueueSettings, Sequence[str]], Iterator[Call]]
+Calls = Callable[[QueueSettings, Sequence[str]], Iterator[Call[Any]]]
 
 
 def _put(bed: Bed, ids: Sequence[str], calls: Calls, clients: int) -> tuple[float, float, float, float]:
@@ -306,7 +293,10 @@ def _send(settings: QueueSettings, ids: Sequence[str], calls: Calls, ready: Any,
     with Redis.from_url(settings.redis_url) as redis:
         connection: Any = redis.connection_pool.get_connection()
         load = cache(redis.script_load)
-        commands = [("EVALSHA", load(script), 0, *args) for script, args in calls(settings, ids)]
+        commands = []
+        for call in calls(settings, ids):
+            load(call.in_full[1])
+            commands.append(call.by_digest)
         batches = [commands[start : start + FLIGHT] for start in range(0, len(commands), FLIGHT)]
         packed = [(len(batch), b"".join(connection.pack_commands(batch))) for batch in batches]
         ready.release()
@@ -360,7 +350,7 @@ def depth(
 
 
 def _waiting(bed: Bed) -> int:
-    return int(bed.redis.zcard(scripts.Keys(bed.settings.namespace).queued))
+    return int(bed.redis.zcard(Keys(bed.settings.namespace).queued))
 
 
 async def _submit(client: Client, requests: int) -> list[float]:
@@ -428,7 +418,7 @@ def faults(
     """
     chance = np.random.default_rng(seed)
     with _bed() as bed:
-        keys = scripts.Keys(bed.settings.namespace)
+        keys = Keys(bed.settings.namespace)
         fill(bed.settings, jobs, 0.02)
         ids = [name.decode().rsplit(":", 1)[1] for name in bed.redis.scan_iter(keys.job("*"), count=1000)]
         cancelled = set(chance.choice(ids, jobs // 20, replace=False).tolist())
@@ -468,7 +458,7 @@ async def _cancel(settings: QueueSettings, job_ids: set[str]) -> None:
     await store.close()
 
 
-def _well_ended(bed: Bed, keys: scripts.Keys, job_id: str, cancelled: bool) -> bool:
+def _well_ended(bed: Bed, keys: Keys, job_id: str, cancelled: bool) -> bool:
     state = b"cancelled" if cancelled else b"succeeded"
     told = [event[b"state"] for _, event in bed.redis.xrange(keys.events(job_id))]
     images = bed.redis.hlen(keys.images(job_id))

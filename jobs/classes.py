@@ -1,4 +1,4 @@
-"""Which class a person means: the one rule for every way of asking."""
+"""Class names as people write them -> numbers: one rule for the API and the command line."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from collections.abc import Sequence
 def class_number(asked: str, names: Sequence[str]) -> int | None:
     """Number of the class that `asked` names; None: there is none, or it might be several.
 
-    Its exact name comes first, then its number, then its name as people write it: in any case, with spaces
-    or underscores.
+    An exact name wins over a number, and a number over a name in another case or with underscores for spaces.
     """
     if asked in names:
         return names.index(asked)
@@ -25,7 +24,7 @@ def class_number(asked: str, names: Sequence[str]) -> int | None:
 
 
 def nearest_name(asked: str, names: Sequence[str]) -> str | None:
-    """The class name most like `asked`; None: none is like it."""
+    """The class name most similar to `asked`; None: none is similar."""
     by_key = {_key(name): name for name in names}
     near = difflib.get_close_matches(_key(asked), by_key, n=1, cutoff=0.5)
     return by_key[near[0]] if near else None

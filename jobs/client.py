@@ -1,4 +1,4 @@
-"""The jobs as the API sees them: calls that never block, and news instead of asking again."""
+"""The API's side of the jobs: asyncio calls, and pub/sub instead of polling."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import wraps
-from math import inf
 from time import monotonic, time
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
@@ -19,16 +18,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from jobs import scripts
 from jobs.coalesce import Coalescer
-from jobs.errors import (
-    AttentionFailed,
-    BrokerUnavailable,
-    ExpiredJob,
-    IdempotencyConflict,
-    QueueFull,
-    UnknownJob,
-)
+from jobs.errors import AttentionFailed, BrokerUnavailable, ExpiredJob, JobError, UnknownJob
+from jobs.fleet import FleetReader
 from jobs.job import (
     ENDED,
     FAILED,
@@ -42,12 +34,13 @@ from jobs.job import (
     attention_channel_key,
     new_job_id,
 )
+from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Watch
-from jobs.records import SPEC, WORKER, ended_job, read_job
+from jobs.records import ended_job, read_job
+from jobs.scripts import Created, NewJob, Scripts
 from jobs.settings import QueueSettings
-from jobs.wire import ATTENTION_QUEUE, attention_message, generate_list, generate_message, message_list
 
-WATCHED: Final = 3600  # seconds; a wait is shorter, and looks by itself now and then
+WATCHED: Final = 3600  # seconds that Redis remembers a watcher: longer than any wait
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -56,7 +49,7 @@ _T = TypeVar("_T")
 def _asks_redis(
     method: Callable[Concatenate[JobClient, _P], Awaitable[_T]],
 ) -> Callable[Concatenate[JobClient, _P], Coroutine[Any, Any, _T]]:
-    """Says BrokerUnavailable where Redis does not answer."""
+    """The method, raising BrokerUnavailable where Redis does not answer."""
 
     @wraps(method)
     async def asked(self: JobClient, *args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -67,37 +60,34 @@ def _asks_redis(
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
             raise BrokerUnavailable() from error
 
-    return asked  # type: ignore[return-value]  # wraps() hides that it is a method like the one it wraps
+    return asked  # type: ignore[return-value]  # wraps() drops the first parameter's type
 
 
 class JobClient:
-    """The jobs as the API sees them. Every method may raise BrokerUnavailable."""
+    """Submit, read, follow and cancel jobs. Every method may raise BrokerUnavailable."""
 
     def __init__(self, redis: Redis, settings: QueueSettings) -> None:
         # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
         self._redis: Any = redis
         self._settings = settings
-        self._keys = scripts.Keys(settings.namespace)
-        self._node = secrets.token_urlsafe(9)  # this process, among those that hear news
+        self._keys = Keys(settings.namespace)
+        self._scripts = Scripts(settings)
+        self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
         self._subscriber = Subscriber(redis, self._keys.channel(self._node))
-        # who is alive, what they have loaded, and when that was read
-        self._alive: tuple[float, list[WorkerInfo], list[ModelInfo]] = (-inf, [], [])
-        self._create = redis.register_script(scripts.CREATE)
+        self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
         self._creates = Coalescer(self._create_all, most=500)  # some 30 ms of Redis
-        self._end = redis.register_script(scripts.END)
-        self._claim = redis.register_script(scripts.CLAIM)
 
     @classmethod
     def open(cls, settings: QueueSettings) -> Self:
-        """A store over its own connections. Nothing is sent before the first call."""
+        """A client with connections of its own. It sends nothing before the first call."""
         redis = Redis.from_url(
             settings.redis_url,
             socket_timeout=5,
             socket_connect_timeout=2,
             health_check_interval=15,
-            # with 3, redis-py writes out each message of pub/sub for a log line that nobody asked for
+            # with 3, redis-py formats each pub/sub message for a debug log line
             protocol=2,
-            # Bridges a lost connection, not an outage: a caller is waiting, and 503 is its answer then.
+            # enough for a lost connection; in an outage the caller gets 503 instead of waiting
             retry=Retry(ExponentialWithJitterBackoff(cap=0.4, base=0.05), retries=2),
         )
         return cls(redis, settings)
@@ -115,12 +105,12 @@ class JobClient:
     async def create(
         self, spec: JobSpec, owner: str, idempotency_key: str | None = None, request: str | None = None
     ) -> tuple[Job, bool]:
-        """Record a job and queue it, in one round trip (shared); the second value says that it is new.
+        """Record a job and queue it, in one shared round trip; the second value says that it is new.
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
         the same request. None: the spec itself. Raises QueueFull, IdempotencyConflict.
         """
-        return await self._submit(new_job_id(), spec, owner, idempotency_key, request, waiter="")
+        return await self._submit(NewJob(new_job_id(), owner, spec, idempotency_key, request))
 
     async def create_and_wait(
         self,
@@ -131,64 +121,33 @@ class JobClient:
         idempotency_key: str | None = None,
         request: str | None = None,
     ) -> tuple[Job, bytes | None]:
-        """`create` under a name from new_job_id, and the job when it has ended, or as it is by then.
+        """`create` with an id from new_job_id, then wait; the job when it has ended, or as it is by then.
 
-        The second value is the PNG of a job of one image, where it came with the news of the end. One round
-        trip there, one message back.
+        The second value is the PNG of a job of one image, where it came along with the message of the end:
+        one round trip to Redis, one message back.
         """
         deadline = monotonic() + seconds
         with self._subscriber.watch(job_id) as watch:
-            job, _ = await self._submit(job_id, spec, owner, idempotency_key, request, self._node)
+            job, _ = await self._submit(NewJob(job_id, owner, spec, idempotency_key, request, self._node))
             if job.id == job_id:
                 try:
                     return await self._answered(job, watch, deadline)
                 except BrokerUnavailable:
-                    return job, None  # it is recorded: no reason to have it ordered twice
+                    return job, None  # it is recorded: an error would have it ordered twice
         return await self.finished(job.id, owner, deadline - monotonic()), None
 
     @_asks_redis
-    async def _submit(
-        self,
-        job_id: str,
-        spec: JobSpec,
-        owner: str,
-        idempotency_key: str | None,
-        request: str | None,
-        waiter: str,
-    ) -> tuple[Job, bool]:
-        body = SPEC.dump_json(spec).decode()
-        key, asked = "", ""
-        if idempotency_key is not None:
-            key, asked = self._keys.idempotency(owner, idempotency_key), body if request is None else request
-        outcome, detail, *record = await self._creates.ask(
-            (
-                *(job_id, owner, body, spec.priority, spec.count, key, asked, waiter),
-                generate_list(self._settings.namespace, spec.priority),
-                generate_message(job_id, body, spec.priority),
-            )
-        )
-        match outcome:
-            case b"new":
-                return _new_job(job_id, owner, spec, float(detail)), True
-            case b"full":
-                raise QueueFull(int(detail))
-            case b"conflict":
-                raise IdempotencyConflict(str(idempotency_key))
-            case _:
-                fields = dict(zip(record[::2], record[1::2], strict=True))
-                return read_job(detail.decode(), fields), outcome == b"again"
+    async def _submit(self, job: NewJob) -> tuple[Job, bool]:
+        created = await self._creates.ask(job)
+        if isinstance(created, JobError):
+            raise created
+        return created
 
-    async def _create_all(self, jobs: Sequence[tuple[Any, ...]]) -> list[list[bytes]]:
-        """Each job as CREATE wants it -> what came of it."""
-        settings = self._settings
-        lifetime = settings.result_ttl + settings.record_ttl
-        values = [value for job in jobs for value in job]
-        outcomes: list[list[bytes]] = await self._create(
-            args=[self._keys.prefix, settings.max_queued, lifetime, *values]
-        )
-        return outcomes
+    async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
+        return await self._scripts.create(jobs).arun(self._redis)
 
     async def _answered(self, job: Job, watch: Watch, deadline: float) -> tuple[Job, bytes | None]:
+        """The job when it has ended, or as it is at the deadline, and its PNG if that came along."""
         while not job.ended and (left := deadline - monotonic()) > 0:
             if not await watch.wait(left):
                 continue
@@ -211,13 +170,13 @@ class JobClient:
 
     @_asks_redis
     async def position(self, job: Job) -> int | None:
-        """How many jobs run before it; 0: it is next. None: it does not wait any more."""
+        """Number of jobs that run before it. None: it no longer waits."""
         rank = await self._redis.zrank(self._keys.queued, job.id)
         return None if rank is None else int(rank)
 
     @_asks_redis
     async def image(self, job: Job, index: int) -> bytes | None:
-        """PNG of one image; None while it is not made. Raises ExpiredJob."""
+        """PNG of one image; None before it is made. Raises ExpiredJob."""
         png: bytes | None = await self._redis.hget(self._keys.images(job.id), str(index))
         if png is None:
             await self._still_there(job)
@@ -225,7 +184,7 @@ class JobClient:
 
     @_asks_redis
     async def images(self, job: Job) -> list[bytes | None]:
-        """PNG of every image; None for those that are not made. Raises ExpiredJob."""
+        """PNG of every image; None where it is not made yet. Raises ExpiredJob."""
         found = await self._redis.hgetall(self._keys.images(job.id))
         if not found:
             await self._still_there(job)
@@ -235,9 +194,9 @@ class JobClient:
     async def recent(
         self, owner: str, limit: int = 20, cursor: str | None = None
     ) -> tuple[list[Job], str | None]:
-        """The owner's jobs, newest first, without the expired; and where the next page starts.
+        """The owner's jobs, newest first, without the expired; and the next page's cursor, None: no more.
 
-        cursor: what the last page gave. Raises ValueError if it is not one.
+        cursor: of the page before. Raises ValueError for a text that is none.
         """
         highest = "+inf" if cursor is None else f"({int(cursor)}"
         rows = await self._redis.zrange(
@@ -262,17 +221,14 @@ class JobClient:
 
     @_asks_redis
     async def cancel(self, job_id: str, owner: str) -> Job:
-        """End a job; what is not yet in a forward never runs. A job that has ended stays as it is."""
+        """End a job; no further image of it is made. A job that has ended stays as it is."""
         await self.get(job_id, owner)
-        settings = self._settings
-        await self._end(
-            args=[self._keys.prefix, job_id, "cancelled", "", settings.result_ttl, settings.record_ttl]
-        )
+        await self._scripts.end(job_id, "cancelled").arun(self._redis)
         return await self.get(job_id, owner)
 
     @_asks_redis
     async def events(self, job_id: str, last_id: str = "0") -> list[tuple[str, dict[str, object]]]:
-        """State changes after last_id, oldest first: (id, {"state": ..., "done": images})."""
+        """Changes of state after last_id, oldest first: (id, {"state": ..., "done": images})."""
         rows = await self._redis.xrange(self._keys.events(job_id), min=f"({last_id}")
         return [
             (row_id.decode(), {"state": row[b"state"].decode(), "done": int(row[b"done"])})
@@ -282,7 +238,7 @@ class JobClient:
     async def follow(
         self, job: Job, last_id: str = "0"
     ) -> AsyncIterator[tuple[str, dict[str, object]] | None]:
-        """Events after last_id as they come, up to the job's end; None every few seconds without any."""
+        """Events after last_id as they come, up to the job's end; None every few seconds in between."""
         async with self._watched(job.id) as watch:
             while True:
                 events = await self.events(job.id, last_id)
@@ -292,7 +248,7 @@ class JobClient:
                     if event[1]["state"] in ENDED:
                         return
                 if not events:
-                    # Whoever asks after the end, with the last id of all, gets no more events.
+                    # a client that has seen the end already gets no more events
                     if (await self.get(job.id, job.owner)).ended and not await self.events(job.id, last_id):
                         return
                     yield None
@@ -300,20 +256,20 @@ class JobClient:
 
     @asynccontextmanager
     async def _watched(self, key: str) -> AsyncIterator[Watch]:
-        """Subscriber about a job or a map: open it, look at the state, then wait, look again."""
+        """A watch over a job or a map: open it, look at the state, then wait and look again."""
         with self._subscriber.watch(key) as watch:
-            await self._ask_for_news(key)
+            await self._subscribe(key)
             yield watch
 
     @_asks_redis
-    async def _ask_for_news(self, key: str) -> None:
+    async def _subscribe(self, key: str) -> None:
         async with self._redis.pipeline(transaction=False) as pipe:
             pipe.sadd(self._keys.watchers(key), self._node)
             pipe.expire(self._keys.watchers(key), WATCHED)
             await pipe.execute()
 
     async def finished(self, job_id: str, owner: str, seconds: float) -> Job:
-        """The job when it has ended, or as it is after so many seconds."""
+        """The job when it has ended, or as it is after so many seconds. Raises UnknownJob, ExpiredJob."""
         deadline = monotonic() + seconds
         async with self._watched(job_id) as watch:
             job = await self.get(job_id, owner)
@@ -322,47 +278,24 @@ class JobClient:
                 job = await self.get(job_id, owner)
             return job
 
+    @_asks_redis
     async def workers(self) -> list[WorkerInfo]:
         """The workers that are alive, oldest first; as they were up to half a heartbeat ago."""
-        return (await self._look())[1]
+        return (await self._fleet.look()).workers
 
     @_asks_redis
-    async def _read_beats(self) -> list[WorkerInfo]:
-        ids = await self._redis.zrange(self._keys.workers, 0, -1)
-        if not ids:
-            return []
-        beats = await self._redis.mget([self._keys.worker(worker.decode()) for worker in ids])
-        found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
-        return sorted(found, key=lambda worker: worker.started_at)
-
     async def models(self) -> list[ModelInfo]:
-        """What the living workers have loaded, the largest images first, then by name.
-
-        Of two of one name, the newest worker's.
-        """
-        return (await self._look())[2]
-
-    async def _look(self) -> tuple[float, list[WorkerInfo], list[ModelInfo]]:
-        read, workers, models = self._alive
-        if monotonic() - read > self._settings.heartbeat_period / 2:
-            if workers:  # one reads for all: who asks meanwhile takes what is known
-                self._alive = (monotonic(), workers, models)
-            workers = await self._read_beats()
-            found = {model.name: model for worker in workers for model in worker.models}
-            # whoever waits for the first worker shall see it at once
-            read = monotonic() if workers else -inf
-            models = sorted(found.values(), key=lambda model: (-model.resolution, model.name))
-            self._alive = (read, workers, models)
-        return self._alive
+        """The models that living workers have loaded, the largest images first, then by name."""
+        return (await self._fleet.look()).models
 
     @_asks_redis
     async def depth(self) -> int:
-        """How many jobs wait."""
+        """Number of jobs that wait."""
         return int(await self._redis.zcard(self._keys.queued))
 
     @_asks_redis
     async def counts(self) -> dict[State, int]:
-        """How many jobs are queued and running now, and how many have ever ended in each other state."""
+        """Numbers of jobs: queued and running now, and ever ended in each other state."""
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.zcard(self._keys.queued)
             pipe.scard(self._keys.open)
@@ -373,7 +306,7 @@ class JobClient:
 
     @_asks_redis
     async def count_request(self, caller: str) -> int:
-        """Count one request of the caller; how many that makes in this minute."""
+        """Count one request of the caller; their number in this minute."""
         key = self._keys.rate(caller, int(time() // 60))
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.incr(key)
@@ -383,7 +316,7 @@ class JobClient:
 
     @_asks_redis
     async def attention(self, job: Job, image: int, layer: str) -> AttentionMap | None:
-        """The map if it has been made. Raises AttentionFailed with the worker's reason if it cannot be."""
+        """The map; None before it is made. Raises AttentionFailed, with the worker's reason."""
         data = await self._redis.get(self._keys.attention(job.id, image, layer))
         if data is None:
             return None
@@ -393,13 +326,11 @@ class JobClient:
 
     @_asks_redis
     async def ask_for_attention(self, job: Job, image: int, layer: str) -> None:
-        """Have a map made, unless it was asked for in the last half minute."""
-        queue = message_list(self._settings.namespace, ATTENTION_QUEUE, 0)
-        key = self._keys.attention_claim(job.id, image, layer)
-        await self._claim(keys=[key, queue], args=[attention_message(job.id, image, layer)])
+        """Queue a map, unless it was queued in the last half minute."""
+        await self._scripts.claim_attention(job.id, image, layer).arun(self._redis)
 
     async def attention_made(self, job: Job, image: int, layer: str, seconds: float) -> AttentionMap | None:
-        """The map when it is made; None if it is not by then. Raises AttentionFailed."""
+        """The map when it is made; None if it is not after so many seconds. Raises AttentionFailed."""
         deadline = monotonic() + seconds
         async with self._watched(attention_channel_key(job.id, image, layer)) as watch:
             found = await self.attention(job, image, layer)
@@ -411,23 +342,6 @@ class JobClient:
     async def _still_there(self, job: Job) -> None:
         if job.expires_at is not None and job.done > 0:
             raise ExpiredJob(job.id)
-
-
-def _new_job(job_id: str, owner: str, spec: JobSpec, created_at: float) -> Job:
-    """A job as CREATE has just recorded it."""
-    return Job(
-        id=job_id,
-        owner=owner,
-        spec=spec,
-        state="queued",
-        created_at=datetime.fromtimestamp(created_at, UTC),
-        started_at=None,
-        finished_at=None,
-        error=None,
-        done=0,
-        expires_at=None,
-        attempts=0,
-    )
 
 
 def _expired(job: Job) -> bool:

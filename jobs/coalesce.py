@@ -1,7 +1,7 @@
-"""Questions that come together go together: one call for all that were asked while the last one was out.
+"""Coalescing: all questions asked while one call is out share the next call.
 
-Nothing waits for company. A question asked while no call is out goes at once, with those asked in the same
-turn of the event loop; the more are asked, the longer each call and the fuller the next one.
+There is no waiting window: while no call is out, a question goes out in the same turn of the event loop.
+Under load calls take longer, so more questions gather for the next one.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ A = TypeVar("A")
 
 
 class Coalescer(Generic[Q, A]):
-    """Asks `call` for many at once; it answers each question in its place. Open it inside an event loop."""
+    """One call for many questions. Use it inside a running event loop."""
 
     def __init__(self, call: Callable[[Sequence[Q]], Awaitable[Sequence[A]]], most: int) -> None:
-        """most: questions in a call."""
+        """call: many questions -> their answers, in the same order. most: questions in one call."""
         self._call = call
         self._most = most
         self._asked: list[tuple[Q, asyncio.Future[A]]] = []
         self._task: asyncio.Task[None] | None = None
 
     async def ask(self, question: Q) -> A:
-        """The answer, or what the call raised. Cancelled before the call has begun, it is never asked."""
+        """The answer; raises the call's error. A question cancelled before its call begins is left out."""
         answer: asyncio.Future[A] = asyncio.get_running_loop().create_future()
         self._asked.append((question, answer))
         if self._task is None:
-            self._task = asyncio.create_task(self._ask_all(), name="asking together")
+            self._task = asyncio.create_task(self._ask_all(), name="coalescer")
         return await answer
 
     async def close(self) -> None:
-        """Cancel what is out, and whoever waits for it."""
+        """Cancel the call that is out, and every question that waits."""
         if self._task is not None:
             await cancel(self._task)
 
@@ -59,7 +59,7 @@ class Coalescer(Generic[Q, A]):
             for (_, future), answer in zip(out, answers, strict=True):
                 if not future.done():
                     future.set_result(answer)
-        except Exception as error:  # it is for each who asked to raise  # noqa: BLE001
+        except Exception as error:  # each caller raises it  # noqa: BLE001
             for _, future in out:
                 if not future.done():
                     future.set_exception(error)

@@ -1,4 +1,4 @@
-"""What goes wrong with jobs, as one tree. Each message says what to do."""
+"""The errors of jobs, as one tree. Each message says what to do."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 
 class JobError(Exception):
-    """Root of what this package raises on purpose about jobs."""
+    """Root of the errors about jobs."""
 
 
 class UnknownJob(JobError):
@@ -29,12 +29,12 @@ class ExpiredJob(JobError):
 
     def __init__(self, job_id: str) -> None:
         super().__init__(
-            f"The images of job {job_id!r} have expired. The same recipe makes the same images again."
+            f"The images of job {job_id!r} have expired. The same spec makes the same images again."
         )
 
 
 class QueueFull(JobError):
-    """As many jobs wait as are allowed."""
+    """max_queued jobs wait already."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth

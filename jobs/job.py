@@ -1,8 +1,9 @@
-"""The contract between the API and its workers: what a job, a model and an attention map are."""
+"""The contract between the API and its workers: jobs, models, heartbeats and attention maps."""
 
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import zlib
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What is to be made. Image k of it depends on nothing but this and k."""
+    """What a client asked for. Image k is a function of this and k alone."""
 
     model: str
     model_hash: str  # sha256 hex of the checkpoint file
@@ -34,19 +35,19 @@ class JobSpec:
 
 @dataclass(frozen=True)
 class Job:
-    """The record of a job as it was when it was read."""
+    """The record of a job, as of the moment of reading."""
 
     id: str
     owner: str
     spec: JobSpec
     state: State
     created_at: datetime
-    started_at: datetime | None  # None: not in a forward yet
-    finished_at: datetime | None  # None: not ended
-    error: str | None  # why it failed
-    done: int  # images finished so far
-    expires_at: datetime | None  # the images are gone after it; None: not ended
-    attempts: int  # forwards it entered since its last finished image: more than one means a worker died
+    started_at: datetime | None = None  # None: not in a forward yet
+    finished_at: datetime | None = None  # None: not ended
+    error: str | None = None  # why it failed
+    done: int = 0  # images finished so far
+    expires_at: datetime | None = None  # the images are gone after it; None: not ended
+    attempts: int = 0  # forwards it entered since its last finished image; above one: a worker died
 
     @property
     def ended(self) -> bool:
@@ -54,12 +55,22 @@ class Job:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """A job that a worker has taken from the queue."""
+
+    job_id: str
+    spec: JobSpec
+    attempts: int = 0  # forwards in a row that killed their worker
+    made: frozenset[int] = frozenset()  # indices of the images that an earlier attempt stored
+
+
+@dataclass(frozen=True)
 class AttentionSite:
-    """A place in the generator that attends."""
+    """A self-attention layer of the generator."""
 
     name: str  # as in "16x16"
     resolution: int  # of its feature map, in cells
-    gamma: float  # gate of the layer; near 0 its map says little
+    gamma: float  # gate of the layer; near 0 its map hardly matters
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ModelStats:
-    """What a worker has done with one model since it started."""
+    """A worker's counts for one model since it started."""
 
     images: int = 0
     forwards: int = 0
@@ -98,12 +109,12 @@ class WorkerInfo:
     beat_at: datetime
     models: tuple[ModelInfo, ...]
     stats: dict[str, ModelStats] = field(default_factory=dict)  # by name of the model
-    in_hand: tuple[str, ...] = ()  # ids of the jobs it works on
+    in_hand: tuple[str, ...] = ()  # ids of the jobs that it works on
 
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Where each cell of a feature map attends to, and how much that matters.
+    """The attention of one layer for one image.
 
     Rows are queries, in row-major order (y * width + x); each sums to 1. Grids are (height, width).
     """
@@ -117,11 +128,8 @@ class AttentionMap:
 
     def to_bytes(self) -> bytes:
         """Compressed, for Redis."""
-        header = {
-            **{"layer": self.layer, "query_grid": self.query_grid, "key_grid": self.key_grid},
-            **{"gamma": self.gamma, "share": self.share},
-        }
-        # all low bytes, then all high ones: these repeat, so that it packs smaller and sooner
+        header = {name: getattr(self, name) for name in HEADER}
+        # all low bytes, then all high ones: the high ones repeat, so the whole packs smaller and sooner
         values = np.ascontiguousarray(self.map, np.float16).view(np.uint8).reshape(-1, 2).T.tobytes()
         return zlib.compress(json.dumps(header).encode() + b"\n" + values, level=1)
 
@@ -129,32 +137,24 @@ class AttentionMap:
     def from_bytes(cls, data: bytes) -> AttentionMap:
         head, values = zlib.decompress(data).split(b"\n", 1)
         header = json.loads(head)
-        (rows, columns), (key_rows, key_columns) = header["query_grid"], header["key_grid"]
-        return cls(
-            layer=header["layer"],
-            query_grid=(rows, columns),
-            key_grid=(key_rows, key_columns),
-            gamma=header["gamma"],
-            share=header["share"],
-            map=np.frombuffer(values, np.uint8)
-            .reshape(2, -1)
-            .T.copy()
-            .view(np.float16)
-            .reshape(rows * columns, key_rows * key_columns),
-        )
+        query_grid, key_grid = tuple(header.pop("query_grid")), tuple(header.pop("key_grid"))
+        numbers = np.frombuffer(values, np.uint8).reshape(2, -1).T.copy().view(np.float16)
+        shape = (math.prod(query_grid), math.prod(key_grid))
+        return cls(query_grid=query_grid, key_grid=key_grid, map=numbers.reshape(shape), **header)
 
 
-FAILED: Final = b"failed:"  # what stands in place of an attention map that could not be made
+HEADER: Final = ("layer", "query_grid", "key_grid", "gamma", "share")  # of an attention map in Redis
+FAILED: Final = b"failed:"  # stands before the reason, where a map could not be made
 
 
 def attention_channel_key(job_id: str, image: int, layer: str) -> str:
-    """What is told on the news channel when an attention map is there."""
+    """The key under which pub/sub tells that a map is there."""
     return f"{job_id}/{image}/{layer}"
 
 
 def new_job_id() -> str:
-    """A name that nobody else will draw or guess."""
-    return secrets.token_urlsafe(16)  # 128 bits: an id is also what lets its holder in
+    """A random id that nobody can guess."""
+    return secrets.token_urlsafe(16)  # 128 bits: without API keys, whoever knows an id may read the job
 
 
 def as_state(text: str) -> State:

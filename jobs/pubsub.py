@@ -1,4 +1,4 @@
-"""One pub/sub subscription for a whole process: whoever waits for a key is a future in a dictionary."""
+"""One pub/sub subscription for a whole process: each waiter for a key is a future in a dictionary."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-# Pub/sub may lose a message (a reconnect, a full buffer), so nobody relies on it for longer than this.
-RECHECK: Final = 5.0  # seconds
+# Seconds. Pub/sub may lose a message (a reconnect, a full buffer), so a waiter looks by itself this often.
+RECHECK: Final = 5.0
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
-    """Cancel tasks and return when they have ended, however they ended.
+    """Cancel tasks and wait until they have ended; their errors are dropped.
 
-    One request can get lost: redis-py now and then swallows a cancellation that comes while it reads, and a
-    task that loops would then never end.
+    redis-py now and then swallows a cancellation that comes while it reads, and a task that loops would then
+    never end. So each task is cancelled again until it has ended.
     """
     while pending := [task for task in tasks if not task.done()]:
         for task in pending:
             task.cancel()
         await asyncio.wait(pending, timeout=0.5)
-    await asyncio.gather(*tasks, return_exceptions=True)  # else an error in one is told as never looked at
+    await asyncio.gather(
+        *tasks, return_exceptions=True
+    )  # else asyncio logs an error of theirs as never retrieved
 
 
 def read(message: bytes) -> Iterator[tuple[str, bytes | None]]:
-    """What a message tells of which keys: one key alone, or for each `key length\n` and so many bytes."""
+    """The keys that a message tells about, each with its answer or None.
+
+    A message is one key alone, or for each key `key length\n` and then `length` bytes of its answer.
+    """
     at = 0
     while (end := message.find(b"\n", at)) >= 0:
         key, length = message[at:end].split()
@@ -39,15 +44,15 @@ def read(message: bytes) -> Iterator[tuple[str, bytes | None]]:
 
 
 class Watch:
-    """What was published of some keys since it was opened: open it, look at the state, then wait."""
+    """Hears of one key from the moment it is opened: open it, look at the state, then wait."""
 
     def __init__(self) -> None:
         self._told = False
         self._waiter: asyncio.Future[None] | None = None
-        self.answer: bytes | None = None  # the last news in full, where more than the key was told
+        self.answer: bytes | None = None  # the last answer that came along with the key
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for so many seconds at most; True if there may be news: then look again."""
+        """Wait at most so many seconds; True: look at the state again, it may have changed."""
         if not self._told:
             # not asyncio.wait_for: before Python 3.12 it makes a task for each wait
             loop = asyncio.get_running_loop()
@@ -71,7 +76,7 @@ class Watch:
 
 
 class Subscriber:
-    """Tells watches of what is published on this process's channel. Open it inside a running event loop."""
+    """Wakes watches when this process's channel tells of their key. Use it inside a running event loop."""
 
     def __init__(self, redis: Redis, channel: str) -> None:
         self._redis = redis
@@ -81,9 +86,9 @@ class Subscriber:
 
     @contextlib.contextmanager
     def watch(self, key: str) -> Iterator[Watch]:
-        """A watch over a key. Somebody must have told Redis that this process wants to hear of it."""
+        """Watch a key. Redis publishes here only if this process is among the key's watchers."""
         if self._task is None:
-            self._task = asyncio.create_task(self._listen(), name="job news")
+            self._task = asyncio.create_task(self._listen(), name="pubsub")
         watch = Watch()
         self._watches.setdefault(key, set()).add(watch)
         try:
@@ -103,7 +108,7 @@ class Subscriber:
             try:
                 async with self._redis.pubsub() as subscription:
                     await subscription.subscribe(self._channel)
-                    self._tell_all()  # of what happened while nobody listened
+                    self._tell_all()  # something may have changed before this
                     while True:
                         message = await subscription.get_message(timeout=RECHECK)
                         if message is None:

@@ -1,4 +1,4 @@
-"""Jobs and workers as they stand in Redis: JSON of the contract's dataclasses, checked on the way in."""
+"""Jobs and heartbeats in Redis: JSON of the dataclasses in jobs.job, validated when it is read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
 
 
 def ended_job(job: Job, changes: bytes) -> Job:
-    """The job after what `finish` in jobs.scripts tells of its end."""
+    """The job after its end. changes: what finish() in jobs/lua/prelude.lua publishes."""
     state, error, done, attempts, started_at, finished_at, expires_at = json.loads(changes)
     return replace(
         job,

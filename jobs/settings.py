@@ -1,4 +1,4 @@
-"""What the API and a worker must agree on: environment variables with the prefix SAGAN_."""
+"""Settings that the API and its workers share: environment variables with the prefix SAGAN_."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 class QueueSettings(BaseSettings):
-    """What the API and a worker must agree on. Each field is read from SAGAN_<NAME>."""
+    """Settings that the API and its workers share. Each field is read from SAGAN_<NAME>."""
 
     model_config = SettingsConfigDict(env_prefix="SAGAN_", extra="ignore")
 

@@ -1,7 +1,7 @@
-"""Celery's messages as kombu keeps them in Redis, written without either.
+"""The messages that Celery would send, in the form in which kombu keeps them in Redis.
 
-A job's record and its message go to Redis in one step and one round trip, so that neither is there without
-the other, and so that the API needs to load neither. A test compares these with what `send_task` writes.
+A script stores a job's record and its message in one step, so neither exists without the other, and the API
+loads neither Celery nor kombu. A test compares these messages with those of `send_task`.
 """
 
 from __future__ import annotations
@@ -19,38 +19,38 @@ ATTENTION: Final = "sagan.attention"  # task (job_id, image, layer): make one at
 GENERATE_QUEUE: Final = "generate"
 ATTENTION_QUEUE: Final = "attention"
 
-# Redis serves the list of the lowest number first. Its own default has four steps; ours are the API's ten.
+# One list in Redis a step; the lowest is served first. kombu's default is four steps; the API has ten.
 PRIORITY_STEPS: Final = tuple(range(10))
 
 
 def celery_prefix(namespace: str) -> str:
-    """What stands before each of Celery's keys in Redis."""
+    """Prefix of Celery's keys in Redis."""
     return f"{namespace}:celery:"
 
 
 def broker_priority(priority: int) -> int:
-    """Redis' priority (0 is served first) of the API's (9 is most urgent)."""
+    """The step in Redis (0 is served first) of the API's priority (9 is most urgent)."""
     return 9 - priority
 
 
 def message_list(namespace: str, queue: str, step: int) -> str:
-    """The Redis list in which kombu keeps the messages of a queue at one of its priorities."""
+    """The Redis list in which kombu keeps the messages of a queue at one step."""
     name = celery_prefix(namespace) + queue
     return name if step == 0 else f"{name}\x06\x16{step}"
 
 
 def generate_list(namespace: str, priority: int) -> str:
-    """Where the message of a job of this (the API's) priority goes."""
+    """The Redis list of jobs of this priority, the API's."""
     return message_list(namespace, GENERATE_QUEUE, broker_priority(priority))
 
 
 def generate_message(job_id: str, spec: str | None, priority: int) -> str:
-    """To make the images of a job. spec: as JSON for a new job; None: the worker takes the record."""
+    """Message to make the images of a job. spec: JSON, of a new job; None: the worker reads the record."""
     return _message(GENERATE, job_id, [job_id, spec], GENERATE_QUEUE, broker_priority(priority))
 
 
 def attention_message(job_id: str, image: int, layer: str) -> str:
-    """To make one attention map, ahead of every job that waits."""
+    """Message to make one attention map, ahead of every job that waits."""
     return _message(ATTENTION, secrets.token_urlsafe(16), [job_id, image, layer], ATTENTION_QUEUE, 0)
 
 
@@ -58,28 +58,50 @@ def _message(task: str, task_id: str, args: list[Any], queue: str, step: int) ->
     """Message protocol 2 in the envelope of kombu's virtual transports, as JSON."""
     options = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     body = b64encode(json.dumps([args, {}, options]).encode()).decode()
-    # ids, tags and base64 have nothing in them that JSON would write differently
+    # no escaping: ids, tags and base64 stand in JSON as they are
     parts = {"id": task_id, "tag": secrets.token_hex(16), "body": body, "time": time()}
     return _envelope(task, queue, step) % parts
 
 
 @cache
 def _envelope(task: str, queue: str, step: int) -> str:
-    """The JSON around a body, with places for what differs: made once, not for each message."""
+    """The JSON around a body, as a template: made once, not for each message."""
     headers: dict[str, Any] = {
-        **{"lang": "py", "task": task, "id": "%(id)s", "root_id": "%(id)s", "parent_id": None},
-        **{"group": None, "group_index": None, "shadow": None, "eta": None, "expires": None, "retries": 0},
-        **{"timelimit": [None, None], "argsrepr": "", "kwargsrepr": "{}", "origin": "api"},
-        **{"ignore_result": True, "replaced_task_nesting": 0, "stamped_headers": None, "stamps": {}},
+        "lang": "py",
+        "task": task,
+        "id": "%(id)s",
+        "root_id": "%(id)s",
+        "parent_id": None,
+        "group": None,
+        "group_index": None,
+        "shadow": None,
+        "eta": None,
+        "expires": None,
+        "retries": 0,
+        "timelimit": [None, None],
+        "argsrepr": "",
+        "kwargsrepr": "{}",
+        "origin": "api",
+        "ignore_result": True,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": {},
     }
-    properties: dict[str, Any] = {
-        **{"correlation_id": "%(id)s", "reply_to": "", "delivery_mode": 2, "priority": step},
-        **{"delivery_info": {"exchange": "", "routing_key": queue}, "body_encoding": "base64"},
+    properties = {
+        "correlation_id": "%(id)s",
+        "reply_to": "",
+        "delivery_mode": 2,
+        "priority": step,
+        "delivery_info": {"exchange": "", "routing_key": queue},
+        "body_encoding": "base64",
         "delivery_tag": "%(tag)s",
         "timestamp": "%(time).3f",
     }
-    envelope: dict[str, Any] = {
-        **{"body": "%(body)s", "content-encoding": "utf-8", "content-type": "application/json"},
-        **{"headers": headers, "properties": properties},
+    envelope = {
+        "body": "%(body)s",
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": headers,
+        "properties": properties,
     }
     return json.dumps(envelope).replace('"%(time).3f"', "%(time).3f")  # a number

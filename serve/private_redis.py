@@ -1,4 +1,4 @@
-"""A Redis or Valkey of our own: a socket, a free port, a folder, and all on disk before it answers."""
+"""A private Redis or Valkey: its own socket, port and folder, every write on disk before it answers."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ requirepass {password}
 dir {folder}
 appendonly yes
 # always: a job is on disk before its 202 goes out. With everysec Redis holds writes back while an fsync runs,
-# and kill -9 loses them: on a disk with fsyncs of 300 ms, 21 of 837 accepted jobs in one kill of five. On a
-# fast disk neither lost any in 12 kills; there always costs 6 ms a job instead of 1 ms.
+# and kill -9 loses them: on a disk with fsyncs of 300 ms, one kill of five lost 21 of 837 accepted jobs. On a
+# fast disk neither lost any in 12 kills, and always costs 6 ms a job instead of 1 ms.
 appendfsync {appendfsync}
 # plain commands: data that the wheel's Valkey wrote must load when a redis-server is installed later
 aof-use-rdb-preamble no
 save ""
-# a stream starts with a node of this size, and a job's few events need a tenth of the default
+# the first node of a stream has this size; a job's few events need a tenth of the default
 stream-node-max-bytes 512
-# what waits or is being made must never be evicted; results make room when they expire
+# a job must never be evicted; results make room when they expire
 maxmemory-policy noeviction
 maxmemory {maxmemory}
 logfile redis.log
@@ -65,7 +65,7 @@ def server_command() -> str:
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on."""
+    """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -76,17 +76,17 @@ def die_with_parent(how: int) -> Callable[[], None] | None:
     """For Popen's preexec_fn: the child gets signal `how` when this process dies, even by kill -9 (Linux)."""
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: after the fork only the call itself is safe
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork: after it only the call is safe
     return lambda: prctl(PR_SET_PDEATHSIG, how)
 
 
 class PrivateRedis:
-    """A server on 127.0.0.1 over the data in `folder`, which outlive it."""
+    """A server on 127.0.0.1; the data in `folder` outlive it."""
 
     def __init__(
         self, folder: Path, appendfsync: str = "always", maxmemory: str = "1gb", command: str | None = None
     ) -> None:
-        """command: the server; None: the one on this machine. Raises RedisMissing when there is none."""
+        """command: the server; None: server_command(). Raises RedisMissing."""
         self._command = server_command() if command is None else command
         self._folder = folder.absolute()
         self._port = free_port()
@@ -94,12 +94,12 @@ class PrivateRedis:
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._process: subprocess.Popen[bytes] | None = None
-        # not in the folder: that path may be too long for a socket, or on a disk that has none
+        # not in `folder`: its path may be too long for a socket, and its disk may not have sockets
         self._socket = Path(tempfile.gettempdir()) / f"sagan-{secrets.token_hex(8)}.sock"
 
     @property
     def socket_url(self) -> str:
-        """Over a Unix socket, which costs both ends less than TCP does."""
+        """Over a Unix socket, which costs both ends less than TCP."""
         return f"unix://:{self._password}@{self._socket}"
 
     @property
@@ -108,9 +108,9 @@ class PrivateRedis:
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
     def start(self, seconds: float = 30.0, tell: Callable[[float], None] | None = None) -> None:
-        """Start and wait until it answers, its data loaded. Raises RedisMissing when it does not.
+        """Start, and wait until it has loaded its data and answers. Raises RedisMissing if it does not.
 
-        tell: called every 2 s with the seconds waited so far.
+        tell: called every 2 s with the seconds so far.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         config = self._folder / "redis.conf"
@@ -129,7 +129,7 @@ class PrivateRedis:
             [self._command, str(config)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent, which stops it last
+            start_new_session=True,  # Ctrl-C goes to the parent alone, which stops it last
             preexec_fn=die_with_parent(signal.SIGTERM),
         )
         began = told = monotonic()
@@ -158,22 +158,22 @@ class PrivateRedis:
         return self._process is not None and self._process.poll() is None
 
     def kill(self) -> None:
-        """kill -9: for tests."""
+        """kill -9, for tests."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def stop(self, seconds: float = 10.0) -> None:
-        """End it in order."""
+        """Stop it in order."""
         if self._process is None:
             return
         end(self._process, seconds)
         self._process = None
-        self._socket.unlink(missing_ok=True)  # it does so itself, unless it was killed
+        self._socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """SIGTERM, and kill -9 for a process that has not ended after so many seconds."""
+    """SIGTERM, then kill -9 if the process has not ended after so many seconds."""
     if process.poll() is None:
         os.kill(process.pid, signal.SIGTERM)
     try:

@@ -1,4 +1,4 @@
-"""Everything in one command: Redis or Valkey, a worker and the API, started together and stopped together."""
+"""The service in one command: Redis or Valkey, a worker and the API start together and stop together."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from jobs.deadlines import WORKER_STOPS
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
     from jobs.client import JobClient
 
-WORKER_GRACE: Final = 30.0  # seconds: the forward that runs may end, jobs in hand are handed back
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
 LONGEST_PAUSE: Final = 30.0  # seconds between two starts of a worker that keeps dying
 
@@ -40,9 +40,8 @@ def run(
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the exit code.
 
-    redis_url: None takes SAGAN_REDIS_URL, or else starts a private Redis. state_dir: where that keeps its
-    data; None takes SAGAN_STATE_DIR, or else ".sagan". port 0 takes a free one. worker_command: what runs as
-    the worker; None: ours.
+    port: 0: a free one. redis_url: None: SAGAN_REDIS_URL, or else a private Redis. state_dir: the folder of
+    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`.
     """
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
     state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR", ".sagan"))
@@ -59,7 +58,7 @@ def run(
 
 
 class _Service:
-    """The three parts, and who is told when one of them goes."""
+    """The three parts: started in order, watched, and stopped in order."""
 
     def __init__(
         self, listener: socket.socket, redis_url: str | None, state_dir: Path, worker_command: Sequence[str]
@@ -88,7 +87,7 @@ class _Service:
         finally:
             if self._worker is not None:
                 _say("stopping: the worker hands back what it has not finished")
-                await asyncio.to_thread(end, self._worker, WORKER_GRACE)
+                await asyncio.to_thread(end, self._worker, WORKER_STOPS)
             if self._redis is not None:
                 await asyncio.to_thread(self._redis.stop)
                 _say("stopped; jobs that were waiting are kept and go on at the next start")
@@ -96,7 +95,7 @@ class _Service:
 
     async def _serve(self) -> None:
         self._start_worker()
-        # not before: the worker has most to load, and the rest can load beside it
+        # imported after the worker has started: it has most to load, and these load beside it
         import uvicorn
 
         from jobs.client import JobClient
@@ -108,12 +107,12 @@ class _Service:
                 "app.main:create_app",
                 factory=True,
                 log_level="warning",
-                access_log=False,  # a line a request that nobody would see
+                access_log=False,  # log_level would drop its lines
                 server_header=False,
                 timeout_graceful_shutdown=API_GRACE,
             )
         )
-        # leaves signals to us: it would raise them again before the other parts are stopped
+        # signals are ours: uvicorn would raise them again before the other parts are stopped
         setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
         store = JobClient.open(QueueSettings())
         api = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -129,8 +128,8 @@ class _Service:
             await asyncio.gather(api, return_exceptions=True)
             await store.close()
 
-    # Both are started from the main thread: Linux ties the parent-death signal to the thread that starts
-    # the child, not to its process.
+    # Call both from the main thread: Linux sends the parent-death signal when the thread that started the
+    # child ends.
 
     def _start_redis(self) -> None:
         assert self._redis is not None
@@ -139,17 +138,17 @@ class _Service:
     def _start_worker(self) -> None:
         self._worker = subprocess.Popen(
             self._worker_command,
-            # torch's threads spin for milliseconds while they wait for each other; with the API and Redis on
-            # the same cores that cost them most of their speed. Not at all was slow as well: some 0.2 ms
-            # bridge the gap between two layers.
+            # By default torch's threads spin for milliseconds while they wait for each other, which takes the
+            # cores from the API and Redis. Without spinning a forward is slower; this count, some 0.2 ms,
+            # bridges the gap between two layers.
             env={"GOMP_SPINCOUNT": "10000", "OMP_WAIT_POLICY": "PASSIVE", **os.environ},
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for this process, which stops its parts in order
-            preexec_fn=die_with_parent(signal.SIGKILL),  # nothing is lost: its jobs are in Redis
+            start_new_session=True,  # Ctrl-C goes to this process alone, which stops its parts in order
+            preexec_fn=die_with_parent(signal.SIGKILL),  # its jobs are in Redis
         )
 
     async def _keep_going(self, store: JobClient) -> None:
-        """Tell when the models are loaded, and start again what dies."""
+        """Say when the models are loaded, and restart Redis and the worker when they die."""
         from jobs.errors import JobError
 
         assert self._worker is not None
@@ -164,7 +163,7 @@ class _Service:
                 self._start_redis()
             code = self._worker.poll()
             if code is not None and not ready and code > 0:
-                self._code = code  # it said why on stderr, and would say it again
+                self._code = code  # it said why on stderr; a restart would end the same way
                 return
             if code is not None:
                 _say(f"the worker died ({_death(code)}); another one starts in {pause:.0f} s")
@@ -182,17 +181,17 @@ class _Service:
                     told = monotonic()
                     _say(f"still loading the models ({told - began:.0f} s)")
             elif monotonic() - began > 60:
-                pause = 1.0  # it has lived for a while: the next death is a new story
+                pause = 1.0  # it has lived for a while: the next death is another problem
 
     async def _is_ours(self, store: JobClient) -> bool:
-        """A sign of life may still be the one of a worker that was killed a moment ago."""
+        """Whether a heartbeat is from our worker, and not from one that was killed a moment ago."""
         assert self._worker is not None
         return any(f":{self._worker.pid}:" in worker.id for worker in await store.workers())
 
 
 @contextlib.contextmanager
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Take the port first: nothing need be started when it is taken."""
+    """Listen on the port. Raises EmbeddedError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -207,7 +206,7 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state folder: two servers on the same data would ruin it."""
+    """Lock the state folder: two servers on the same data would ruin it. Raises EmbeddedError."""
     state_dir.mkdir(parents=True, exist_ok=True)
     with (state_dir / "lock").open("w") as lock:
         try:

@@ -1,4 +1,4 @@
-"""The queue: one Celery app over Redis, and the settings that decide whether a job can be lost."""
+"""The Celery app of a worker, with the settings that decide whether a job can be lost."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ TRANSPORT_ALIASES[TRANSPORT] = "worker.transport:Transport"
 
 
 def make_celery(settings: QueueSettings) -> Celery:
-    """The Celery app of a worker. It opens no connection by itself."""
+    """A Celery app over Redis. It opens no connection by itself."""
     celery = Celery("sagan", broker=_broker(settings.redis_url), set_as_current=False)
     celery.conf.update(
         broker_transport=TRANSPORT,
         task_acks_late=True,  # a message is gone from Redis only when its job is done
         task_reject_on_worker_lost=True,  # a worker that vanishes has not done its job
-        worker_prefetch_multiplier=1,  # take no more than there are threads: what is taken is being worked on
-        task_ignore_result=True,  # the job record is the result (jobs.job), and expires on its own terms
+        worker_prefetch_multiplier=1,  # take no more messages than there are threads
+        task_ignore_result=True,  # the job record is the result (jobs.job)
         accept_content=["json"],  # never unpickle what comes from a queue
         task_serializer="json",
         broker_connection_retry_on_startup=True,  # Redis may come up after the worker
-        broker_connection_max_retries=None,  # None: try for ever; a worker outlives its Redis
-        # In-hand jobs go on while Redis is away: their results are written when it is back.
+        broker_connection_max_retries=None,  # None: try for ever, since a worker outlives its Redis
+        # jobs in hand go on while Redis is away: their results are written when it is back
         worker_cancel_long_running_tasks_on_connection_loss=False,
-        # Tasks that survive a reconnect are in the scheduler already; take as many new ones as ever.
+        # a reconnect changes nothing: jobs in hand are in the scheduler, which bounds their number
         worker_enable_prefetch_count_reduction=False,
-        worker_soft_shutdown_timeout=5.0,  # seconds a second Ctrl-C still leaves to hand the jobs back
-        worker_enable_remote_control=False,  # nobody sends commands: no fanout queue, no pidbox
+        worker_soft_shutdown_timeout=5.0,  # seconds to hand jobs back after a second Ctrl-C
+        worker_enable_remote_control=False,  # no commands are sent: no fanout queue, no pidbox
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
@@ -43,15 +43,14 @@ def make_celery(settings: QueueSettings) -> Celery:
         task_queues=[Queue(name) for name in (ATTENTION_QUEUE, GENERATE_QUEUE)],  # type: ignore[no-untyped-call]
         broker_transport_options={
             "global_keyprefix": celery_prefix(settings.namespace),
-            # Well above the longest job: handed out again too early, a job would run twice. The sweeper is
-            # what brings jobs of a dead worker back, in seconds; this is the net below it.
+            # Seconds, well above the longest job: a message handed out again too early makes its job twice.
+            # The sweeper brings jobs of a dead worker back within seconds; this is the net below it.
             "visibility_timeout": settings.visibility_timeout,
-            # Look every ten seconds, and each time: the default takes up to 100 s. It is the net below the
-            # sweeper, and each look costs three calls.
+            # seconds between two looks at that net, each of them taken: by default kombu takes one in ten
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
             "priority_steps": list(PRIORITY_STEPS),
-            # At one priority "attention" comes before "generate": a person is waiting for the picture.
+            # at one priority "attention" comes before "generate": a person waits for the picture
             "queue_order_strategy": "sorted",
             "socket_connect_timeout": 3,  # seconds
             "socket_timeout": 10,  # seconds; without it an ack would hang on a half-open connection
@@ -62,7 +61,7 @@ def make_celery(settings: QueueSettings) -> Celery:
 
 
 def _broker(url: str) -> str:
-    """A URL of redis-py as kombu has it."""
+    """A URL of redis-py in kombu's form."""
     address, _, options = url.partition("?")
     if not address.startswith("unix://"):
         return url

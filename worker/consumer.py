@@ -1,36 +1,50 @@
-"""The two Celery tasks, and what Celery's consumer does with their messages.
+"""Celery's side of a worker: its two tasks, and its consumer in the main thread.
 
-A new job comes with its spec, and Redis need not be asked before it can be made: the consumer hands it to the
-dispatcher, and its message is acknowledged when it has ended. What may have to wait for Redis has a thread of
-Celery's pool: a job that comes a second time, and attention maps.
+The message of a new job carries the spec, so the consumer hands the job to the dispatcher without asking
+Redis, and the message is acknowledged when the job has ended. A job that comes a second time and an attention
+map may have to wait for Redis: each of them gets a thread of Celery's pool.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import socket
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery
-from celery.exceptions import InvalidTaskError, Reject
+from celery import Celery, bootsteps, signals
+from celery.exceptions import InvalidTaskError, Reject, SecurityWarning
 from celery.worker.strategy import default as on_a_pool_thread
+from kombu.utils.scheduling import sorted_cycle
 
-from jobs.wire import ATTENTION, GENERATE
+from jobs.wire import ATTENTION, ATTENTION_QUEUE, GENERATE
 from jobs.worker_store import Stopping
 from worker.dispatcher import Dispatcher
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the consumer asks of the worker, and tells it."""
+
+    wants_jobs: Callable[[], bool]  # asked before each look into Redis; False: attention maps alone
+    on_signal: Callable[[], None]  # at SIGTERM and SIGINT, in the signal handler: no locks, no logging
+    hand_back: Callable[[], None]  # returns when all results are stored and the other jobs handed back
 
 
 def register(celery: Celery, dispatcher: Dispatcher) -> None:
     """Make the tasks known to the Celery app of this worker."""
 
     def strategy(task: Any, app: Celery, consumer: Any) -> Callable[..., None]:
-        """What Celery's consumer does with a message for `generate`."""
+        """How Celery's consumer handles a message for `generate`."""
         long_way = on_a_pool_thread(task, app, consumer)
 
         def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
             new = _new_job(message)
-            # message.ack and not Celery's ack, which goes through the consumer's thread and wakes it for each
-            # message: for worker.transport one thread is as good as another.
+            # message.ack may be called from any thread (see worker.transport). Celery's ack goes through the
+            # consumer's thread and wakes it for each message.
             if new is None or not dispatcher.begin(*new, done=message.ack):
                 long_way(message, body, ack, reject, callbacks)
 
@@ -40,7 +54,7 @@ def register(celery: Celery, dispatcher: Dispatcher) -> None:
     @celery.task(name=GENERATE, Strategy=staticmethod(strategy))  # type: ignore[untyped-decorator]
     def generate(job_id: str, spec: str | None = None) -> None:
         try:
-            dispatcher.generate(job_id)  # what the record says: the spec is older
+            dispatcher.generate(job_id)  # by the record: the spec in the message does not tell what is made
         except Stopping:
             raise Reject("the worker is being stopped", requeue=True) from None
 
@@ -52,8 +66,79 @@ def register(celery: Celery, dispatcher: Dispatcher) -> None:
             raise Reject("the worker is being stopped", requeue=True) from None
 
 
+def consume(celery: Celery, concurrency: int, room: Callable[[], int], hooks: Hooks) -> int:
+    """Run Celery's consumer in this thread until a signal ends it; returns the exit code.
+
+    concurrency: jobs in hand at once. room: jobs to take in one look.
+    """
+    celery.conf.broker_transport_options = {
+        **celery.conf.broker_transport_options,
+        "queue_order_strategy": _order(hooks.wants_jobs),
+        "room": room,
+    }
+    celery.steps["worker"].add(_hand_back_step(hooks.hand_back))
+
+    def on_shutdown(**_: object) -> None:
+        hooks.on_signal()
+
+    # Celery warns root because of pickles, and this worker reads JSON alone.
+    warnings.filterwarnings("ignore", category=SecurityWarning)
+    signals.worker_shutting_down.connect(on_shutdown, weak=False)
+    signals.setup_logging.connect(_keep_our_logging, weak=False)
+    worker = celery.Worker(
+        pool="threads",
+        concurrency=concurrency,
+        hostname=f"sagan@{socket.gethostname()}",
+        loglevel="WARNING",
+        without_mingle=True,  # nothing to ask other workers, and no need to wait a second for their answer
+        without_gossip=True,
+        without_heartbeat=True,  # ours carries the models
+        quiet=True,
+    )
+    try:
+        worker.start()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return int(worker.exitcode or 0)
+
+
+def _order(wants_jobs: Callable[[], bool]) -> type[sorted_cycle]:
+    """The order in which a look into Redis asks the queues; kombu makes one object of it."""
+
+    class AttentionFirst(sorted_cycle):
+        """By name, so "attention" comes before "generate"; alone while no jobs are wanted."""
+
+        def consume(self, n: int) -> list[str]:
+            names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
+            return names if wants_jobs() else [name for name in names if name == ATTENTION_QUEUE]
+
+    return AttentionFirst
+
+
+def _hand_back_step(hand_back: Callable[[], None]) -> type[bootsteps.StartStopStep]:
+    class HandBack(bootsteps.StartStopStep):  # type: ignore[misc]
+        """Keeps the connection until the jobs in hand are stored or handed back."""
+
+        requires = ("celery.worker.components:Pool",)
+
+        def stop(self, worker: object) -> None:
+            hand_back()
+
+        terminate = stop
+
+    return HandBack
+
+
+def _keep_our_logging(**_: object) -> None:
+    logging.getLogger("celery").setLevel(logging.WARNING)
+    # it logs a traceback for each job handed back, and the job's events tell of that already
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    # without a connection it logs an error in one line, after a warning with a traceback that says no more
+    logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.ERROR)
+
+
 def _new_job(message: Any) -> tuple[str, str, float] | None:
-    """Id and spec of a job that comes for the first time, and when it was sent; None: it comes again.
+    """Id, spec (JSON) and time of sending of a job that comes for the first time; None: it comes again.
 
     Raises InvalidTaskError.
     """

@@ -1,4 +1,4 @@
-"""What this worker has in hand: jobs go to the scheduler, and their ends to Redis."""
+"""The jobs that this worker has in hand: from the queue to the scheduler, and their outcome to Redis."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Final
 from pydantic import ValidationError
 
 from imaging.spec import ImageSpec
-from jobs.job import JobSpec
+from jobs.job import JobSpec, Taken
 from jobs.records import SPEC
-from jobs.worker_store import Stopping, Taken, WorkerStore
+from jobs.worker_store import Stopping, WorkerStore
 from worker.engine import Engine, UnknownLayer
 from worker.result_writer import ResultWriter
 from worker.scheduler import Dropped, PendingJob, Scheduler
@@ -22,13 +22,13 @@ from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
-# Images that are taken from Redis in one look, in as many messages. Half a forward: a look costs as much as
-# some of them do, and of a burst that several idle workers see at once each is to have its share.
+# Images of the jobs taken from Redis in one look: half a forward. More would cost less a job, but this leaves
+# every idle worker a share of a burst.
 AT_ONCE: Final = 8
 
 
 class Dispatcher:
-    """What the tasks of one worker share."""
+    """Takes jobs and attention maps from Celery's threads and sees each through to its end."""
 
     def __init__(
         self,
@@ -45,28 +45,28 @@ class Dispatcher:
         self._writer = writer
         self._lock = Lock()
         self._in_hand: dict[str, PendingJob | None] = {}
-        self._given_back: list[str] = []
+        self._handed_back: list[str] = []
         self._images_a_job = 1
 
     def in_hand(self) -> tuple[str, ...]:
-        """Ids of the jobs that are being worked on here."""
+        """Ids of the jobs that this worker works on."""
         with self._lock:
             return tuple(self._in_hand)
 
     def room(self) -> int:
-        """Jobs to take in one look: fewer where they are long, going by the last; 0: enough are in hand."""
+        """Jobs to take in one look: fewer if the last one taken was long; 0: enough are in hand."""
         with self._lock:
             left = max(0, self._settings.concurrency - len(self._in_hand))
             return min(left, max(1, AT_ONCE // self._images_a_job))
 
     def begin(self, job_id: str, spec: str, sent_at: float, done: Callable[[], None]) -> bool:
-        """Make a new job, without waiting for anything. False: not so; `generate` can.
+        """Queue a new job in the scheduler without asking Redis. False: this needs `generate`.
 
-        spec: as JSON. sent_at: seconds since 1970, by the clock of whoever sent it. done: called from some
-        thread when the job has ended, or is no longer ours to make; not at all if the worker stops before.
+        spec: JSON. sent_at: seconds since 1970, by the sender's clock. done: called from some thread when the
+        job has ended or another worker has it; not called if the worker stops before.
         """
         try:
-            taken = Taken(job_id, SPEC.validate_json(spec), 0, frozenset())
+            taken = Taken(job_id, SPEC.validate_json(spec))
         except ValidationError:
             return False
         if self._refusal(taken):
@@ -79,17 +79,17 @@ class Dispatcher:
                 self._in_hand[job_id] = pending
                 self._images_a_job = taken.spec.count
         if known:
-            done()  # a second message for what is being done
+            done()  # a second message for the same job
             return True
         pending.done.add_done_callback(lambda _: self._ended(pending, done))
         self._scheduler.submit(pending)
         return True
 
     def generate(self, job_id: str) -> None:
-        """Make what is missing of a job. Raises Stopping if the worker stops before it is done."""
+        """Make the missing images of a job. Raises Stopping if the worker stops before the end."""
         with self._lock:
             if job_id in self._in_hand:
-                return  # a second message for what is being done
+                return  # a second message for the same job
             self._in_hand[job_id] = None
         try:
             taken = self._store.take(job_id)
@@ -100,47 +100,46 @@ class Dispatcher:
         except Stopping:
             self._store.release(job_id)
             raise
-        except Exception as error:  # whatever it is, the caller must hear of it  # noqa: BLE001
+        except Exception as error:  # the client must hear of any error  # noqa: BLE001
             self._fail(job_id, error)
         finally:
             self._let_go(job_id)
 
     def stop(self) -> None:
-        """Give back what is not done, once nothing more will be made or stored."""
+        """Hand back the unfinished jobs. Call it when the scheduler and the writer have ended."""
         with self._lock:
             pending_jobs = [pending for pending in self._in_hand.values() if pending is not None]
         for pending in pending_jobs:
             pending.end(Stopping("the worker is being stopped"))
         try:
-            for job_id in self._given_back:
+            for job_id in self._handed_back:
                 self._store.release(job_id)
         except Stopping:
-            log.warning("Redis is away: it will miss the jobs in hand by itself.")
+            log.warning("Redis is away: another worker's sweeper will bring the jobs in hand back.")
 
     def attend(self, job_id: str, image: int, layer: str) -> None:
-        """Make one attention map: the one forward of that image again, with the map taken out."""
+        """Make one attention map: repeat the image's forward, this time with its map."""
         job = self._store.job(job_id)
         if job is None:
             return
         engine = self._engines.get(job.spec.model)
-        if reason := self._mismatch(engine, job.spec.model, job.spec.model_hash, job.spec.precision):
+        if reason := _mismatch(engine, job.spec):
             self._store.save_attention(job_id, image, layer, reason)
             return
         wanted = image_spec(job.spec, image)
         try:
-            made = self._scheduler.call(
-                job.spec.model, lambda engine: engine.attention(wanted, layer)
-            ).result()
+            call = self._scheduler.call(job.spec.model, lambda engine: engine.attention(wanted, layer))
+            _, attention_map = call.result()
         except UnknownLayer as error:
             self._store.save_attention(job_id, image, layer, str(error))
         else:
-            self._store.save_attention(job_id, image, layer, made[1])
+            self._store.save_attention(job_id, image, layer, attention_map)
 
     def _ended(self, pending: PendingJob, done: Callable[[], None]) -> None:
-        """What follows the end of a pending that nobody waits for; in the thread that ended it."""
+        """Runs when a job of `begin` has ended, in the thread that ended it."""
         error = pending.done.exception()
         if isinstance(error, Stopping):
-            self._given_back.append(pending.job_id)  # it stays in hand, and its message unacknowledged
+            self._handed_back.append(pending.job_id)  # it stays in hand and its message unacknowledged
         elif error is None or isinstance(error, Dropped):
             self._let_go(pending.job_id)
             done()
@@ -151,9 +150,9 @@ class Dispatcher:
         try:
             self._fail(job_id, error)
         except Stopping:
-            self._given_back.append(job_id)
+            self._handed_back.append(job_id)
             return
-        except Exception:  # the sweeper finds that nobody has it in hand
+        except Exception:  # the sweeper will find it in nobody's hand
             log.exception("the end of job %s could not be stored", job_id)
         self._let_go(job_id)
         done()
@@ -181,37 +180,34 @@ class Dispatcher:
         spec = taken.spec
         return PendingJob(
             job_id=taken.job_id,
-            model=spec.model,
-            priority=spec.priority,
-            specs=[image_spec(spec, index) for index in range(spec.count) if index not in taken.made],
-            about=spec,
+            spec=spec,
+            images=[image_spec(spec, index) for index in range(spec.count) if index not in taken.made],
             alone=taken.attempts > 0,
         )
 
     def _refusal(self, taken: Taken) -> str | None:
-        """Why a job is not made; None: it is."""
-        if taken.attempts >= self._settings.max_attempts:
-            return (
-                f"The worker died {taken.attempts} times in a row while making it, so it is not tried again."
-            )
-        spec = taken.spec
-        return self._mismatch(self._engines.get(spec.model), spec.model, spec.model_hash, spec.precision)
+        """Why a job cannot be made; None: it can."""
+        if (deaths := taken.attempts) >= self._settings.max_attempts:
+            return f"The worker died {deaths} times in a row while making it, so it is not tried again."
+        return _mismatch(self._engines.get(taken.spec.model), taken.spec)
 
-    def _mismatch(self, engine: Engine | None, model: str, model_hash: str, precision: str) -> str | None:
-        """Why the loaded model is not the one a job was made for; None: it is."""
-        if engine is None:
-            return f"No model {model!r} is loaded in this worker. Ask again with a model it has."
-        info = engine.info
-        if info.hash != model_hash:
-            return (
-                f"Model {model!r} was replaced since the job was made ({model_hash[:12]} then, "
-                f"{info.hash[:12]} now). Ask again to have it made by the new one."
-            )
-        if info.precision != precision:
-            return (
-                f"Model {model!r} runs in {info.precision} now, the job was made for {precision}. Ask again."
-            )
-        return None
+
+def _mismatch(engine: Engine | None, spec: JobSpec) -> str | None:
+    """Why the loaded model is not the one that a job asks for; None: it is."""
+    if engine is None:
+        return f"No model {spec.model!r} is loaded in this worker. Ask again with a model it has."
+    info = engine.info
+    if info.hash != spec.model_hash:
+        return (
+            f"Model {spec.model!r} was replaced since the job was made ({spec.model_hash[:12]} then, "
+            f"{info.hash[:12]} now). Ask again to have it made by the new one."
+        )
+    if info.precision != spec.precision:
+        return (
+            f"Model {spec.model!r} runs in {info.precision} now, the job was made for {spec.precision}. "
+            "Ask again."
+        )
+    return None
 
 
 def image_spec(spec: JobSpec, index: int) -> ImageSpec:

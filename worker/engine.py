@@ -1,4 +1,4 @@
-"""A checkpoint as a ready sampler whose pixels do not depend on what else is in the batch."""
+"""A checkpoint as a sampler whose pixels do not depend on the rest of the batch."""
 
 from __future__ import annotations
 
@@ -33,25 +33,26 @@ log = logging.getLogger(__name__)
 
 # EngineError
 # ├── UnknownLayer    no attention of that name in this model
-# ├── NoDevice        the device that was asked for is not there
+# ├── NoDevice        there is no such device
 # ├── NotRecorded     a forward cannot be recorded as a CUDA graph: this process must not go on
 # └── NoModel         no checkpoint could be loaded
 
-# Sizes that a forward may have, by type of device; between two sizes the last rows repeat the first. One
-# spec must give one image in any company, and kernels are chosen by size: so a size is used only if a trial
-# gives the same images in it as in the one that is always used. On the CPUs tried, weights laid out by
+# Sizes of a forward, by type of device; a batch between two sizes is filled up with copies of its first row.
+# One spec must give one image in any batch, but torch chooses kernels by size. So `verify_batch_sizes` admits
+# a size only if it gives the same images as the base size. On the CPUs tried, weights laid out by
 # model.serving.fused passed at all of these in int8, and at powers of two in float32 (on two threads a
 # transposed convolution of 3, 5 or 7 images splits its sums).
 SIZES: Final = {"cpu": (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16), "cuda": (1, 4, 16, 64)}
 
-# Forwards at once, at most. On a CPU each takes its share of the cores: two forwards of one thread each are
-# faster than one of two threads (benchmarks/engine.py), and no thread waits for another that a neighbour's
-# process keeps from its core. On a GPU the copies and launches of one run beside the kernels of the other.
+# Forwards at once, at most; each runs in a lane of the scheduler. On a CPU each takes its share of the cores:
+# two forwards of one thread are faster than one of two threads (benchmarks/engine.py), and no thread waits
+# for another whose core a neighbour has. On a GPU the copies and launches of one run beside the kernels of
+# the other.
 LANES: Final = {"cpu": 4, "cuda": 2}
 
 
 class EngineError(Exception):
-    """Root of what this module raises on purpose."""
+    """Root of this module's errors."""
 
 
 class UnknownLayer(EngineError):
@@ -59,7 +60,7 @@ class UnknownLayer(EngineError):
 
 
 class NoDevice(EngineError):
-    """The device that was asked for is not there."""
+    """There is no such device."""
 
 
 class NotRecorded(EngineError):
@@ -71,14 +72,14 @@ class NoModel(EngineError):
 
 
 class ThreadBudget:
-    """The CPU threads of a worker, shared by the forwards that run at one time."""
+    """The CPU threads of a worker, shared out among the forwards that run at once."""
 
     def __init__(self, threads: int | None = None, lanes: int = LANES["cpu"]) -> None:
-        """threads: None: as many as torch would take. lanes: forwards at one time, at most."""
+        """threads: None: torch's own choice. lanes: forwards at once, at most."""
         self.threads = torch.get_num_threads() if threads is None else threads
         self.lanes = min(lanes, self.threads)
-        # Half of them at most: with all, a forward waits at each layer for a thread whose core the API, Redis
-        # or the next forward has. One image took longer so, and eight clients got fewer.
+        # A forward gets half of the threads at most: with all of them it waits at each layer for the thread
+        # whose core the API, Redis or the next forward has. One image took longer, eight clients got fewer.
         self._least = min(2, self.lanes)
         self.shares = sorted({_power_of_two(self.threads // n) for n in range(self._least, self.lanes + 1)})
         self._lock = Lock()
@@ -86,9 +87,9 @@ class ThreadBudget:
 
     @contextmanager
     def share(self, allowed: Collection[int]) -> Iterator[int]:
-        """Run with this thread's share, which it gives: half of them, where no other forward is under way.
+        """Set torch's threads for a forward in this thread; yields their number, half of all if it is alone.
 
-        allowed: some of `shares`.
+        allowed: the numbers to choose from, some of `shares`.
         """
         with self._lock:
             self._running += 1
@@ -96,7 +97,7 @@ class ThreadBudget:
         try:
             share = max((share for share in allowed if share <= wanted), default=min(allowed))
             if torch.get_num_threads() != share:
-                torch.set_num_threads(share)  # of this thread's forwards alone
+                torch.set_num_threads(share)  # it holds for this thread alone
             yield share
         finally:
             with self._lock:
@@ -104,20 +105,20 @@ class ThreadBudget:
 
 
 def _power_of_two(number: int) -> int:
-    """The largest that is not above it; 1 for 0."""
+    """The largest power of two that is at most `number`; 1 for 0."""
     return 1 << max(0, number.bit_length() - 1)
 
 
 Forward = Callable[[Tensor, Tensor], NDArray[np.uint8]]  # z [size, latent], y [size] -> [size, R, R, 3]
 
-_recording = Lock()  # a recording begins with a wait for the whole device, which breaks any other under way
+_recording = Lock()  # a recording first synchronizes the device, which breaks another that is under way
 
 
 def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
     """A forward as a CUDA graph: no launches from Python, pixels on the host. Raises NotRecorded.
 
-    It has a stream and buffers of its own, so that its copies run beside another's kernels; it is for one
-    thread at a time.
+    Its stream and buffers are its own, so its copies run beside another graph's kernels. One thread at a time
+    may use it.
     """
     device = network.table.device
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -126,9 +127,9 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
         torch.zeros(size, device=device, dtype=torch.long),
     )
     graph = torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream(device))  # where the inputs are filled
+    stream.wait_stream(torch.cuda.current_stream(device))  # which fills the inputs
     with torch.cuda.stream(stream):
-        for _ in range(3):  # kernels are chosen and memory is taken before the recording
+        for _ in range(3):  # chooses kernels and takes memory before the recording
             to_pixels(network(*inputs))
         stream.synchronize()
         try:
@@ -145,7 +146,7 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
             graph.replay()
             host.copy_(pixels, non_blocking=True)
         stream.synchronize()
-        images: NDArray[np.uint8] = host.numpy().copy()  # the buffer is used again
+        images: NDArray[np.uint8] = host.numpy().copy()  # the next forward overwrites the buffer
         return images
 
     return replay
@@ -166,23 +167,21 @@ class Engine:
         budget: ThreadBudget,
         graphs: bool = True,
     ) -> None:
-        """precision: as WorkerSettings has it. graphs: let `verify_batch_sizes` record
-        forwards where the device can.
-        """
+        """precision: as in WorkerSettings. graphs: let `verify_batch_sizes` record forwards on a GPU."""
         config = checkpoint.config
         self._device = device
         self.device = str(device)
         self._latent = config.latent
         self._budget = budget
-        # always as many threads: what int8 is set by must not differ from one start to the next
+        # always the same number of threads: int8 calibrates here, and every start must find the same scales
         with budget.share(budget.shares[:1]), torch.inference_mode():
             self._network, precision = in_precision(checkpoint.generator, device, precision)
         self._dtype = self._network.dtype
         self._record = RECORDERS.get(device.type) if graphs else None
-        self._recorded: SimpleQueue[Mapping[int, Forward]] | None = None  # by size, a lane's each
+        self._recorded: SimpleQueue[Mapping[int, Forward]] | None = None  # by size; one mapping a lane
         self.max_batch = _sizes(device)[-1]
-        # The size that `verify_batch_sizes` compares every other with, and the only one until then. On a GPU
-        # it is the largest: doing without a smaller one costs less there.
+        # The size in use until `verify_batch_sizes` has compared the others with it. On a GPU it is the
+        # largest: losing a smaller one costs less there.
         self._base = 1 if device.type == "cpu" else self.max_batch
         self._sizes: Mapping[int, Sequence[int]] = {budget.shares[0]: (self._base,)}
         self.lanes = budget.lanes if device.type == "cpu" else LANES["cuda"]
@@ -207,17 +206,16 @@ class Engine:
         budget: ThreadBudget | None = None,
         graphs: bool = True,
     ) -> Engine:
-        """The model in `path`, named by its stem. Raises model.errors.ModelError for any other file, and for
-        a precision that the device does not have.
+        """The model in `path`, named by its stem.
 
-        Until `verify_batch_sizes` was called it makes images by one size of forward: on a CPU one by one, on
-        few threads.
+        Until `verify_batch_sizes` it makes every image in a forward of one size: on a CPU one by one, on few
+        threads. Raises model.errors.ModelError for any other file, and for a precision that the device lacks.
         """
         budget = ThreadBudget() if budget is None else budget
         return cls(load_generator(path), path.stem, device, precision, budget, graphs)
 
     def sample(self, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
-        """uint8 [N, R, R, 3], one image a spec, the same whatever the others are; N at most `max_batch`."""
+        """uint8 [N, R, R, 3], one image a spec; it does not depend on the others. N: at most `max_batch`."""
         with self._budget.share(self._sizes) as share, torch.inference_mode():
             fitting = [size for size in self._sizes[share] if size >= len(specs)]
             if not fitting:
@@ -225,11 +223,11 @@ class Engine:
             return self._pixels(specs, fitting[0])[: len(specs)]
 
     def verify_batch_sizes(self) -> None:
-        """Try forwards of more images and threads; those that give the same images are used from now on.
+        """Try forwards of other sizes and numbers of threads, and use those that give the same images.
 
-        To the last bit, and before they are rounded to levels: sums in another order then show in every
-        image, not in one of many. On a GPU they are recorded too, for every lane, in this one thread: to be
-        called before any other uses the device. Raises NotRecorded.
+        The images are compared to the last bit, before they are rounded to levels: sums in another order then
+        show in every image, not in one of many. On a GPU it also records a forward a size for every lane;
+        call it before another thread uses the device. Raises NotRecorded.
         """
         trial = _some(self.max_batch, len(self.info.classes))
 
@@ -245,7 +243,7 @@ class Engine:
             expected = torch.cat([make(group) for group in groups])
             for share in self._budget.shares:
                 torch.set_num_threads(share)
-                # the last of the trial: each comes by at another place than in the largest
+                # the last of the trial, so that an image has another place in each size
                 agree = [s for s in _sizes(self._device) if torch.equal(make(trial[-s:]), expected[-s:])]
                 if self._base in agree:
                     found[share] = agree
@@ -282,7 +280,7 @@ class Engine:
         inputs = self._inputs(specs, size)
         if self._recorded is None:
             return to_pixels(self._network(*inputs)).cpu().numpy()
-        lane = self._recorded.get()  # waits where more threads than lanes ask
+        lane = self._recorded.get()  # waits if all lanes are at work
         try:
             return lane[size](*inputs)
         finally:
@@ -298,7 +296,7 @@ class Engine:
         return z.to(self._device, self._dtype), y.to(self._device)
 
     def _look(self) -> tuple[AttentionSite, ...]:
-        """Run once, as a warm-up, and see which layers attend."""
+        """The layers that attend, by a first forward, which also warms up."""
         with self._budget.share(self._sizes), torch.inference_mode():
             _, traces = self._network.forward_with_attention(*self._inputs(_some(1, 1), 1))
         return tuple(AttentionSite(t.name, t.query_grid[0], float(t.gamma)) for t in traces)
@@ -309,7 +307,7 @@ def _sizes(device: torch.device) -> Sequence[int]:
 
 
 def _some(count: int, classes: int) -> list[ImageSpec]:
-    """Recipes of different noise, of one class after the other."""
+    """Specs of different noise, of one class after the other."""
     return [ImageSpec(k % classes, k, 0, 1.0) for k in range(count)]
 
 
@@ -328,13 +326,13 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def choose_exact_kernels() -> None:
-    """Pixels must depend neither on what a heuristic finds fastest today nor on TF32's short mantissa."""
+    """Keep pixels the same: no kernels chosen by timing, and no TF32, whose mantissa is short."""
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic = True
 
 
 def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
-    """Every model in the checkpoints folder, by name. One that is no good is told about and left out.
+    """Every model in the checkpoints folder, by name; a bad one is logged and left out.
 
     Raises NoModel when none is left, NoDevice, NotRecorded.
     """

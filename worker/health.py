@@ -1,7 +1,7 @@
 """Is the worker of this host alive? `python -m worker.health` answers by its exit code, for a health check.
 
-It runs every few seconds, so it imports neither torch nor Celery, which alone takes a second: it reads the
-two settings that it needs by itself.
+It runs every few seconds, so it avoids the imports that take a second (torch, Celery, pydantic) and reads its
+two settings by itself.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import RedisError
 
-from jobs.scripts import Keys
+from jobs.keys import Keys
 
 
 def silence(environment: Mapping[str, str], host: str) -> str | None:
-    """Why no worker of this host counts as alive; None: one does, its models loaded."""
+    """Why no worker of this host counts as alive; None: one does, with its models loaded."""
     url = environment.get("SAGAN_REDIS_URL", "redis://127.0.0.1:6379/0")
     keys = Keys(environment.get("SAGAN_NAMESPACE", "sagan"))
     # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
@@ -28,11 +28,11 @@ def silence(environment: Mapping[str, str], host: str) -> str | None:
         with redis:
             workers = [name.decode() for name in redis.zrange(keys.workers, 0, -1)]
             mine = [name for name in workers if name.rsplit(":", 2)[0] == host]
-            # the heartbeat itself, which expires; the list of workers forgets the dead more slowly
+            # the heartbeat itself: the list of workers forgets the dead more slowly
             alive = bool(mine) and bool(redis.exists(*map(keys.worker, mine)))
     except RedisError as error:
         return f"Redis does not answer: {error}"
-    return None if alive else f"no worker on {host} has beaten of late"
+    return None if alive else f"no worker on {host} has sent a heartbeat lately"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the service makes, made by hand: images, an attention map, and an image again from its PNG."""
+"""Images and attention maps straight from a checkpoint, without a service, for the command line."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from worker.engine import Engine, EngineError, choose_device
 
 
 class OfflineError(Exception):
-    """What was asked for cannot be made; the message says what to do."""
+    """It cannot be made; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an image made again compares with the file."""
+    """An image made again, compared with the file."""
 
     same: bool  # to the last level of every pixel
     text: str
@@ -35,7 +35,7 @@ class Verdict:
 def write_samples(
     checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
 ) -> Iterator[Path]:
-    """Write `count` PNGs with their specs inside into `out`, and tell each path. Raises OfflineError."""
+    """Write `count` PNGs with their provenance into `out`; yields each path. Raises OfflineError."""
     engine = _load(checkpoint, device)
     info = engine.info
     class_id = _class_id(engine, class_name)
@@ -50,9 +50,9 @@ def write_samples(
 def write_sheet(
     checkpoint: Path, out: Path, columns: int, rows: int | None, seed: int, truncation: float, device: str
 ) -> None:
-    """Write one PNG of images 0 to columns - 1 of `seed`, a class a row, its name before it.
+    """Write one PNG of images 0 to columns - 1 of `seed`, one class a row with its name.
 
-    rows: so many classes, spread evenly over all; None: every class. Raises OfflineError.
+    rows: number of classes, spread evenly over all; None: every class. Raises OfflineError.
     """
     engine = _load(checkpoint, device)
     names = engine.info.classes
@@ -73,7 +73,7 @@ def attend(
     layer: str | None,
     device: str,
 ) -> tuple[NDArray[np.uint8], AttentionMap]:
-    """One image [R, R, 3] and what `layer` (None: the first) attended to. Raises OfflineError."""
+    """One image [R, R, 3] and the attention map of `layer`; None: the first. Raises OfflineError."""
     engine = _load(checkpoint, device)
     spec = ImageSpec(_class_id(engine, class_name), seed, index, truncation)
     if not engine.info.attention:
@@ -85,7 +85,7 @@ def attend(
 
 
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
-    """Make the image in a PNG again from its spec, and compare. Raises OfflineError."""
+    """Make the image of a PNG again from its provenance, and compare. Raises OfflineError."""
     try:
         wanted = read_provenance(image.read_bytes())
     except (OSError, SpecError) as error:
@@ -112,7 +112,7 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
 
 
 def describe(folder: Path) -> Iterator[str]:
-    """A line a checkpoint in `folder`: what it makes, or why it does not load."""
+    """One line a checkpoint in `folder`: its model, or why it does not load."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
             info = _load(path, "cpu", "float32").info
@@ -129,7 +129,7 @@ def describe(folder: Path) -> Iterator[str]:
 def _images(
     engine: Engine, class_id: int, seed: int, count: int, truncation: float
 ) -> Iterator[tuple[ImageSpec, NDArray[np.uint8]]]:
-    """Images 0 to count - 1 of a seed [R, R, 3], a forward at a time. Raises OfflineError."""
+    """Images 0 to count - 1 of a seed, [R, R, 3]; one forward at a time."""
     for first in range(0, count, engine.max_batch):
         indices = range(first, min(first + engine.max_batch, count))
         specs = [ImageSpec(class_id, seed, k, truncation) for k in indices]

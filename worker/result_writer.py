@@ -1,4 +1,4 @@
-"""Encodes what the forwards make and stores it, so that no forward waits for a PNG or for Redis."""
+"""PNGs and Redis, beside the forwards: no lane waits for either."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from threading import Thread
 from time import monotonic
 
 from imaging.png import png
-from imaging.spec import ImageSpec, Provenance
-from jobs.job import JobSpec
+from imaging.spec import Provenance
 from jobs.worker_store import Stopping, WorkerStore
 from worker.scheduler import Made
 
@@ -20,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class ResultWriter:
-    """Encodes images and stores them, as many as there are in one round trip, so that no forward waits."""
+    """A thread that encodes the images of a forward and stores them in one round trip."""
 
     def __init__(self, store: WorkerStore) -> None:
         self._store = store
@@ -29,15 +28,15 @@ class ResultWriter:
         self._thread.start()
 
     def take(self, images: Sequence[Made]) -> None:
-        """The images of a forward; their pending_jobs end when the last is stored."""
+        """Store the images of a forward; a job ends when its last image is stored."""
         self._work.put(partial(self._store_all, images))
 
     def do(self, work: Callable[[], None]) -> None:
-        """Call something that may wait for Redis and raises nothing, after all that was taken before."""
+        """Call a function after all that was taken before. It may wait for Redis, and must not raise."""
         self._work.put(work)
 
     def close(self, seconds: float) -> None:
-        """Store what was taken, and end."""
+        """Store all that was taken, and end; wait at most so many seconds."""
         self._work.put(None)
         self._thread.join(seconds)
 
@@ -50,28 +49,21 @@ class ResultWriter:
             self._save(images)
         except Stopping as stopping:
             _end(images, stopping)
-        except Exception as error:  # the thread must go on for the others
+        except Exception as error:  # the thread must go on for other jobs
             log.exception("images could not be stored")
             _end(images, error)
 
     def _save(self, images: Sequence[Made]) -> None:
         by_job = sorted(images, key=lambda made: made.pending.job_id)
         goes_on = self._store.save(
-            [
-                (
-                    made.pending.job_id,
-                    made.spec.index,
-                    png(made.pixels, _provenance(made.pending.about, made.spec).to_json()),
-                )
-                for made in by_job
-            ]
+            [(made.pending.job_id, made.image.index, png(made.pixels, _provenance(made))) for made in by_job]
         )
         now = monotonic()
         for made, still in zip(by_job, goes_on, strict=True):
             made.pending.stored += 1
             made.pending.wanted_at = now if still else -inf
-            # the job has ended, or the rest of it is another worker's
-            if not still or made.pending.stored == len(made.pending.specs):
+            # the job has ended, or another worker has the rest of it
+            if not still or made.pending.stored == len(made.pending.images):
                 made.pending.end()
 
 
@@ -80,5 +72,6 @@ def _end(images: Sequence[Made], error: Exception) -> None:
         made.pending.end(error)
 
 
-def _provenance(spec: JobSpec, image: ImageSpec) -> Provenance:
-    return Provenance(spec.model, spec.model_hash, spec.precision, spec.class_name, image)
+def _provenance(made: Made) -> str:
+    spec = made.pending.spec
+    return Provenance(spec.model, spec.model_hash, spec.precision, spec.class_name, made.image).to_json()

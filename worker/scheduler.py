@@ -1,7 +1,8 @@
-"""Many waiting jobs, few forwards: the threads that own the device take what is there, as it comes.
+"""Many waiting jobs, few forwards: each free lane takes the images that wait and makes them in one forward.
 
-No waiting window: while a forward runs, the next batch gathers by itself. Jobs of one priority take turns,
-image by image, so that a long one does not hold up the short ones behind it.
+A lane is a thread that runs one forward at a time. There is no waiting window: while a forward runs, the next
+batch gathers by itself. Jobs of one priority take turns, image by image, so a long one does not hold up the
+short ones behind it.
 """
 
 from __future__ import annotations
@@ -21,30 +22,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.spec import ImageSpec
-from jobs.job import ModelStats
+from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
 
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
-# Seconds for which a job that was wanted is taken to be so still: to ask Redis before its forward would keep
-# the device waiting, for a round trip and a write to disk. It is asked all the same, beside the forward.
+# Seconds. A job that was wanted this recently enters its forward before Redis has answered: the device would
+# idle for a round trip and a write to disk. The answer comes meanwhile; a cancelled job's images are dropped.
 SURELY_WANTED: Final = 0.2
 
 
 class BatchEngine(Protocol):
-    """What the scheduler asks of an engine. Several threads may ask at once."""
+    """An engine, as the scheduler uses it: from several threads at once."""
 
-    max_batch: int  # images in one forward at most
-    lanes: int  # forwards at once
+    max_batch: int  # images in one forward, at most
+    lanes: int  # forwards at once, at most
 
     def sample(self, specs: Sequence[ImageSpec]) -> Pixels:
-        """uint8 [N, R, R, 3], one image a spec, the same whatever the others are."""
+        """uint8 [N, R, R, 3], one image a spec; an image does not depend on the others."""
 
 
 class Dropped(Exception):
-    """The job was cancelled, or another worker has it: its images are not wanted from here."""
+    """The job was cancelled, or another worker has it: this worker makes no more of it."""
 
 
 @dataclass(eq=False)
@@ -52,20 +53,18 @@ class PendingJob:
     """The images of one job that are still to be made."""
 
     job_id: str
-    model: str
-    priority: int  # 0 to 9, 9 is most urgent
-    specs: Sequence[ImageSpec]
-    about: Any = None  # what whoever takes delivery needs to know
-    alone: bool = False  # its last forward killed the worker: let it take nobody along again
-    wanted_at: float = -inf  # when it was last known to be still wanted, by monotonic()
-    # ends when whoever took delivery of the last image says so, or with Dropped, Stopping, or an error
+    spec: JobSpec
+    images: Sequence[ImageSpec]
+    alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
+    wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
+    # None once the last image is stored; else Dropped, Stopping or an error
     done: Future[None] = field(default_factory=Future)
-    entered: int = 0  # specs that are in a forward or through it
-    forwards: int = 0  # that it is in right now
-    stored: int = 0  # specs whose images whoever took delivery has stored
+    entered: int = 0  # images that have entered a forward
+    forwards: int = 0  # running forwards that have images of it
+    stored: int = 0  # images that are stored
 
     def end(self, error: Exception | None = None) -> None:
-        """Nothing more will come of it; what ended already stays as it is."""
+        """Set the outcome; None: all is stored. The first outcome stands."""
         with suppress(InvalidStateError):
             if error is None:
                 self.done.set_result(None)
@@ -78,7 +77,7 @@ class Made:
     """One image, fresh from a forward."""
 
     pending: PendingJob
-    spec: ImageSpec
+    image: ImageSpec
     pixels: Pixels  # [R, R, 3]
 
 
@@ -97,7 +96,7 @@ class _Tally:
 
 
 class Scheduler(Generic[S]):
-    """Runs forwards on threads of its own, in the first of which it also loads the models."""
+    """Runs forwards on its lanes; the first lane also loads the models."""
 
     def __init__(
         self,
@@ -105,31 +104,31 @@ class Scheduler(Generic[S]):
         begin: Callable[[Sequence[str], int, Sequence[str]], Callable[[], set[str]]],
         deliver: Callable[[Sequence[Made]], None],
     ) -> None:
-        """load: the models, by name; it runs in a thread that runs forwards.
+        """load: returns the models by name; it runs in the first lane.
 
-        begin(entering, fresh, survived): tells that jobs enter a forward, of which the first `fresh` are in
-        no other, and that others came out of their last one. What it returns waits for the answer: the jobs
-        that may run; it is called once.
-        deliver(images): takes the images of a forward; must not take long.
+        begin(entering, fresh, survived): counts an attempt for jobs that enter a forward, and clears it for
+        jobs that came out of their last one; see jobs.scripts. The function it returns is called once: it
+        waits for the jobs that may run.
+        deliver(images): takes the images of a forward; the lane waits for it.
         """
         self._load = load
         self._begin = begin
         self._deliver = deliver
         self._changed = Condition()
-        self._rings: dict[int, deque[PendingJob]] = {}
+        self._rings: dict[int, deque[PendingJob]] = {}  # by priority; the jobs of a ring take turns
         self._calls: deque[_Call[S]] = deque()
         self._stopping = False
-        self._running = 0  # lanes that are at work
-        self._exclusive = False  # one of them with a suspect
+        self._running = 0  # lanes at work
+        self._exclusive = False  # one of them is at work on a suspect, a job that is `alone`
         self._survived: list[str] = []
         self._tallies: dict[str, _Tally] = {}
-        self._pace = 0.0  # seconds an image, of the last forwards that were not small
+        self._pace = 0.0  # seconds an image, over the last forwards that were not small
         self._models: Mapping[str, S] = {}
         self._loaded: Future[Mapping[str, S]] = Future()
         self._lanes = [Thread(target=self._first_lane, name="device", daemon=True)]
 
     def start(self) -> Mapping[str, S]:
-        """Start and return the models when they are loaded; raises what loading them raised."""
+        """Load the models and start the lanes; returns the models. Raises the errors of `load`."""
         self._lanes[0].start()
         models = self._loaded.result()
         for index in range(1, max(model.lanes for model in models.values())):
@@ -138,16 +137,16 @@ class Scheduler(Generic[S]):
         return models
 
     def submit(self, pending: PendingJob) -> None:
-        """Queue a job's images; they are delivered as they are made."""
+        """Queue a job's images; each is delivered when it is made."""
         with self._changed:
             if not self._stopping:
-                self._rings.setdefault(pending.priority, deque()).append(pending)
+                self._rings.setdefault(pending.spec.priority, deque()).append(pending)
                 self._changed.notify()
                 return
         pending.end(Stopping("the worker is being stopped"))
 
     def call(self, model: str, function: Callable[[S], T]) -> Future[T]:
-        """Run function with one model before the next forward: somebody waits."""
+        """Run a function of one model before the next forward: a person waits for it."""
         future: Future[T] = Future()
         with self._changed:
             if not self._stopping:
@@ -158,21 +157,21 @@ class Scheduler(Generic[S]):
         return future
 
     def drop(self, pending: PendingJob, error: Exception | None = None) -> None:
-        """Forget what of a pending is not yet in a forward. It ends with error; None: with Dropped."""
+        """Make no more of a job. It ends with the error; None: with Dropped."""
         with self._changed:
-            ring = self._rings.get(pending.priority, deque())
+            ring = self._rings.get(pending.spec.priority, deque())
             if pending in ring:
                 ring.remove(pending)
         pending.end(error or Dropped())
 
     def backlog(self) -> float:
-        """Seconds of work that wait here, at the pace of the last forwards."""
+        """Seconds of work that wait, at the pace of the last forwards."""
         with self._changed:
-            images = sum(len(t.specs) - t.entered for ring in self._rings.values() for t in ring)
-            return images * self._pace / len(self._lanes)
+            waiting = sum(_left(pending) for ring in self._rings.values() for pending in ring)
+            return waiting * self._pace / len(self._lanes)
 
     def stats(self) -> dict[str, ModelStats]:
-        """What was done so far, by model."""
+        """Counts since the start, by model."""
         with self._changed:
             return {
                 name: ModelStats(
@@ -186,7 +185,7 @@ class Scheduler(Generic[S]):
             }
 
     def stop(self) -> None:
-        """Let the forwards that run end; whatever is in none of them ends with Stopping."""
+        """Let running forwards end; every job that is in none of them ends with Stopping."""
         with self._changed:
             self._stopping = True
             pending_jobs = [pending for ring in self._rings.values() for pending in ring]
@@ -195,9 +194,7 @@ class Scheduler(Generic[S]):
             self._calls.clear()
             self._changed.notify_all()
         for pending in pending_jobs:
-            if (
-                not pending.forwards
-            ):  # else some of its images are on their way, and whoever stores them ends it
+            if not pending.forwards:  # else its images may still complete it; Dispatcher.stop ends the rest
                 pending.end(Stopping("the worker is being stopped"))
         for _, _, future in calls:
             future.set_exception(Stopping("the worker is being stopped"))
@@ -212,7 +209,7 @@ class Scheduler(Generic[S]):
     def _first_lane(self) -> None:
         try:
             self._models = self._load()
-        except BaseException as error:  # handed on to whoever called start()  # noqa: BLE001
+        except BaseException as error:  # start() raises it  # noqa: BLE001
             self._loaded.set_exception(error)
             return
         self._tallies = {name: _Tally() for name in self._models}
@@ -234,10 +231,10 @@ class Scheduler(Generic[S]):
                     batch = self._gather()
                     self._exclusive = batch[0][0].alone
                 if self._ready():
-                    self._changed.notify()  # there is enough for another lane
+                    self._changed.notify()  # there is work for another lane
             try:
                 if call is not None:
-                    self._serve(*call)
+                    self._run_call(*call)
                 else:
                     self._make(batch)
             finally:
@@ -250,10 +247,10 @@ class Scheduler(Generic[S]):
         try:
             self._begin([], 0, survived)()
         except Stopping:
-            log.warning("Redis is away: jobs in hand keep one attempt on their account.")
+            log.warning("Redis is away: the attempts of jobs in hand stay counted.")
 
     def _ready(self) -> bool:
-        """Whether a lane that is free has something to do now."""
+        """Whether a free lane has something to do."""
         if self._exclusive:
             return False
         if self._calls:
@@ -261,35 +258,35 @@ class Scheduler(Generic[S]):
         first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
         if first is None or not self._running:
             return first is not None
-        # A suspect waits until nobody else can be its victim; others until they are worth a forward of their
-        # own, beside which they would otherwise slow the one that runs.
-        return not first.alone and self._waiting(first.model) >= self._worthwhile(first.model)
+        # A suspect waits until no other job can die with it. Other jobs wait until they are worth a forward
+        # of their own, since it slows the one that runs.
+        return not first.alone and self._waiting(first.spec.model) >= self._worthwhile(first.spec.model)
 
     def _gather(self) -> _Batch:
-        """The next forward, of one model: in order of priority, and within one each job in turn."""
+        """The next forward, of one model: by priority, and jobs of one priority in turn."""
         rings = [
             self._rings[priority] for priority in sorted(self._rings, reverse=True) if self._rings[priority]
         ]
         first = rings[0][0]
-        room = self._room(first.model)
+        room = self._room(first.spec.model)
         batch = _Batch()
         for ring in rings:
             left_out = []
             while ring and len(batch) < room:
                 pending = ring.popleft()
                 apart = pending is not first and (pending.alone or first.alone)
-                if apart or pending.model != first.model:
+                if apart or pending.spec.model != first.spec.model:
                     left_out.append(pending)
                     continue
-                batch.append((pending, pending.specs[pending.entered]))
+                batch.append((pending, pending.images[pending.entered]))
                 pending.entered += 1
-                if pending.entered < len(pending.specs):
+                if _left(pending):
                     ring.append(pending)
             ring.extendleft(reversed(left_out))  # at the head: their turn is next
         return batch
 
     def _room(self, model: str) -> int:
-        """Images for one forward: as many as fit, but an equal share where other lanes could take one too."""
+        """Images for one forward: as many as fit, or an equal share where other lanes are free as well."""
         waiting = self._waiting(model)
         free = len(self._lanes) - self._running + 1
         shares = max(1, min(free, waiting // self._worthwhile(model)))
@@ -297,14 +294,11 @@ class Scheduler(Generic[S]):
 
     def _waiting(self, model: str) -> int:
         return sum(
-            len(pending.specs) - pending.entered
-            for ring in self._rings.values()
-            for pending in ring
-            if pending.model == model
+            _left(pending) for ring in self._rings.values() for pending in ring if pending.spec.model == model
         )
 
     def _worthwhile(self, model: str) -> int:
-        """Images that make a forward beside another one worth while."""
+        """Images that are worth a forward beside a running one."""
         return max(1, self._models[model].max_batch // 4)
 
     def _make(self, batch: _Batch) -> None:
@@ -324,7 +318,7 @@ class Scheduler(Generic[S]):
                 allowed = answer()
             else:
                 allowed = answer()
-                made = self._forward([(t, spec) for t, spec in batch if t.job_id in allowed])
+                made = self._forward([(job, image) for job, image in batch if job.job_id in allowed])
             for pending in pending_jobs:
                 if pending.job_id in allowed:
                     pending.wanted_at = now
@@ -334,7 +328,7 @@ class Scheduler(Generic[S]):
         except Stopping as stopping:
             for pending in pending_jobs:
                 self.drop(pending, stopping)
-        except Exception as error:  # the thread must go on for the others
+        except Exception as error:  # the lane must go on for other jobs
             log.exception("jobs could not begin")
             for pending in pending_jobs:
                 self.drop(pending, error)
@@ -348,11 +342,11 @@ class Scheduler(Generic[S]):
     def _forward(self, batch: _Batch) -> list[Made]:
         if not batch:
             return []
-        name = batch[0][0].model
+        name = batch[0][0].spec.model
         began = monotonic()
         try:
-            pixels = self._models[name].sample([spec for _, spec in batch])
-        except Exception as error:  # any error of the network is the job's, not the worker's  # noqa: BLE001
+            pixels = self._models[name].sample([image for _, image in batch])
+        except Exception as error:  # an error of the network fails a job, not the worker  # noqa: BLE001
             return self._one_by_one(batch, error)
         took = monotonic() - began
         with self._changed:
@@ -364,27 +358,33 @@ class Scheduler(Generic[S]):
             if pace < self._pace or self._pace == 0.0:
                 self._pace = pace
             elif 2 * len(batch) >= self._models[name].max_batch:
-                # a small forward costs more an image, and what waits is made in full ones
+                # a small forward costs more an image, but images that wait are made in full ones
                 self._pace = 0.8 * self._pace + 0.2 * pace
-        return [Made(*entry, image) for entry, image in zip(batch, pixels, strict=True)]
+        return [Made(*entry, made) for entry, made in zip(batch, pixels, strict=True)]
 
     def _one_by_one(self, batch: _Batch, error: Exception) -> list[Made]:
-        """A forward failed: whose fault was it?"""
+        """After a forward failed: make each job apart, and fail the one whose forward fails again."""
         jobs = list(dict.fromkeys(pending for pending, _ in batch))
         if len(jobs) == 1:
             log.error("job %s: %s", jobs[0].job_id, error)
             self.drop(jobs[0], error)
             return []
-        return [one for job in jobs for one in self._forward([(t, spec) for t, spec in batch if t is job])]
+        parts = [[entry for entry in batch if entry[0] is job] for job in jobs]
+        return [made for part in parts for made in self._forward(part)]
 
-    def _serve(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
+    def _run_call(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
         began = monotonic()
         try:
             result = function(self._models[name])
-        except Exception as error:  # it belongs to whoever waits for it  # noqa: BLE001
+        except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
             future.set_exception(error)
         else:
             future.set_result(result)
         with self._changed:
             self._tallies[name].busy_seconds += monotonic() - began
             self._tallies[name].calls += 1
+
+
+def _left(pending: PendingJob) -> int:
+    """Images that have not entered a forward."""
+    return len(pending.images) - pending.entered

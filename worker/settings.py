@@ -1,4 +1,4 @@
-"""What an operator can set of a worker: environment variables with the prefix SAGAN_."""
+"""Settings of a worker: environment variables with the prefix SAGAN_."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does beside its jobs: signs of life, and bringing back jobs that were lost."""
+"""Bringing back lost jobs, and running such helpers beside a worker's jobs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,17 @@ from jobs.worker_store import Stopping, WorkerStore
 
 log = logging.getLogger(__name__)
 
-FIRST: Final = 100  # jobs at the front of the queue that a pass looks at
+FIRST: Final = 100  # jobs at the front of the queue that a pass examines
 
 
 class Sweeper:
-    """Queues again each open job that nobody has in hand and whose message is in no list.
+    """Queues each lost job again: an open job in no worker's hand and without a message.
 
-    That is a job whose worker died, or whose message Redis lost. A job must look lost for a few heartbeats on
-    end: what was read may be that much out of date. To be wrong is harmless, since a worker drops a second
-    message for a job.
+    Its worker died, or Redis lost its message. A job must look lost for a few heartbeats on end, since these
+    may be that much out of date. An error is harmless: a worker drops a second message for a job.
 
-    A queue can be long, and is read to its end only for a job that seems lost by all else: what has no
-    message is overtaken by what is behind it, and so is found among the first.
+    A pass reads only the front of the queue, where a job without a message ends up: the jobs behind it
+    overtake it. Only for a job that has looked lost long enough does it read the whole queue.
     """
 
     def __init__(self, settings: QueueSettings, store: WorkerStore) -> None:
@@ -34,7 +33,7 @@ class Sweeper:
         self._lost_since: dict[str, float] = {}
 
     def sweep(self) -> list[str]:
-        """One pass, unless another worker is the one that sweeps. Returns the jobs queued again."""
+        """One pass, unless another worker sweeps. Returns the jobs queued again."""
         if not self._store.may_sweep(self._lock_seconds):
             self._lost_since.clear()
             return []
@@ -52,15 +51,17 @@ class Sweeper:
         return lost
 
     def _suspects(self) -> dict[str, str]:
-        """Jobs that the worker which held them does not have in hand, and that worker; and jobs that should
-        be taken next, have no message where messages are taken and are in nobody's hand, and "".
+        """Job that may be lost -> the worker that lost it, or "".
+
+        Either a worker has taken it and does not report it in hand, or it stands at the front of the queue,
+        has no message there, and no worker reports it.
         """
         holders = self._store.holders()
         in_hand = self._store.in_hand()
         dropped = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
         known = holders.keys() | frozenset().union(*in_hand.values())
         first = self._store.first(FIRST, known)
-        # more messages than jobs: those of cancelled jobs stay until they are taken
+        # there are more messages than jobs: that of a cancelled job stays until a worker takes it
         missing = self._store.without_message(first, most=2 * FIRST)
         return dropped | {job: "" for job in first if job in missing}
 
@@ -72,7 +73,7 @@ class Sweeper:
 
 
 def every(seconds: float, action: Callable[[], object], stopping: Event, name: str) -> Thread:
-    """Run action on a thread of its own, again and again, until stopping is set."""
+    """Run an action again and again on a thread of its own, with pauses, until `stopping` is set."""
 
     def run() -> None:
         while not stopping.is_set():
@@ -80,7 +81,7 @@ def every(seconds: float, action: Callable[[], object], stopping: Event, name: s
                 action()
             except Stopping:
                 return
-            except Exception:  # the next round may go better
+            except Exception:  # the next run may succeed
                 log.exception("%s", name)
             stopping.wait(seconds)
 

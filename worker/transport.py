@@ -1,12 +1,14 @@
-"""kombu's Redis transport, made for many small jobs.
+"""kombu's Redis transport, made for many small jobs (docs/decisions/transport.md has what it earns).
 
-Several messages come in one look into Redis. A message can be acknowledged from any thread. And the list of
-messages in hand is written twice a second, not twice a job.
+One look into Redis takes several messages. Any thread may acknowledge a message. The list of messages in hand
+is written twice a second, not twice a job.
 
-That list is what lets Redis hand a message out again whose worker has vanished. For jobs it is the second
-net: the first is the sweeper (worker.sweeper), which knows from records and heartbeats what was lost, within
-seconds and long before this list does. So a job that is taken and done between two writings never appears in
-it. What is not a job is written at once, as kombu does.
+From that list a message is handed out again when its worker has vanished. For jobs it is the second net. The
+first is the sweeper (worker.sweeper), which finds a lost job within seconds, by records and heartbeats. So a
+job that is taken and done between two writings never appears in the list. Other messages are written at once,
+as kombu does.
+
+It overrides private methods of kombu, so pyproject.toml pins kombu, and a test names each of them.
 """
 
 from __future__ import annotations
@@ -29,27 +31,26 @@ from jobs.wire import GENERATE_QUEUE
 log = logging.getLogger(__name__)
 
 WRITTEN_EVERY: Final = 0.5  # seconds
-# Seconds that a look waits while some queue is left out: what made it so may be over sooner than thought.
-SHORT_LOOK: Final = 0.1
+SHORT_LOOK: Final = 0.1  # seconds of a look that leaves a queue out: the reason may soon be gone
 
 
 class QoS(redis.QoS):
-    """What this worker has in hand, and what of it is still to be written or struck out.
+    """The messages in hand, and the changes that the list in Redis does not have yet.
 
-    Messages are acknowledged from any thread; the rest is for the thread that consumes.
+    Any thread may call `ack`; the rest is for the consumer's thread.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._taken: dict[str, tuple[float, Any]] = {}  # when, and the message; not written yet
+        self._taken: dict[str, tuple[float, Any]] = {}  # time of taking, and message; not in the list yet
         self._acknowledged: deque[str] = deque()
-        self._done: list[str] = []  # written, and to be struck out
+        self._done: list[str] = []  # in the list, and to be removed
         self._full = False  # the consumer may have found no room, and sleep
 
     def can_consume(self) -> bool:
         if super().can_consume():
             return True
-        self._full = True  # first, and then a second look: what is acknowledged after that look wakes us
+        self._full = True  # set before a second look: an ack after that look wakes the consumer
         return bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: str) -> None:
@@ -81,7 +82,7 @@ class QoS(redis.QoS):
     def write(self, older_than: float = 0.0) -> None:
         """Bring the list in Redis up to date, in one round trip.
 
-        older_than: seconds; what was taken since is left for the next time, when it will mostly be done.
+        older_than: seconds; a message taken since then is left out, since most will be done by the next time.
         """
         while self._acknowledged:
             tag = self._acknowledged.popleft()
@@ -105,11 +106,11 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
-    """Takes several messages in one look, and makes its client once: building one costs more than its use."""
+    """Takes several messages in one look, and builds its client once: building costs more than using it."""
 
     QoS = QoS
     from_transport_options: Any = (*redis.Channel.from_transport_options, "room")
-    room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; one at least is taken
+    room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; at least one is taken
     _several = True
     _in_poll: Any = False
     _brpop_sent_at: Any = None
@@ -117,7 +118,7 @@ class Channel(redis.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._looks: dict[tuple[tuple[str, ...], int], Any] = {}  # the commands, as they are sent
+        self._looks: dict[tuple[tuple[str, ...], int], Any] = {}  # packed commands, by queues and number
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self._several:
@@ -126,7 +127,7 @@ class Channel(redis.Channel):
         queues = tuple(self._queue_cycle.consume(len(self.active_queues)))
         if not queues:
             return
-        # All come from one list, the first in order of urgency that is not empty.
+        # all of them come from one list: the most urgent that is not empty
         most = max(1, min(self.room(), self.qos.can_consume_max_estimate() or 1))
         connection = self.client.connection
         if (queues, most) not in self._looks:
@@ -147,7 +148,7 @@ class Channel(redis.Channel):
         if not self._several:
             return bool(super()._brpop_read(**options))
         try:
-            # as an answer to BRPOP: kombu takes its prefix off the list's name
+            # parsed like an answer to BRPOP: kombu then strips its prefix from the list's name
             found = self.client.parse_response(self.client.connection, "BRPOP", **options)
         except self.connection_errors:
             self.client.connection.disconnect()
@@ -166,8 +167,8 @@ class Channel(redis.Channel):
                 self.connection._deliver(json.loads(item.decode()), queue)
             except self.connection_errors:
                 raise
-            except Exception:  # it would take those that came with it along
-                log.exception("nothing can be done with the message %.200r", item)
+            except Exception:  # the messages that came with it must go on
+                log.exception("a message cannot be delivered: %.200r", item)
         return True
 
     def _create_client(self, asynchronous: bool = False) -> Any:
@@ -179,7 +180,7 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """What Celery is told to use."""
+    """The transport that Celery uses."""
 
     Channel = Channel
     _loop: Any = None
@@ -190,7 +191,7 @@ class Transport(redis.Transport):
         loop.call_repeatedly(WRITTEN_EVERY, self._write_all)
 
     def wake(self) -> None:
-        """Have the consumer look again, from any thread."""
+        """Make the consumer look again; from any thread."""
         if self._loop is not None:
             self._loop.call_soon(bool)
 
@@ -199,4 +200,4 @@ class Transport(redis.Transport):
             try:
                 channel.qos.write(older_than=WRITTEN_EVERY)
             except (RedisError, OSError):
-                return  # Redis is away: the consumer notices by itself, and what is left is written later
+                return  # Redis is away: the consumer notices by itself, and a later run writes the rest

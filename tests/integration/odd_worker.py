@@ -1,5 +1,5 @@
-"""A worker whose engine is slow (TEST_SLOW, seconds a forward), dies of one seed (TEST_POISON) or fails with
-another (TEST_BROKEN).
+"""A worker with a faulty engine: slow (TEST_SLOW, seconds a forward), or killed (TEST_POISON) or failing
+(TEST_BROKEN) by one seed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs that are created together, and jobs that end together: one call, each with its own outcome."""
+"""Jobs created at once share a call, and so do jobs that end at once; each has its own outcome."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ async def test_who_waits_hears_why_a_job_failed_and_of_a_cancellation(
 async def waiting(
     service: Service, counts: list[int]
 ) -> list[tuple[str, asyncio.Task[tuple[Job, bytes | None]]]]:
-    """Jobs of so many images that somebody waits for, and listens."""
+    """One job a count, of so many images, each with a client that waits for it."""
     waits = []
     for count in counts:
         job_id = new_job_id()

@@ -1,4 +1,4 @@
-"""A deep queue costs nobody anything: not who submits, not the sweeper, not an urgent job."""
+"""A deep queue slows neither a submission, nor the sweeper, nor an urgent job."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def fill(service: Service, jobs: int = DEEP) -> None:
 
 @asynccontextmanager
 async def commands(service: Service) -> AsyncIterator[Counter[str]]:
-    """What Redis runs meanwhile, scripts' own commands among it; to be looked at afterwards."""
+    """Counts of the commands that Redis runs inside the block, those of scripts included."""
     found: Counter[str] = Counter()
     with asked(service) as redis:
         redis.config_resetstat()

@@ -1,4 +1,4 @@
-"""Everything in one command: it starts, serves, brings back what dies, and leaves nothing running."""
+"""The embedded service starts, serves, restarts a part that dies, and leaves nothing running."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Sagan:
                 await anyio.sleep(0.05)
 
     def parts(self) -> dict[str, int]:
-        """Process ids of its children, by what they are."""
+        """Its children's process ids, by part."""
         found = {}
         for pid in children(self.process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,4 +1,4 @@
-"""No job is lost, and each ends once in the eyes of the client, whatever dies."""
+"""Whatever dies, no job is lost, and a client sees each end once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def queue_200(service: Service) -> list[Job]:
 
 
 async def some_are_done(service: Service, jobs: list[Job], many: int = 20) -> list[Job]:
-    """Wait until so many of the jobs have ended, in the middle of the rest."""
+    """Wait until so many of the jobs have ended, while others still wait."""
     ended = []
     for job in jobs[:many]:
         ended += await service.finished([job])
@@ -124,7 +124,7 @@ async def test_a_worker_lets_go_of_a_job_whose_rest_is_another_s(service: Servic
     job = await service.generate(count=2)
     store = WorkerStore(service.settings, "here", lambda: False)
     writer = ResultWriter(store)
-    mine = PendingJob(job.id, "tiny", 5, [image_spec(job.spec, 0)], about=job.spec)
+    mine = PendingJob(job.id, job.spec, [image_spec(job.spec, 0)])
     writer.take([Made(mine, image_spec(job.spec, 0), np.zeros((32, 32, 3), np.uint8))])
     await anyio.to_thread.run_sync(mine.done.result, 10)
     assert await service.made(job) == 1

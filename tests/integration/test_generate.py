@@ -1,4 +1,4 @@
-"""What a client gets from a running worker."""
+"""Jobs and attention maps from a running worker, as a client sees them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_urgent_jobs_run_first(running: Service) -> None:
 
 
 async def test_priorities_order_what_waits_in_redis(service: Service) -> None:
-    """Nobody is there to take the jobs: the order is that of the lists in Redis, below a key prefix."""
+    """No worker takes the jobs yet, so the order is that of the lists in Redis."""
     wanted = [0, 9, 5, 3, 9, 0, 7]
     jobs = [await service.generate(priority=priority, seed=index) for index, priority in enumerate(wanted)]
     positions = [await service.store.position(job) for job in jobs]

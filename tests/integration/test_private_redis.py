@@ -1,4 +1,4 @@
-"""The private server: either kind, on data that either kind wrote."""
+"""The private server, Redis or Valkey, on data that either of them wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REDIS = shutil.which("redis-server")
 
 
 def filled(folder: Path, command: str) -> None:
-    """Data with a rewritten base file, which is what differs between kinds."""
+    """Data with a rewritten base file: its format differs between Redis and Valkey."""
     server = PrivateRedis(folder, command=command)
     server.start()
     redis: Any = Redis.from_url(server.url)

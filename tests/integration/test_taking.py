@@ -1,4 +1,4 @@
-"""How a worker takes messages from Redis, and lets go of them."""
+"""A worker takes messages from Redis, acknowledges them, or hands them back."""
 
 from __future__ import annotations
 

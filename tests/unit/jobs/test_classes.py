@@ -1,4 +1,4 @@
-"""Which class a person means."""
+"""Class names as people write them."""
 
 from __future__ import annotations
 

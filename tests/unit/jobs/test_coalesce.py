@@ -1,4 +1,4 @@
-"""One call for what many ask at the same time."""
+"""Questions asked while a call is out share the next call."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from jobs.settings import QueueSettings
 
 
 class Doubler:
-    """Answers with twice the number, each call when it is let go; what is negative breaks its call."""
+    """Answers with twice the number. A call waits until it is let go; a negative number breaks it."""
 
     def __init__(self, most: int = 64) -> None:
         self.calls: list[list[int]] = []
         self.let_go = asyncio.Semaphore(0)
-        self.together = Coalescer(self.double, most)
+        self.coalescer = Coalescer(self.double, most)
 
     async def double(self, numbers: Sequence[int]) -> list[int]:
         self.calls.append(list(numbers))
@@ -28,7 +28,7 @@ class Doubler:
         return [2 * number for number in numbers]
 
     def ask(self, *numbers: int) -> list[asyncio.Task[int]]:
-        return [asyncio.create_task(self.together.ask(number)) for number in numbers]
+        return [asyncio.create_task(self.coalescer.ask(number)) for number in numbers]
 
     async def out(self, calls: int) -> None:
         """Wait until so many calls have gone out."""
@@ -95,7 +95,7 @@ async def test_closing_leaves_nobody_waiting() -> None:
     await doubler.out(1)
     asked += doubler.ask(2)
     await asyncio.sleep(0)
-    await doubler.together.close()
+    await doubler.coalescer.close()
     async with asyncio.timeout(5):
         await asyncio.gather(*asked, return_exceptions=True)
     assert all(one.cancelled() for one in asked)

@@ -1,4 +1,4 @@
-"""What a message tells, waiting for it, and ending tasks that may swallow a cancellation."""
+"""Reading a message, waiting for one, and ending tasks that may swallow a cancellation."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ async def test_a_watch_tells_what_came_before_or_while_it_waits_and_nothing_twic
     assert monotonic() - began < 2
 
 
-async def test_who_waits_long_looks_again_without_news(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_waits_long_looks_again_though_nothing_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pubsub, "RECHECK", 0.05)
     assert await Watch().wait(10)
     assert not await Watch().wait(0.04)

@@ -245,15 +245,15 @@ def test_models_are_recorded_before_the_first_job_and_one_that_cannot_be_is_told
 
 
 def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[ImageSpec] = []
+    drawn: list[tuple[int, int]] = []
 
-    def counted(spec: ImageSpec, latent: int) -> NDArray[np.float32]:
-        drawn.append(spec)
-        return noise(spec, latent)
+    def counted(seed: int, index: int, latent: int, truncation: float) -> NDArray[np.float32]:
+        drawn.append((seed, index))
+        return noise(seed, index, latent, truncation)
 
     monkeypatch.setattr("worker.engine.noise", counted)
     z, y = engine._inputs(SPECS[:2], 16)
-    assert drawn == SPECS[:2]
+    assert drawn == [(spec.seed, spec.index) for spec in SPECS[:2]]
     assert y.tolist() == [SPECS[0].class_id, SPECS[1].class_id, *[SPECS[0].class_id] * 14]
     assert torch.equal(z[2:], z[:1].expand(14, -1))
 

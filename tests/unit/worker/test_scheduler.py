@@ -5,20 +5,22 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from imaging.spec import ImageSpec
+from jobs.job import JobSpec
 from jobs.worker_store import Stopping
 from worker.scheduler import Dropped, Made, PendingJob, Scheduler
 
 
 class Recorder:
-    """A sampler that notes each forward, and waits to be let through the first one."""
+    """A sampler that records each forward, and holds the first until its gate is open."""
 
-    rows = 4
+    max_batch = 4
 
     def __init__(self, lanes: int = 1) -> None:
         self.lanes = lanes
@@ -40,8 +42,8 @@ class Recorder:
         return np.array([[[[spec.seed, spec.index, 0]]] for spec in specs], np.uint8)
 
 
-class Dispatcher:
-    """A scheduler with two models, whose first forward waits until everything is in place."""
+class Bench:
+    """A scheduler with two models; the first forward waits until the test lets it through."""
 
     def __init__(self, lanes: int = 1) -> None:
         self.model = Recorder(lanes)
@@ -61,17 +63,27 @@ class Dispatcher:
         for image in images:
             done = self.made.setdefault(image.pending.job_id, [])
             done.append((int(image.pixels[0, 0, 0]), int(image.pixels[0, 0, 1])))
-            if len(done) == len(image.pending.specs):
+            if len(done) == len(image.pending.images):
                 image.pending.end()
 
-    def ask(self, seed: int, count: int = 1, **changes: object) -> PendingJob:
-        values: dict[str, object] = {"job_id": f"job-{seed}", "model": "m", "priority": 5, **changes}
-        pending = PendingJob(specs=[ImageSpec(0, seed, index, 1.0) for index in range(count)], **values)  # type: ignore[arg-type]
+    def ask(
+        self,
+        seed: int,
+        count: int = 1,
+        *,
+        model: str = "m",
+        priority: int = 5,
+        alone: bool = False,
+        wanted_at: float = -inf,
+    ) -> PendingJob:
+        spec = JobSpec(model, "0" * 64, "float32", 0, "cat", count, seed, 1.0, priority)
+        images = [ImageSpec(0, seed, index, 1.0) for index in range(count)]
+        pending = PendingJob(f"job-{seed}", spec, images, alone, wanted_at)
         self.scheduler.submit(pending)
         return pending
 
     def hold(self) -> None:
-        """Occupy the device: what is asked from now on waits behind this."""
+        """Occupy the device: jobs asked for from now on wait behind this one."""
         self.ask(0)
         assert self.model.entered.wait(10)
 
@@ -84,196 +96,196 @@ class Dispatcher:
 
 
 @pytest.fixture
-def dispatcher() -> Iterator[Dispatcher]:
-    dispatcher = Dispatcher()
-    yield dispatcher
-    dispatcher.model.gate.set()
-    dispatcher.scheduler.stop()
-    dispatcher.scheduler.join(10)
+def bench() -> Iterator[Bench]:
+    bench = Bench()
+    yield bench
+    bench.model.gate.set()
+    bench.scheduler.stop()
+    bench.scheduler.join(10)
 
 
-def test_waiting_jobs_share_a_forward_and_each_gets_its_own_image(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    pending_jobs = [dispatcher.ask(seed) for seed in (1, 2, 3, 4, 5)]
-    assert dispatcher.run(*pending_jobs) == [[1, 2, 3, 4], [5]]
-    assert [dispatcher.made[pending.job_id] for pending in pending_jobs] == [
+def test_waiting_jobs_share_a_forward_and_each_gets_its_own_image(bench: Bench) -> None:
+    bench.hold()
+    pending_jobs = [bench.ask(seed) for seed in (1, 2, 3, 4, 5)]
+    assert bench.run(*pending_jobs) == [[1, 2, 3, 4], [5]]
+    assert [bench.made[pending.job_id] for pending in pending_jobs] == [
         [(seed, 0)] for seed in (1, 2, 3, 4, 5)
     ]
-    assert len(dispatcher.model.threads) == 1
-    assert dispatcher.model.threads != {threading.get_ident()}
+    assert len(bench.model.threads) == 1
+    assert bench.model.threads != {threading.get_ident()}
 
 
-def test_jobs_take_turns_so_that_a_long_one_holds_nobody_up(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    long = dispatcher.ask(9, count=10)
-    short = [dispatcher.ask(seed) for seed in (1, 2, 3, 4)]
-    assert dispatcher.run(long, *short) == [[9, 1, 2, 3], [4, 9, 9, 9], [9, 9, 9, 9], [9, 9]]
-    assert dispatcher.made[long.job_id] == [(9, index) for index in range(10)]
+def test_jobs_take_turns_so_that_a_long_one_holds_nobody_up(bench: Bench) -> None:
+    bench.hold()
+    long = bench.ask(9, count=10)
+    short = [bench.ask(seed) for seed in (1, 2, 3, 4)]
+    assert bench.run(long, *short) == [[9, 1, 2, 3], [4, 9, 9, 9], [9, 9, 9, 9], [9, 9]]
+    assert bench.made[long.job_id] == [(9, index) for index in range(10)]
 
 
-def test_the_urgent_go_first_and_the_rest_fills_up(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    lazy = dispatcher.ask(1, count=3, priority=0)
-    urgent = dispatcher.ask(2, count=6, priority=9)
-    assert dispatcher.run(lazy, urgent) == [[2, 2, 2, 2], [2, 2, 1, 1], [1]]
+def test_the_urgent_go_first_and_the_rest_fills_up(bench: Bench) -> None:
+    bench.hold()
+    lazy = bench.ask(1, count=3, priority=0)
+    urgent = bench.ask(2, count=6, priority=9)
+    assert bench.run(lazy, urgent) == [[2, 2, 2, 2], [2, 2, 1, 1], [1]]
 
 
-def test_a_suspect_runs_alone(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
+def test_a_suspect_runs_alone(bench: Bench) -> None:
+    bench.hold()
     pending_jobs = [
-        dispatcher.ask(1, count=2),
-        dispatcher.ask(6, count=2, alone=True),
-        dispatcher.ask(2, count=2),
+        bench.ask(1, count=2),
+        bench.ask(6, count=2, alone=True),
+        bench.ask(2, count=2),
     ]
-    forwards = dispatcher.run(*pending_jobs)
+    forwards = bench.run(*pending_jobs)
     assert sorted(map(sorted, forwards)) == [[1, 1, 2, 2], [6, 6]]
 
 
-def test_a_forward_is_of_one_model(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
+def test_a_forward_is_of_one_model(bench: Bench) -> None:
+    bench.hold()
     pending_jobs = [
-        dispatcher.ask(1),
-        dispatcher.ask(7, model="other"),
-        dispatcher.ask(2),
-        dispatcher.ask(8, model="other"),
+        bench.ask(1),
+        bench.ask(7, model="other"),
+        bench.ask(2),
+        bench.ask(8, model="other"),
     ]
-    assert dispatcher.run(*pending_jobs) == [[1, 2]]
-    assert dispatcher.other.forwards == [[7, 8]]
+    assert bench.run(*pending_jobs) == [[1, 2]]
+    assert bench.other.forwards == [[7, 8]]
 
 
-def test_attempts_are_counted_forward_by_forward(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    dispatcher.run(dispatcher.ask(1, count=5), dispatcher.ask(2))
-    assert dispatcher.begun == [
+def test_attempts_are_counted_forward_by_forward(bench: Bench) -> None:
+    bench.hold()
+    bench.run(bench.ask(1, count=5), bench.ask(2))
+    assert bench.begun == [
         (["job-0"], 1, []),
         (["job-1", "job-2"], 2, ["job-0"]),
         (["job-1"], 1, ["job-1", "job-2"]),
     ]
 
 
-def test_a_job_that_may_not_run_is_dropped(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    dispatcher.refused = {"job-1"}
-    cancelled, other = dispatcher.ask(1, count=9), dispatcher.ask(2)
-    assert dispatcher.run(other) == [[2]]
+def test_a_job_that_may_not_run_is_dropped(bench: Bench) -> None:
+    bench.hold()
+    bench.refused = {"job-1"}
+    cancelled, other = bench.ask(1, count=9), bench.ask(2)
+    assert bench.run(other) == [[2]]
     assert isinstance(cancelled.done.exception(10), Dropped)
 
 
-def test_a_job_that_was_wanted_a_moment_ago_runs_before_the_answer_comes(dispatcher: Dispatcher) -> None:
+def test_a_job_that_was_wanted_a_moment_ago_runs_before_the_answer_comes(bench: Bench) -> None:
     answered = threading.Event()
 
     def begin(entering: Sequence[str], fresh: int, survived: Sequence[str]) -> Callable[[], set[str]]:
-        dispatcher.begin(entering, fresh, survived)
-        return lambda: set(entering) - dispatcher.refused if answered.wait(10) else set()
+        bench.begin(entering, fresh, survived)
+        return lambda: set(entering) - bench.refused if answered.wait(10) else set()
 
-    scheduler = Scheduler(lambda: {"m": dispatcher.model}, begin, dispatcher.deliver)
+    scheduler = Scheduler(lambda: {"m": bench.model}, begin, bench.deliver)
     scheduler.start()
-    dispatcher.scheduler, other = scheduler, dispatcher.scheduler
-    dispatcher.refused = {"job-2"}
-    dispatcher.model.gate.set()
-    wanted = dispatcher.ask(1, wanted_at=time.monotonic())
-    while not dispatcher.model.forwards:
+    bench.scheduler, other = scheduler, bench.scheduler
+    bench.refused = {"job-2"}
+    bench.model.gate.set()
+    wanted = bench.ask(1, wanted_at=time.monotonic())
+    while not bench.model.forwards:
         time.sleep(0.01)
-    assert dispatcher.begun == [(["job-1"], 1, [])]  # it was told of first
-    assert not dispatcher.made
+    assert bench.begun == [(["job-1"], 1, [])]  # it was told of first
+    assert not bench.made
     answered.set()
     wanted.done.result(10)
-    cancelled = dispatcher.ask(2, count=9, wanted_at=time.monotonic())
+    cancelled = bench.ask(2, count=9, wanted_at=time.monotonic())
     assert isinstance(cancelled.done.exception(10), Dropped)
-    assert dispatcher.model.forwards == [[1], [2, 2, 2, 2]]  # one forward in vain, no more
-    assert list(dispatcher.made) == ["job-1"]
+    assert bench.model.forwards == [[1], [2, 2, 2, 2]]  # one forward in vain, no more
+    assert list(bench.made) == ["job-1"]
     for each in (scheduler, other):
         each.stop()
         each.join(10)
 
 
-def test_a_job_that_has_waited_is_asked_about_before_it_runs(dispatcher: Dispatcher) -> None:
-    dispatcher.refused = {"job-1"}
-    cancelled = dispatcher.ask(1, wanted_at=time.monotonic() - 1)
+def test_a_job_that_has_waited_is_asked_about_before_it_runs(bench: Bench) -> None:
+    bench.refused = {"job-1"}
+    cancelled = bench.ask(1, wanted_at=time.monotonic() - 1)
     assert isinstance(cancelled.done.exception(10), Dropped)
-    assert not dispatcher.model.entered.is_set()
+    assert not bench.model.entered.is_set()
 
 
-def test_what_is_dropped_while_it_waits_never_runs(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    cancelled, other = dispatcher.ask(1, count=9), dispatcher.ask(2)
-    dispatcher.scheduler.drop(cancelled)
-    assert dispatcher.run(other) == [[2]]
+def test_what_is_dropped_while_it_waits_never_runs(bench: Bench) -> None:
+    bench.hold()
+    cancelled, other = bench.ask(1, count=9), bench.ask(2)
+    bench.scheduler.drop(cancelled)
+    assert bench.run(other) == [[2]]
 
 
-def test_an_error_in_a_forward_is_the_fault_of_one_job(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    dispatcher.model.bad_seed = 2
-    bad, good = dispatcher.ask(2, count=3), [dispatcher.ask(1), dispatcher.ask(3)]
-    dispatcher.run(*good)
+def test_an_error_in_a_forward_is_the_fault_of_one_job(bench: Bench) -> None:
+    bench.hold()
+    bench.model.bad_seed = 2
+    bad, good = bench.ask(2, count=3), [bench.ask(1), bench.ask(3)]
+    bench.run(*good)
     assert "out of memory" in str(bad.done.exception(10))
-    dispatcher.ask(4).done.result(10)
-    assert dispatcher.made["job-4"] == [(4, 0)]
+    bench.ask(4).done.result(10)
+    assert bench.made["job-4"] == [(4, 0)]
 
 
-def test_a_call_comes_before_the_next_forward(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    pending = dispatcher.ask(1)
-    seen = dispatcher.scheduler.call("m", lambda model: (threading.get_ident(), len(model.forwards)))
-    dispatcher.run(pending)
+def test_a_call_comes_before_the_next_forward(bench: Bench) -> None:
+    bench.hold()
+    pending = bench.ask(1)
+    seen = bench.scheduler.call("m", lambda model: (threading.get_ident(), len(model.forwards)))
+    bench.run(pending)
     thread, forwards = seen.result(10)
-    assert {thread} == dispatcher.model.threads
+    assert {thread} == bench.model.threads
     assert forwards == 1
-    failing = dispatcher.scheduler.call("m", lambda model: 1 / 0)
+    failing = bench.scheduler.call("m", lambda model: 1 / 0)
     assert isinstance(failing.exception(10), ZeroDivisionError)
 
 
-def test_stopping_lets_the_forward_end_and_gives_the_rest_back(dispatcher: Dispatcher) -> None:
-    running = dispatcher.ask(0)
-    assert dispatcher.model.entered.wait(10)
-    waiting = dispatcher.ask(1, count=3)
-    call = dispatcher.scheduler.call("m", lambda model: None)
-    dispatcher.scheduler.stop()
-    dispatcher.model.gate.set()
-    dispatcher.scheduler.join(10)
+def test_stopping_lets_the_forward_end_and_gives_the_rest_back(bench: Bench) -> None:
+    running = bench.ask(0)
+    assert bench.model.entered.wait(10)
+    waiting = bench.ask(1, count=3)
+    call = bench.scheduler.call("m", lambda model: None)
+    bench.scheduler.stop()
+    bench.model.gate.set()
+    bench.scheduler.join(10)
     running.done.result(10)
-    for future in (waiting.done, call, dispatcher.ask(2).done, dispatcher.scheduler.call("m", id)):
+    for future in (waiting.done, call, bench.ask(2).done, bench.scheduler.call("m", id)):
         assert isinstance(future.exception(10), Stopping)
-    assert dispatcher.begun[-1] == ([], 0, ["job-0"])
+    assert bench.begun[-1] == ([], 0, ["job-0"])
 
 
 def test_lanes_share_what_waits_and_count_a_job_once() -> None:
-    dispatcher = Dispatcher(lanes=2)
-    long = dispatcher.ask(1, count=6)  # 3 images for each of two free lanes
+    bench = Bench(lanes=2)
+    long = bench.ask(1, count=6)  # 3 images for each of two free lanes
     for _ in range(1000):
-        if len(dispatcher.begun) == 2:
+        if len(bench.begun) == 2:
             break
         time.sleep(0.01)
-    dispatcher.run(long)
-    assert sorted(len(forward) for forward in dispatcher.model.forwards) == [3, 3]
-    assert len(dispatcher.model.threads) == 2
-    assert [fresh for _, fresh, _ in dispatcher.begun[:2]] == [1, 0]
-    assert sorted(dispatcher.made["job-1"]) == [(1, index) for index in range(6)]
-    dispatcher.scheduler.stop()
-    dispatcher.scheduler.join(10)
+    bench.run(long)
+    assert sorted(len(forward) for forward in bench.model.forwards) == [3, 3]
+    assert len(bench.model.threads) == 2
+    assert [fresh for _, fresh, _ in bench.begun[:2]] == [1, 0]
+    assert sorted(bench.made["job-1"]) == [(1, index) for index in range(6)]
+    bench.scheduler.stop()
+    bench.scheduler.join(10)
 
 
 def test_a_suspect_runs_while_no_other_lane_does() -> None:
-    dispatcher = Dispatcher(lanes=2)
-    dispatcher.hold()
-    suspect, other = dispatcher.ask(6, alone=True), dispatcher.ask(2)
+    bench = Bench(lanes=2)
+    bench.hold()
+    suspect, other = bench.ask(6, alone=True), bench.ask(2)
     time.sleep(0.1)  # time to make the mistake
-    assert [entering for entering, _, _ in dispatcher.begun] == [["job-0"]]
-    assert dispatcher.run(suspect, other) == [[6], [2]]
-    dispatcher.scheduler.stop()
-    dispatcher.scheduler.join(10)
+    assert [entering for entering, _, _ in bench.begun] == [["job-0"]]
+    assert bench.run(suspect, other) == [[6], [2]]
+    bench.scheduler.stop()
+    bench.scheduler.join(10)
 
 
-def test_it_counts_what_it_does(dispatcher: Dispatcher) -> None:
-    dispatcher.hold()
-    dispatcher.run(dispatcher.ask(1, count=6))
-    dispatcher.scheduler.call("m", id).result(10)
-    stats = dispatcher.scheduler.stats()
+def test_it_counts_what_it_does(bench: Bench) -> None:
+    bench.hold()
+    bench.run(bench.ask(1, count=6))
+    bench.scheduler.call("m", id).result(10)
+    stats = bench.scheduler.stats()
     assert (stats["m"].images, stats["m"].forwards, stats["m"].batch_sizes) == (7, 3, {1: 1, 4: 1, 2: 1})
     assert stats["m"].busy_seconds > 0
     assert stats["other"].forwards == 0
-    dispatcher.scheduler.call("m", id).result(10)
-    assert dispatcher.scheduler.stats()["m"].attention_maps >= 1
+    bench.scheduler.call("m", id).result(10)
+    assert bench.scheduler.stats()["m"].attention_maps >= 1
 
 
 def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
@@ -285,15 +297,15 @@ def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
         Scheduler(load, accept_all, list).start()
 
 
-def test_small_forwards_do_not_make_what_waits_look_like_more(dispatcher: Dispatcher) -> None:
-    dispatcher.model.gate.set()
-    dispatcher.model.seconds = 0.1
-    dispatcher.ask(1, count=4).done.result(10)
+def test_small_forwards_do_not_make_what_waits_look_like_more(bench: Bench) -> None:
+    bench.model.gate.set()
+    bench.model.seconds = 0.1
+    bench.ask(1, count=4).done.result(10)
     for seed in range(2, 6):
-        dispatcher.ask(seed).done.result(10)
-    dispatcher.model.gate.clear()
-    dispatcher.model.entered.clear()
-    dispatcher.hold()
-    waits = dispatcher.ask(9, count=40, job_id="long")
-    assert 0.9 < dispatcher.scheduler.backlog() < 2  # ten full forwards
-    dispatcher.run(waits)
+        bench.ask(seed).done.result(10)
+    bench.model.gate.clear()
+    bench.model.entered.clear()
+    bench.hold()
+    waits = bench.ask(9, count=40)
+    assert 0.9 < bench.scheduler.backlog() < 2  # ten full forwards
+    bench.run(waits)

@@ -1,0 +1,90 @@
+"""The names of keys in Redis. The scripts in jobs/lua build the same ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Every key of one namespace."""
+
+    namespace: str
+
+    @property
+    def prefix(self) -> str:
+        return f"{self.namespace}:"
+
+    @property
+    def queued(self) -> str:
+        """Sorted set: jobs that wait, in the order in which they will run."""
+        return f"{self.namespace}:queued"
+
+    @property
+    def open(self) -> str:
+        """Set: jobs that have not ended."""
+        return f"{self.namespace}:open"
+
+    @property
+    def held(self) -> str:
+        """Hash: open job -> worker that has it in hand."""
+        return f"{self.namespace}:held"
+
+    @property
+    def ended(self) -> str:
+        """Hash: state -> number of jobs that have ever ended in it."""
+        return f"{self.namespace}:ended"
+
+    @property
+    def workers(self) -> str:
+        """Sorted set: workers by the time of their last heartbeat."""
+        return f"{self.namespace}:workers"
+
+    @property
+    def sweeper(self) -> str:
+        """Lock of the one worker that sweeps."""
+        return f"{self.namespace}:sweeper"
+
+    def job(self, job_id: str) -> str:
+        """Hash: the record."""
+        return f"{self.namespace}:job:{job_id}"
+
+    def images(self, job_id: str) -> str:
+        """Hash: index of the image -> PNG."""
+        return f"{self.namespace}:images:{job_id}"
+
+    def events(self, job_id: str) -> str:
+        """Stream: changes of state."""
+        return f"{self.namespace}:events:{job_id}"
+
+    def worker(self, worker_id: str) -> str:
+        """The last heartbeat, as JSON; it expires with the worker."""
+        return f"{self.namespace}:worker:{worker_id}"
+
+    def recent(self, owner: str) -> str:
+        """Sorted set: the owner's jobs, by their number."""
+        return f"{self.namespace}:recent:{owner}"
+
+    def idempotency(self, owner: str, key: str) -> str:
+        """Hash: the job of this key, and the request."""
+        return f"{self.namespace}:idempotency:{owner}:{key}"
+
+    def rate(self, caller: str, minute: int) -> str:
+        """Counter of the caller's requests in this minute since 1970."""
+        return f"{self.namespace}:rate:{caller}:{minute}"
+
+    def attention(self, job_id: str, image: int, layer: str) -> str:
+        """The map, or the reason why there is none."""
+        return f"{self.namespace}:attention:{job_id}:{image}:{layer}"
+
+    def attention_claim(self, job_id: str, image: int, layer: str) -> str:
+        """Set while a map is being made."""
+        return f"{self.namespace}:attention-claim:{job_id}:{image}:{layer}"
+
+    def channel(self, node: str) -> str:
+        """Pub/sub channel of one API process."""
+        return f"{self.namespace}:news:{node}"
+
+    def watchers(self, key: str) -> str:
+        """Set: API processes to tell of each change of a job or map."""
+        return f"{self.namespace}:watchers:{key}"

@@ -1,0 +1,83 @@
+-- What every script on jobs shares; it stands before each of them. ARGV[1] is the prefix of all keys.
+-- Scripts build the keys of a job themselves: they need one Redis, not a cluster. The clock is that of Redis,
+-- so the times of a job agree whatever machines the API and the workers run on.
+
+local prefix = ARGV[1]
+local queued, open, held = prefix .. 'queued', prefix .. 'open', prefix .. 'held'
+
+local clock
+local function now()
+  if not clock then
+    local t = redis.call('TIME')
+    clock = tonumber(t[1]) + tonumber(t[2]) / 1e6
+  end
+  return clock
+end
+
+local function job(id) return prefix .. 'job:' .. id end
+local function images(id) return prefix .. 'images:' .. id end
+local function events(id) return prefix .. 'events:' .. id end
+local function watchers(id) return prefix .. 'watchers:' .. id end
+local function is_open(state) return state == 'queued' or state == 'running' end
+
+-- Record a change of state: a stream that clients replay.
+local function note(id, state, done) redis.call('XADD', events(id), '*', 'state', state, 'done', done) end
+
+-- Record a change and publish it to every API process that watches the job; returns their number.
+local function tell(id, state, done)
+  note(id, state, done)
+  local nodes = redis.call('SMEMBERS', watchers(id))
+  for _, node in ipairs(nodes) do redis.call('PUBLISH', prefix .. 'news:' .. node, id) end
+  return #nodes
+end
+
+local function hold(id, worker)
+  redis.call('HSET', job(id), 'worker', worker)
+  redis.call('HSET', held, id, worker)
+end
+
+local function run(id)
+  local time = string.format('%.6f', now())
+  redis.call('HSETNX', job(id), 'started_at', time)
+  redis.call('HSET', job(id), 'state', 'running')
+  redis.call('ZREM', queued, id)
+end
+
+local answers = {}  -- node -> pieces of one message, to all who wait there
+local ends = {}  -- state -> how many jobs end in it now
+
+-- End a job. image: the PNG of a job of one image; '' for any other.
+local function finish(id, state, reason, image, result_ttl, record_ttl)
+  local time = now()
+  local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
+  redis.call('HSET', job(id), 'state', state, 'error', reason, 'worker', '',
+             'finished_at', finished, 'expires_at', expires)
+  redis.call('ZREM', queued, id)
+  redis.call('SREM', open, id)
+  redis.call('HDEL', held, id)
+  ends[state] = (ends[state] or 0) + 1
+  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at')
+  local node, done = record[1] or '', record[2]
+  if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end
+  if node ~= '' then
+    -- this alone answers whoever waits: the fields that changed, and the image
+    local changes = cjson.encode({state, reason, done, record[3], record[4] or '', finished, expires})
+    -- in pieces: Lua hashes each string it makes, byte by byte, and images are long
+    local pieces = answers[node] or {}
+    for _, piece in ipairs({id, ' ', #changes + 1 + #image, '\n', changes, '\n', image}) do
+      table.insert(pieces, piece)
+    end
+    answers[node] = pieces
+  end
+  redis.call('EXPIRE', images(id), result_ttl)
+  redis.call('EXPIRE', events(id), result_ttl)
+  redis.call('EXPIRE', job(id), result_ttl + record_ttl)
+end
+
+-- Run once, after the last finish().
+local function finish_all()
+  for state, count in pairs(ends) do redis.call('HINCRBY', prefix .. 'ended', state, count) end
+  for node, pieces in pairs(answers) do
+    redis.call('PUBLISH', prefix .. 'news:' .. node, table.concat(pieces))
+  end
+end
