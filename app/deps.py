@@ -8,8 +8,6 @@ from typing import Annotated, ParamSpec, Protocol, TypeVar, cast
 import anyio.to_thread
 from anyio import CapacityLimiter
 from fastapi import Depends, Path, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ValidationError
 
 from app import security
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
@@ -21,7 +19,6 @@ from jobs.job import Job, ModelInfo
 
 P = ParamSpec("P")
 T = TypeVar("T")
-M = TypeVar("M", bound=BaseModel)
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
@@ -85,7 +82,7 @@ async def caller_of(request: Request) -> str:
 Caller = Annotated[str, Depends(caller_of)]
 
 
-async def paced(request: Request) -> str:
+async def _paced(request: Request) -> str:
     """The caller, this request of theirs counted. Raises Unauthorised, TooManyRequests."""
     caller, limit = await caller_of(request), state(request).settings.rate_limit
     if limit is not None:
@@ -94,6 +91,9 @@ async def paced(request: Request) -> str:
         who = caller if caller != security.EVERYBODY else host
         await security.within_rate(state(request).store, who, limit)
     return caller
+
+
+Paced = Annotated[str, Depends(_paced)]
 
 
 async def _found(
@@ -106,21 +106,8 @@ async def _found(
     return await state(request).store.get(job_id, caller)
 
 
-Found = Annotated[
-    Job, Depends(_found)
-]  # the job of the path; 404 unless it is the caller's, 410 once expired
-
-
-async def body_as(model: type[M], request: Request) -> M:
-    """The body as `model`, whatever its Content-Type says; no body at all is all defaults.
-
-    pydantic reads the bytes itself: NaN, lone surrogates, depth and digits beyond reason end as 422.
-    """
-    try:
-        return model.model_validate_json(await request.body() or b"{}")
-    except ValidationError as error:
-        findings = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in findings]) from error
+# the job of the path; 404 unless it is the caller's, 410 once expired
+Found = Annotated[Job, Depends(_found)]
 
 
 async def served_model(store: JobClient, name: str | None) -> ModelInfo:

@@ -6,7 +6,6 @@ from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
-from pydantic import BaseModel
 
 from app.schemas import ProblemOut
 
@@ -68,15 +67,6 @@ def _problem(status: int) -> dict[str, Any]:
             "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds; absent: in vain."}
         }
     return response
-
-
-def body_example(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI requestBody of a model whose bytes a route reads by itself."""
-    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
-    return {
-        "required": "class_id" in schema.get("required", ()),
-        "content": {"application/json": {"schema": schema}},
-    }
 
 
 def describe(app: FastAPI, *, with_keys: bool) -> None:

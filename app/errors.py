@@ -220,8 +220,9 @@ def invalid(error: RequestValidationError) -> Invalid:
     """FastAPI's and pydantic's findings as one sentence, and one by one under `errors`."""
     found = [
         {
-            # "body.count", not "body.class_id.int": the branch of a union is our matter
-            "at": ".".join(str(part) for part in finding["loc"][:2]),
+            # "body.count", not "body.class_id.int": the branch of a union is our matter;
+            # "body", not "body.17": the place of a syntax error is no field
+            "at": ".".join(part for part in finding["loc"][:2] if isinstance(part, str)),
             "message": str(finding["msg"]),
         }
         for finding in error.errors()
@@ -249,8 +250,11 @@ def handle_errors(app: FastAPI) -> None:
     async def _(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
         match error.status_code:
+            case 400:  # FastAPI's answer to bytes that json.loads refuses for another reason than syntax
+                reason = "not JSON in UTF-8, or a number or depth beyond reason"
+                problem: Problem = Invalid(f"body: {reason}.", errors=[{"at": "body", "message": reason}])
             case 404:
-                problem: Problem = NotFound("There is nothing at this address. See /docs for what there is.")
+                problem = NotFound("There is nothing at this address. See /docs for what there is.")
             case 405:
                 problem = MethodNotAllowed(f"Use {headers.get('Allow', 'another method')} here. See /docs.")
             case _:

@@ -58,9 +58,8 @@ def takes_gzip(request: Request) -> bool:
     return quality(request.headers.get("accept-encoding") or "identity", "gzip") > 0
 
 
-def idempotency_key(request: Request) -> str | None:
-    """The Idempotency-Key, or None without one; Invalid unless it is 1 to 255 visible ASCII characters."""
-    key = request.headers.get("idempotency-key")
+def checked_key(key: str | None) -> str | None:
+    """An Idempotency-Key as it came. Raises Invalid unless it is 1 to 255 visible ASCII characters."""
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise Invalid("Idempotency-Key must be 1 to 255 visible ASCII characters, such as a UUID.")
     return key

@@ -3,7 +3,8 @@
 from datetime import datetime
 from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic_core import from_json
 
 from jobs.job import Job, ModelInfo, State
 
@@ -37,6 +38,12 @@ class GenerateIn(BaseModel):
     )
     model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
     priority: int = Field(5, ge=0, le=9, description="9 is most urgent.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, body: object) -> object:
+        # FastAPI hands on the bytes unless their Content-Type is JSON; `curl -d` calls them a form
+        return from_json(body) if isinstance(body, bytes) else body
 
 
 class GenerateAnyIn(GenerateIn):

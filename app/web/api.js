@@ -96,7 +96,7 @@ export async function ask(link, options = {}) {
 
 export const get = async (link, options) => read(await (await ask(link, options)).text());
 
-/** Queues a job; `recipe` is {model, class_id, count, truncation, seed: digits or null}. */
+/** Queues a job; the argument is {model, class_id, count, truncation, seed: digits or null}. */
 export async function generate({ class_id, seed, ...rest }) {
   const body = write(seed === null ? rest : { ...rest, seed });
   const headers = { "Content-Type": "application/json" };

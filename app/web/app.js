@@ -5,7 +5,7 @@ import { $, announce, images, spoken } from "./dom.js";
 import { Form, classesOf } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Inspector } from "./inspector.js";
-import { linkTo, makes, recipeIn } from "./link.js";
+import { linkTo, makes, specIn } from "./link.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
 const PAGE = 12; // jobs at a time
@@ -73,11 +73,11 @@ function askForKey() {
   });
 }
 
-async function make(recipe) {
+async function make(spec) {
   complain(null);
   $("#generate").disabled = true;
   try {
-    const job = await generate(recipe);
+    const job = await generate(spec);
     announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
     const card = gallery.add(job, { first: true });
     if (card.root.getBoundingClientRect().top > innerHeight * 0.8) {
@@ -107,31 +107,31 @@ function look(job, k) {
 
 /** Makes what a link asks for, or finds it among the jobs that are here, and opens its image. */
 async function followLink(search) {
-  const recipe = recipeIn(search);
-  if (recipe === null) return;
-  const model = recipe.model === null ? models[0] : models.find(({ name }) => name === recipe.model);
+  const spec = specIn(search);
+  if (spec === null) return;
+  const model = spec.model === null ? models[0] : models.find(({ name }) => name === spec.model);
   if (model === undefined) {
-    return complain(`The link asks for the model "${recipe.model}", which no worker here has loaded.`);
+    return complain(`The link asks for the model "${spec.model}", which no worker here has loaded.`);
   }
-  const wanted = { ...recipe, hash: model.hash };
+  const wanted = { ...spec, hash: model.hash };
   let card = gallery.all.find((one) => makes(one.job, wanted) && !one.expired);
   if (card === undefined) {
     const known = (await classesOf(model.name)).find(
-      ({ id, name }) => name === recipe.class_name || String(id) === recipe.class_name,
+      ({ id, name }) => name === spec.class_name || String(id) === spec.class_name,
     );
-    if (known === undefined) return complain(`The model "${model.name}" has no class "${recipe.class_name}".`);
-    await form.fill({ ...recipe, model: model.name, class_name: known.name });
-    const { seed, count, truncation } = recipe;
+    if (known === undefined) return complain(`The model "${model.name}" has no class "${spec.class_name}".`);
+    await form.fill({ ...spec, model: model.name, class_name: known.name });
+    const { seed, count, truncation } = spec;
     card = await make({ model: model.name, class_id: known.id, seed, count, truncation });
     if (card === null) return;
   }
-  if (!model.hash.startsWith(recipe.hash)) {
+  if (!model.hash.startsWith(spec.hash)) {
     complain(`This link was made with another version of the model "${model.name}": the image is not the same.`);
   }
-  if (recipe.image === null) return;
+  if (spec.image === null) return;
   try {
-    await card.ready(recipe.image);
-    look(card.job, recipe.image);
+    await card.ready(spec.image);
+    look(card.job, spec.image);
   } catch (problem) {
     complain(problem.message);
   }

@@ -17,14 +17,14 @@ export async function classesOf(model) {
 }
 
 export class Form {
-  /** `submitted(recipe)` is called with {model, class_id, count, truncation, seed: digits or null}. */
+  /** `submitted(spec)` is called with {model, class_id, count, truncation, seed: digits or null}. */
   constructor(submitted) {
     this.root = $("#form");
     this.models = [];
     this.root.addEventListener("submit", (event) => {
       event.preventDefault();
-      const recipe = this.read();
-      if (recipe !== null) submitted(recipe);
+      const spec = this.read();
+      if (spec !== null) submitted(spec);
     });
     this.root.addEventListener("input", () => this.show());
     $("#model").addEventListener("change", () => this.useModel());
@@ -102,7 +102,7 @@ export class Form {
     $("#filter-count").textContent = words.length ? `${found} of ${labels.length}` : `${labels.length}`;
   }
 
-  /** Fills the form with a recipe, so that it can be made again or varied. */
+  /** Fills the form with a spec, to make its images again or vary them. */
   async fill({ model, class_name, count, seed, truncation }) {
     if (this.models.some(({ name }) => name === model) && $("#model").value !== model) {
       $("#model").value = model;
@@ -131,15 +131,15 @@ export class Form {
       $("#seed").focus();
       return null;
     }
-    const recipe = {
+    const spec = {
       model: $("#model").value,
       class_id: Number($("#classes input:checked").value),
       count: Number($("#count").value),
       truncation: Number($("#truncation").value),
       seed: seed === "" ? null : BigInt(seed).toString(),
     };
-    remember({ ...recipe, class_name: this.chosen, seed });
-    return recipe;
+    remember({ ...spec, class_name: this.chosen, seed });
+    return spec;
   }
 }
 

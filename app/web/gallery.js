@@ -4,12 +4,12 @@ import { at, cancel, ended, follow, source } from "./api.js";
 import { $, announce, copy, flash, h, icon, images, ordinal, spoken } from "./dom.js";
 import { linkTo } from "./link.js";
 
-const PAUSES_MS = [500, 3000]; // before an image that did not come is asked for again
+const PAUSES_MS = [500, 3000]; // before each new try to fetch an image of a job that has ended
 
 export class Gallery {
   /**
-   * `open(job, k)` looks into an image; `again(spec)` takes a recipe back to the form; `grown(card)` is called
-   * when there is news of a job.
+   * `open(job, k)` looks into an image; `again(spec)` takes a spec back to the form; `grown(card)` hears the
+   * news of a job.
    */
   constructor(actions) {
     this.root = $("#jobs");
@@ -80,7 +80,7 @@ class Card {
     const { spec } = this.job;
     const seed = h(
       "button",
-      { type: "button", class: "seed", title: "Use this recipe again", onclick: () => this.actions.again(spec) },
+      { type: "button", class: "seed", title: "Use this spec again", onclick: () => this.actions.again(spec) },
       icon("again"),
       h("span", {}, `seed ${spec.seed}`),
     );
@@ -102,7 +102,12 @@ class Card {
     picture.addEventListener("load", () => (tile.dataset.state = "ready"));
     const pauses = [...PAUSES_MS];
     picture.addEventListener("error", () => {
-      // an image may have expired since, or the service is away for a moment
+      if (!ended(this.job)) {
+        // `done` counts images, and two forwards may end in either order: the next news asks again
+        tile.disabled = true;
+        return;
+      }
+      // the service may be away for a moment; else the image has expired
       if (pauses.length > 0) {
         setTimeout(() => this.load(k), pauses.shift());
         return;

@@ -1,24 +1,24 @@
 /** One image, large: move over it and see at once where that point attended. */
 
 import { Problem, at, ended, source } from "./api.js";
-import { fetchMap, heat } from "./attention.js";
+import { fetchMap } from "./attention.js";
 import { $, announce, copy, flash, h, percent, spoken } from "./dom.js";
 import { linkTo } from "./link.js";
+import { drawHeat, drawMarks, drawRing } from "./marks.js";
 
-// As in the service's figure (app/overlay.py); told apart by people who see fewer colours, too (Okabe, Ito 2008).
+// The colours of the service's figure (app/overlay.py), which the colour-blind can tell apart (Okabe, Ito 2008).
 const PIN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#f0e442"];
-const QUIET = 0.65; // how much of the overlay's strength is left where nothing is attended to
 const THUMB = 88; // CSS pixels
-const PATIENCE = 20; // how often a map that is not ready yet is asked for again
+const PATIENCE = 20; // more tries for a map that is not ready yet
 
 // Under these shares a vivid map may mean little, and the page says so.
-const NEARLY_SHUT = 0.01; // as in the figure of the service
+const NEARLY_SHUT = 0.01; // the figure of the service warns below the same share
 const WEAK = 0.1;
 
 export class Inspector {
   /**
-   * `modelOf(name)` is what is known of a model, or undefined; `moved(job, k)` is called when the person goes on
-   * to another image, `closed()` when the dialog has closed.
+   * `modelOf(name)` is a model of the service, or undefined. `moved(job, k)` is called when another image is
+   * shown, `closed()` when the dialog has closed.
    */
   constructor({ modelOf, moved, closed }) {
     this.dialog = $("#inspector");
@@ -62,7 +62,7 @@ export class Inspector {
       this.stage.focus();
     });
     $("#copy-link").addEventListener("click", () => this.give($("#copy-link"), linkTo(this.job, this.k).href));
-    $("#copy-recipe").addEventListener("click", () => this.give($("#copy-recipe"), $("#recipe").textContent));
+    $("#copy-spec").addEventListener("click", () => this.give($("#copy-spec"), $("#spec").textContent));
   }
 
   /** Opens image `k` of a job whose images are there up to `done`. */
@@ -75,29 +75,16 @@ export class Inspector {
     $("#previous").disabled = k === 0;
     $("#next").disabled = k >= done - 1;
     this.stage.setAttribute("aria-label", `${name}, image ${k + 1}`);
-    source(job.links.images[k]).then(
-      (address) => this.job === job && this.k === k && (this.picture.src = address),
-      (problem) => this.without(problem.message),
-    );
     this.picture.alt = `${name}, image ${k + 1} of ${spec.count}`;
+    this.showPicture();
 
     const file = `${spec.class_name}-${spec.seed}-${k}.png`;
     Object.assign($("#download"), { href: at(job.links.images[k]), download: file });
     $("#job-link").href = at(job.links.self);
-    $("#recipe").textContent = recipeText(spec, k);
+    $("#spec").textContent = specText(spec, k);
 
     const sites = this.modelOf(spec.model)?.attention;
-    const layers = $("#layer");
-    if (layers.dataset.model !== spec.model_hash) {
-      layers.dataset.model = spec.model_hash;
-      layers.replaceChildren(...(sites ?? []).map((site) =>
-        h("option", { value: site.name }, `${site.name} (γ ${round(site.gamma)})`)));
-      // the site whose gate is widest open says most
-      const widest = [...(sites ?? [])].sort((a, b) => Math.abs(b.gamma) - Math.abs(a.gamma))[0];
-      if (widest !== undefined) layers.value = widest.name;
-    }
-    $("#layer-field").hidden = layers.options.length < 2;
-
+    this.offerLayers(spec.model_hash, sites ?? []);
     if (!this.dialog.open) {
       this.dialog.showModal();
       this.stage.focus();
@@ -113,11 +100,34 @@ export class Inspector {
     }
   }
 
-  /** There is news of a job: perhaps of the one that is open. */
+  offerLayers(model, sites) {
+    const layers = $("#layer");
+    if (layers.dataset.model !== model) {
+      layers.dataset.model = model;
+      layers.replaceChildren(...sites.map((site) =>
+        h("option", { value: site.name }, `${site.name} (γ ${round(site.gamma)})`)));
+      // the site whose gate is widest open says most
+      const widest = [...sites].sort((a, b) => Math.abs(b.gamma) - Math.abs(a.gamma))[0];
+      if (widest !== undefined) layers.value = widest.name;
+    }
+    $("#layer-field").hidden = layers.options.length < 2;
+  }
+
+  showPicture() {
+    const { job, k } = this;
+    source(job.links.images[k]).then(
+      (address) => this.job.id === job.id && this.k === k && (this.picture.src = address),
+      (problem) => this.without(problem.message),
+    );
+  }
+
+  /** There is news of a job, which may be the one that is open. */
   grown(job, done) {
     if (!this.dialog.open || job.id !== this.job.id) return;
     const waited = !ended(this.job);
     Object.assign(this, { job, done });
+    // an image that `done` counts need not be the one that is shown
+    if (this.picture.complete && this.picture.naturalWidth === 0) this.showPicture();
     $("#next").disabled = this.k >= done - 1;
     if (waited && ended(job) && this.hasSites) this.load();
   }
@@ -288,7 +298,7 @@ export class Inspector {
   }
 
   drawPins() {
-    $("#opacity").disabled = $("[name=view]:checked", this.dialog).value !== "overlay";
+    $("#opacity").disabled = this.view !== "overlay";
     $("#pins-field").hidden = this.pins.length === 0;
     $("#pins").replaceChildren(...(this.map === null ? [] : this.pins).map((pin, number) => {
       const scale = devicePixelRatio;
@@ -298,8 +308,8 @@ export class Inspector {
         context.imageSmoothingEnabled = document.body.dataset.pixels !== "sharp";
         context.drawImage(this.picture, 0, 0, canvas.width, canvas.height);
       }
-      this.drawHeat(context, pin);
-      this.drawMarks(context, pin, pin.colour, scale);
+      drawHeat(context, this.map, pin, this.view, this.strength);
+      drawMarks(context, this.map, pin, pin.colour, 4);
       const button = h("button", {
         type: "button",
         "aria-label": `Show pinned point ${number + 1}`,
@@ -321,7 +331,15 @@ export class Inspector {
 
   // --- drawing ----------------------------------------------------------
 
-  /** Draws with the next frame; however fast the pointer moves, once a frame. */
+  get view() {
+    return $("[name=view]:checked", this.dialog).value;
+  }
+
+  get strength() {
+    return Number($("#opacity").value);
+  }
+
+  /** Draws with the next frame: once a frame, however fast the pointer moves. */
   draw() {
     this.frame ??= requestAnimationFrame(() => {
       this.frame = undefined;
@@ -340,38 +358,10 @@ export class Inspector {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (this.map === null) return;
-    this.drawHeat(context, this.point);
-    for (const pin of this.pins) ring(context, pin, pin.colour, scale, 5);
-    this.drawMarks(context, this.point, "#ffffff", scale);
+    drawHeat(context, this.map, this.point, this.view, this.strength);
+    for (const pin of this.pins) drawRing(context, pin, pin.colour, 5);
+    drawMarks(context, this.map, this.point, "#ffffff", 8);
     this.read();
-  }
-
-  drawHeat(context, point) {
-    const view = $("[name=view]:checked", this.dialog).value;
-    if (view === "image") return;
-    const look = this.map.look(this.map.cell(point.x, point.y));
-    context.globalAlpha = view === "heatmap" ? 1 : Number($("#opacity").value);
-    context.imageSmoothingEnabled = true;
-    context.imageSmoothingQuality = "low"; // bilinear: the fine points are dense enough
-    const picture = heat(look, this.map.key_grid, view === "heatmap" ? 1 : QUIET);
-    context.drawImage(picture, 0, 0, context.canvas.width, context.canvas.height);
-    context.globalAlpha = 1;
-  }
-
-  /** The point, and an arrow from it to the cell it attends to most. */
-  drawMarks(context, point, colour, scale) {
-    const most = this.map.look(this.map.cell(point.x, point.y));
-    const { width, height } = context.canvas;
-    const [rows, columns] = this.map.key_grid;
-    const cell = [(most.x - 0.5 / columns) * width, (most.y - 0.5 / rows) * height, width / columns, height / rows];
-    for (const [style, thick] of [["rgb(0 0 0 / 0.55)", 4], [colour, 2]]) {
-      context.strokeStyle = style;
-      context.lineWidth = thick * scale;
-      context.lineJoin = context.lineCap = "round";
-      context.strokeRect(...cell);
-      arrow(context, point, most, scale);
-    }
-    ring(context, point, colour, scale, width > THUMB * scale ? 8 : 4);
   }
 
   read() {
@@ -397,38 +387,11 @@ export class Inspector {
   }
 }
 
-function ring(context, { x, y }, colour, scale, radius) {
-  for (const [style, thick] of [["rgb(0 0 0 / 0.55)", 5], [colour, 2.5]]) {
-    context.strokeStyle = style;
-    context.lineWidth = thick * scale;
-    context.beginPath();
-    context.arc(x * context.canvas.width, y * context.canvas.height, radius * scale, 0, 2 * Math.PI);
-    context.stroke();
-  }
-}
-
-function arrow(context, from, to, scale) {
-  const { width, height } = context.canvas;
-  const [x, y] = [to.x * width, to.y * height];
-  const [dx, dy] = [x - from.x * width, y - from.y * height];
-  const length = Math.hypot(dx, dy);
-  if (length < 18 * scale) return; // it attends to itself: the ring and the cell say so
-  const [ux, uy] = [dx / length, dy / length];
-  const head = Math.min(9 * scale, length / 4);
-  context.beginPath();
-  context.moveTo(from.x * width + ux * 9 * scale, from.y * height + uy * 9 * scale);
-  context.lineTo(x, y);
-  context.moveTo(x - head * (ux + uy * 0.6), y - head * (uy - ux * 0.6));
-  context.lineTo(x, y);
-  context.lineTo(x - head * (ux - uy * 0.6), y - head * (uy + ux * 0.6));
-  context.stroke();
-}
-
 const round = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
-function recipeText(spec, k) {
+function specText(spec, k) {
   const { model, model_hash, precision, class_id, class_name, seed, truncation } = spec;
-  const recipe = { model, model_hash, precision, class_id, class_name, seed, index: k, truncation };
-  // a number in JSON, and all its digits
-  return JSON.stringify(recipe, null, 2).replace(`"seed": "${seed}"`, `"seed": ${seed}`);
+  const shown = { model, model_hash, precision, class_id, class_name, seed, index: k, truncation };
+  // the seed is a number in JSON, with all its digits
+  return JSON.stringify(shown, null, 2).replace(`"seed": "${seed}"`, `"seed": ${seed}`);
 }

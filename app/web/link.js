@@ -1,4 +1,4 @@
-/** A recipe as a link: the query string from which this page makes the same image again. */
+/** The spec of an image as a link: this page makes the same image again from its query string. */
 
 import { MAX_SEED } from "./api.js";
 
@@ -19,8 +19,8 @@ export function linkTo({ spec }, k = null) {
   return url;
 }
 
-/** The recipe in a query string, or null where there is none; numbers out of range fall back to their defaults. */
-export function recipeIn(search) {
+/** The spec in a query string; null without one. A number out of range becomes its default. */
+export function specIn(search) {
   const query = new URLSearchParams(search);
   const [name, seed] = [query.get("class"), query.get("seed")];
   if (name === null || !/^\d{1,19}$/.test(seed ?? "") || BigInt(seed) > MAX_SEED) return null;
@@ -35,22 +35,22 @@ export function recipeIn(search) {
     hash: query.get("hash") ?? "",
     class_name: name,
     seed: BigInt(seed).toString(),
-    // image k depends on the seed and k alone, so that a longer job holds the same image
+    // image k depends on the seed and k alone: a longer job holds the same image
     count: Math.max(whole("count", 1, 1, 64), (image ?? 0) + 1),
     truncation: truncation > 0 && truncation <= 1 ? truncation : 1,
     image,
   };
 }
 
-/** Whether a job made (or makes) exactly what the recipe asks for. */
-export function makes({ spec, state }, recipe) {
+/** Whether a job makes, or made, the images of `asked`, which is a spec as `specIn` reads it. */
+export function makes({ spec, state }, asked) {
   return (
-    (recipe.model === null || spec.model === recipe.model) &&
-    spec.model_hash.startsWith(recipe.hash) &&
-    (spec.class_name === recipe.class_name || String(spec.class_id) === recipe.class_name) &&
-    spec.seed === recipe.seed &&
-    spec.truncation === recipe.truncation &&
-    (recipe.image === null ? spec.count === recipe.count : spec.count > recipe.image) &&
+    (asked.model === null || spec.model === asked.model) &&
+    spec.model_hash.startsWith(asked.hash) &&
+    (spec.class_name === asked.class_name || String(spec.class_id) === asked.class_name) &&
+    spec.seed === asked.seed &&
+    spec.truncation === asked.truncation &&
+    (asked.image === null ? spec.count === asked.count : spec.count > asked.image) &&
     state !== "failed" &&
     state !== "cancelled"
   );

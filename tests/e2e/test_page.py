@@ -176,8 +176,8 @@ def test_the_png_and_the_figure_can_be_had(visit: Visitor) -> None:
     assert parse_qs(urlsplit(figure).query)["points"] == ["6,22"]
     answer = page.request.get(figure)
     assert (answer.status, answer.headers["content-type"]) == (200, "image/png")
-    recipe = json.loads(page.locator("#recipe").text_content() or "")
-    assert (recipe["seed"], recipe["index"], recipe["class_name"]) == (5, 1, "truck")
+    spec = json.loads(page.locator("#spec").text_content() or "")
+    assert (spec["seed"], spec["index"], spec["class_name"]) == (5, 1, "truck")
 
 
 def test_images_are_still_there_after_a_reload(visit: Visitor) -> None:
@@ -233,6 +233,38 @@ def test_an_image_that_does_not_come_at_once_is_asked_for_again(visit: Visitor) 
     assert len(refused) >= 1
     page.unroute("**/images/0")
     assert all("ERR_FAILED" in error for error in visitor.errors)
+    visitor.errors.clear()
+
+
+def test_an_image_that_is_counted_before_it_is_there_is_asked_for_at_each_news(
+    visit: Visitor, service: Service
+) -> None:
+    """Two forwards of a job may end in either order: the first image made need not be image 0."""
+    visitor = visit()
+    page = visitor.page
+    polls = 0
+
+    def one_is_made(route: Route) -> None:
+        nonlocal polls
+        polls += 1
+        if polls > 4:
+            service.signal_worker(signal.SIGCONT)
+            route.continue_()
+        else:
+            job = route.fetch().json()
+            route.fulfill(json=job | {"state": "running", "done": 1})
+
+    page.route("**/jobs/*/events", lambda route: route.fulfill(status=204))  # the page then polls
+    page.route("**/jobs/*", one_is_made)
+    service.signal_worker(signal.SIGSTOP)
+    try:
+        visitor.generate("cat", 2, wait=False)
+        expect(page.locator(".job:first-child .tile[data-state=ready]")).to_have_count(2, timeout=30_000)
+    finally:
+        service.signal_worker(signal.SIGCONT)
+    early = [request for request in visitor.requests if request.url.endswith("/images/0")]
+    assert len(early) > 1
+    assert all("409" in error for error in visitor.errors)
     visitor.errors.clear()
 
 

@@ -79,7 +79,7 @@ async def test_a_class_that_is_neither_number_nor_name(client: httpx.AsyncClient
         (b'{"priority": -1}', "body.priority"),
         (b'{"model": 7}', "body.model"),
         (b'{"model": ""}', "body.model"),
-        (b'{"model": "\\ud800"}', "body"),
+        (b'{"model": "\\ud800"}', "body.model"),
         (b'{"cuont": 4}', "body.cuont"),
         (b'{"class_id": 3}', "body.class_id"),
         (b"not json", "body"),
@@ -97,6 +97,16 @@ async def test_a_body_that_is_not_valid(client: httpx.AsyncClient, body: bytes, 
     reply = await client.post("/generate/3", content=body, headers={"Content-Type": "application/json"})
     assert_problem(reply, 422, "invalid", at)
     assert reply.json()["errors"][0]["at"] == at
+
+
+@pytest.mark.parametrize("body", [b"not json", b"null", b'{"model": "\xff"}', b"9" * 5000, DEEP, b"\x00"])
+async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
+    client: httpx.AsyncClient, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    reply = await client.post("/generate/3", content=body, headers=headers)
+    assert_problem(reply, 422, "invalid", "body")
+    assert reply.json()["errors"][0]["at"] == "body"
 
 
 async def test_an_unknown_model_is_told_which_there_are(client: httpx.AsyncClient) -> None:

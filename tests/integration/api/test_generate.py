@@ -53,9 +53,7 @@ async def test_a_job_has_the_shape_that_clients_rely_on(client: httpx.AsyncClien
     assert datetime.fromisoformat(job["created_at"]).utcoffset() is not None
 
 
-async def test_a_class_by_number_by_name_or_in_the_body_is_one_recipe(
-    client: httpx.AsyncClient,
-) -> None:
+async def test_a_class_by_number_by_name_or_in_the_body_is_one_spec(client: httpx.AsyncClient) -> None:
     replies = [
         await client.post("/generate/3", json={"seed": 5}, headers=WAIT),
         await client.post("/generate/Cat", json={"seed": 5}, headers=WAIT),
@@ -68,6 +66,16 @@ async def test_a_class_by_number_by_name_or_in_the_body_is_one_recipe(
     assert all(spec == specs[0] for spec in specs)
     pngs = [(await client.get(reply.json()["links"]["images"][0])).content for reply in replies]
     assert all(png == pngs[0] for png in pngs)
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/x-www-form-urlencoded"}])
+async def test_a_body_is_json_whatever_its_content_type_says(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    """`curl -d` says that it sends a form."""
+    reply = await client.post("/generate/3", content=b'{"count": 2, "seed": 7}', headers=headers)
+    assert reply.status_code == 202
+    assert (reply.json()["spec"]["count"], reply.json()["spec"]["seed"]) == (2, 7)
 
 
 async def test_a_missing_seed_is_drawn_and_a_browser_can_hold_it(client: httpx.AsyncClient) -> None:

@@ -89,9 +89,16 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
     assert "HTTPValidationError" not in schema["components"]["schemas"]
     assert schema["components"]["schemas"]["Problem"]["properties"].keys() >= {"type", "title", "detail"}
     post = schema["paths"]["/generate/{class_id}"]["post"]
-    body = post["requestBody"]["content"]["application/json"]["schema"]
+    assert not post["requestBody"].get("required")
+    reference = post["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+    body = schema["components"]["schemas"][reference.rsplit("/", 1)[1]]
     assert body["properties"]["count"]["maximum"] == 64
     assert body["examples"]
+    assert {parameter["name"] for parameter in post["parameters"]} == {
+        "class_id",
+        "Prefer",
+        "Idempotency-Key",
+    }
     for status in ("401", "403", "413", "422", "429", "503"):
         problem = post["responses"][status]["content"]["application/problem+json"]
         assert problem["example"]["status"] == int(status)
