@@ -1,5 +1,7 @@
-"""A worker whose engine is slow (TEST_SLOW, seconds a forward), dies of one seed (TEST_POISON) or fails with
-another (TEST_BROKEN).
+"""A worker with an odd engine.
+
+TEST_SLOW: seconds that each forward takes longer. TEST_POISON: a seed that kills the worker. TEST_BROKEN: a
+seed whose forward fails.
 """
 
 from __future__ import annotations
