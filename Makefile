@@ -1,32 +1,44 @@
-# make run: everything on http://127.0.0.1:8000.  make test: all checks.  Both set up what they need.
+# Each target sets up what it needs. `make help` lists them from the comments beside them.
 PYTHON ?= python3
 PORT ?= 8000
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -c constraints.txt
+# a file's tests stay together, so that they share the services they start
+TESTS = $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test check browser clean help
+.PHONY: run test test-fast coverage check browser clean help
 
-help:
-	@sed -n 's/^# *//;1p' Makefile
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1\t\2/p' Makefile | expand -t 14
 
-run: $(VENV)/.run
+run: $(VENV)/.run  ## serve on http://127.0.0.1:8000 until Ctrl-C (PORT=... for another port)
 	@exec $(BIN)/sagan serve --port $(PORT)
 
-test: $(VENV)/.test browser check
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(VENV)/.test browser check  ## every check and test (PYTEST='...': more arguments of pytest's)
+	$(TESTS) $(PYTEST)
 
-check: $(VENV)/.test
+test-fast: $(VENV)/.test  ## the tests that start no service, browser or training of their own
+	$(TESTS) -m 'not slow' $(PYTEST)
+
+coverage: $(VENV)/.test browser  ## every test, then the statements that none of them ran
+	$(TESTS) --cov $(PYTEST)
+
+check: $(VENV)/.test  ## lint, format and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A browser for the tests of the page: one on PATH, else Playwright's own, else Debian's.
-browser: $(VENV)/.test
+# one on PATH, else Playwright's own, else Debian's
+browser: $(VENV)/.test  ## install a browser for the tests of the page, where there is none
 	@command -v chromium chromium-browser google-chrome >/dev/null \
 	|| $(BIN)/python -m playwright install chromium \
 	|| { apt-get update -qq && apt-get install -y -qq chromium; } \
 	|| echo "No browser could be installed: the tests of the page will be skipped (in CI they fail)."
+
+clean:  ## remove the environment and what builds leave
+	rm -rf $(VENV) .sagan build dist *.egg-info
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -40,6 +52,3 @@ $(VENV)/.run: pyproject.toml constraints.txt
 $(VENV)/.test: $(VENV)/.run
 	$(INSTALL) -e '.[all,test]'
 	@touch $@
-
-clean:
-	rm -rf $(VENV) .sagan build dist *.egg-info

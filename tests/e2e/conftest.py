@@ -17,8 +17,9 @@ import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
+from forked import WorkerProcess
+from networks import random_checkpoint
 from serve.private_redis import PrivateRedis, free_port
-from support import random_checkpoint
 
 FLAGS = [
     "--no-sandbox",
@@ -41,33 +42,27 @@ class Service:
         self.redis = PrivateRedis(folder / "redis")
         self.redis.start()
         self.env = {
-            **os.environ,
             "SAGAN_REDIS_URL": self.redis.url,
             "SAGAN_CHECKPOINTS": str(folder / "checkpoints"),
-            "SAGAN_DEVICE": "cpu",
-            "SAGAN_PRECISION": "float32",  # the same on any machine
-            "SAGAN_THREADS": "1",
             **env,
         }
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.worker: subprocess.Popen[bytes] | None = None
+        self.apis: list[subprocess.Popen[bytes]] = []
+        self.worker: WorkerProcess | None = None
         self.url = self.start_api()
 
     def start_api(self, **env: str) -> str:
         """An API over this Redis, perhaps one more; returns its address."""
         port = free_port()
-        command = ["-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
+        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
         # an open event stream would keep uvicorn from ending
-        self._process(f"api-{port}", *command, "--timeout-graceful-shutdown", "1", **env)
+        command += ["--timeout-graceful-shutdown", "1"]
+        with (self.folder / f"api-{port}.log").open("wb") as log:
+            self.apis.append(
+                subprocess.Popen(command, env={**os.environ, **self.env, **env}, stdout=log, stderr=log)
+            )
         url = f"http://127.0.0.1:{port}/"
         self._wait(f"{url}health/live")
         return url
-
-    def _process(self, name: str, *command: str, **env: str) -> subprocess.Popen[bytes]:
-        with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen([sys.executable, *command], env=self.env | env, stdout=log, stderr=log)
-        self.processes.append(process)
-        return process
 
     def _wait(self, url: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
@@ -79,28 +74,25 @@ class Service:
                 pass  # not listening yet, or not ready yet
             logs = [file.read_text() for file in self.folder.glob("*.log")]
             assert time.monotonic() < deadline, "\n".join(logs)
-            time.sleep(0.1)
+            time.sleep(0.05)
 
     def start_worker(self) -> None:
-        self.worker = self._process("worker", "-m", "worker")
+        self.worker = WorkerProcess(self.env, self.folder / "worker.log")
 
     def ready(self) -> None:
         self._wait(f"{self.url}health/ready")
 
     def signal_worker(self, how: signal.Signals) -> None:
         assert self.worker is not None
-        self.worker.send_signal(how)
+        self.worker.send(how)
 
     def close(self) -> None:
-        for process in self.processes:
-            process.send_signal(signal.SIGCONT)
-            process.terminate()
-        for process in self.processes:
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        for api in self.apis:
+            api.terminate()
+        if self.worker is not None:
+            self.worker.close()
+        for api in self.apis:
+            api.wait(20)
         self.redis.stop()
 
 
@@ -109,7 +101,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with two attention sites and ten classes, and one without attention and with 120."""
     folder = tmp_path_factory.mktemp("networks")
     random_checkpoint(folder / "attentive.safetensors", CLASSES, attention=(8, 16), seed=1)
-    figures = {
+    figures: dict[str, object] = {
         "pretrained": {"generated": {"probe_accuracy_by_class": {"breed_003": 0.5, "breed_077": 0.97}}}
     }
     random_checkpoint(folder / "plain.safetensors", MANY, attention=(), seed=2, metrics=figures)
@@ -162,9 +154,8 @@ class Visit:
         self.requests: list[Request] = []
         self.errors: list[str] = []
         page.set_default_timeout(15_000)
-        page.on(
-            "request", lambda request: self.requests.append(request)
-        )  # not the bare method: Playwright marks it
+        # not the bare method: Playwright marks it
+        page.on("request", lambda request: self.requests.append(request))
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", self._heard)
         page.goto(url)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
 
@@ -15,69 +12,23 @@ import anyio
 import pytest
 from redis import Redis
 
+from forked import WorkerProcess
 from jobs.client import JobClient
-from jobs.job import Job, JobSpec, ModelInfo
+from jobs.job import Job, JobSpec, ModelInfo, WorkerInfo
 from jobs.settings import QueueSettings
 from jobs.wire import generate_list, generate_message
+from networks import random_checkpoint
 from serve.private_redis import PrivateRedis
-from support import random_checkpoint
 
 OWNER = "somebody"
 CLASSES = ("cat", "dog", "ship")
+ODD = Path(__file__).with_name("odd_worker.py")
 
 
-class WorkerProcess:
-    """A worker as `sagan worker` runs it, in a process of its own."""
-
-    def __init__(self, settings: QueueSettings, checkpoints: Path, script: list[str], **env: str) -> None:
-        self._log = checkpoints.parent / f"worker-{monotonic()}.log"
-        self._env = {
-            **os.environ,
-            "SAGAN_REDIS_URL": settings.redis_url,
-            "SAGAN_NAMESPACE": settings.namespace,
-            "SAGAN_RESULT_TTL": str(settings.result_ttl),
-            "SAGAN_RECORD_TTL": str(settings.record_ttl),
-            "SAGAN_HEARTBEAT_PERIOD": str(settings.heartbeat_period),
-            "SAGAN_WORKER_TTL": str(settings.worker_ttl),
-            "SAGAN_CHECKPOINTS": str(checkpoints),
-            "SAGAN_DEVICE": "cpu",
-            "SAGAN_PRECISION": "float32",  # the same on any machine
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-            "SAGAN_THREADS": "1",
-            **env,
-        }
-        self._command = [sys.executable, *script]
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self._command, env=self._env, stdout=log, stderr=log, start_new_session=True
-            )
-
-    @property
-    def output(self) -> str:
-        return self._log.read_text()
-
-    @property
-    def returncode(self) -> int | None:
-        return self._process.poll()
-
-    def kill(self) -> None:
-        """kill -9."""
-        self._process.send_signal(signal.SIGKILL)
-        self._process.wait()
-
-    def stop(self, how: signal.Signals = signal.SIGTERM, seconds: float = 20.0) -> float:
-        """End it in order; returns how many seconds that took."""
-        began = monotonic()
-        self._process.send_signal(how)
-        self._process.wait(seconds)
-        return monotonic() - began
-
-    def wait(self, seconds: float) -> int:
-        return self._process.wait(seconds)
-
-    def close(self) -> None:
-        if self._process.poll() is None:
-            self.kill()
+def environment(settings: QueueSettings, checkpoints: Path) -> dict[str, str]:
+    """What a worker is told of these settings."""
+    told = {f"SAGAN_{name.upper()}": str(value) for name, value in settings if value is not None}
+    return {**told, "SAGAN_CHECKPOINTS": str(checkpoints)}
 
 
 class Service:
@@ -92,8 +43,10 @@ class Service:
         self.store = JobClient.open(settings)
         self.workers: list[WorkerProcess] = []
 
-    def start_worker(self, *script: str, **env: str) -> WorkerProcess:
-        worker = WorkerProcess(self.settings, self.checkpoints, list(script or ("-m", "worker")), **env)
+    def start_worker(self, script: Path | None = None, **env: str) -> WorkerProcess:
+        """One more worker: `python -m worker`, or the script in its place."""
+        log = self.checkpoints.parent / f"worker-{monotonic()}.log"
+        worker = WorkerProcess(environment(self.settings, self.checkpoints) | env, log, script)
         self.workers.append(worker)
         return worker
 
@@ -156,10 +109,20 @@ class Service:
         return ended
 
     async def until(self, condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
-        """Wait until something is so that nobody tells about."""
+        """Ask until it is so: for what nobody announces."""
         with anyio.fail_after(seconds):
             while not await condition():  # noqa: ASYNC110
                 await anyio.sleep(0.02)
+
+    async def told(self) -> list[WorkerInfo]:
+        """The workers, once each has told of all that it did before."""
+        now = datetime.now(UTC)
+
+        async def all_have() -> bool:
+            return all(worker.beat_at > now for worker in await self.store.workers())
+
+        await self.until(all_have)
+        return await self.store.workers()
 
     async def made(self, job: Job) -> int:
         """How many of a job's images are there."""
@@ -210,8 +173,8 @@ def shared(
     redis = PrivateRedis(tmp_path_factory.mktemp("shared"))
     redis.start()
     settings = QueueSettings(redis_url=redis.url, namespace="shared", heartbeat_period=0.4, worker_ttl=2.0)
-    script = str(Path(__file__).with_name("odd_worker.py"))
-    worker = WorkerProcess(settings, checkpoints, [script], TEST_SLOW="0.05")
+    env = environment(settings, checkpoints) | {"TEST_SLOW": "0.05"}
+    worker = WorkerProcess(env, checkpoints.parent / "shared-worker.log", ODD)
     yield redis, settings
     worker.close()
     redis.stop()

@@ -1,5 +1,7 @@
-"""A worker with a faulty engine: slow (TEST_SLOW, seconds a forward), or killed (TEST_POISON) or failing
-(TEST_BROKEN) by one seed.
+"""A worker with an odd engine.
+
+TEST_SLOW: seconds that each forward takes longer. TEST_POISON: a seed that kills the worker. TEST_BROKEN: a
+seed whose forward fails.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from worker.sweeper import FIRST, Sweeper
 if TYPE_CHECKING:
     from tests.integration.conftest import Service
 
-SLOW = str(Path(__file__).with_name("odd_worker.py"))
+SLOW = Path(__file__).with_name("odd_worker.py")
 DEEP = 3000
 
 

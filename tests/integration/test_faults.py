@@ -15,10 +15,11 @@ from worker.result_writer import ResultWriter
 from worker.scheduler import Made, PendingJob
 
 if TYPE_CHECKING:
+    from forked import WorkerProcess
     from jobs.job import Job
-    from tests.integration.conftest import Service, WorkerProcess
+    from tests.integration.conftest import Service
 
-ODD = str(Path(__file__).with_name("odd_worker.py"))
+ODD = Path(__file__).with_name("odd_worker.py")
 
 
 def slow_worker(service: Service, seconds: float = 0.05, **env: str) -> WorkerProcess:
@@ -116,7 +117,7 @@ async def test_a_second_message_for_a_job_does_no_harm(service: Service) -> None
         service.queue_again(job)
     service.start_worker()
     await all_are_done_once(service, [job], seconds=30)
-    await anyio.sleep(1)
+    await service.finished([await service.generate(seed=8)])  # the other messages came before this one
     assert await service.ends(job) == 1
 
 

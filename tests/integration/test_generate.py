@@ -151,8 +151,7 @@ async def test_a_long_job_that_is_cancelled_stops_soon(running: Service) -> None
     assert (await running.store.get(job.id, running.owner)).done == cancelled.done
     assert await running.ends(job) == 1
     assert (await running.store.cancel(job.id, running.owner)).finished_at == cancelled.finished_at
-    await anyio.sleep(1)
-    [worker] = await running.store.workers()
+    [worker] = await running.told()
     assert job.id not in worker.in_hand
 
 
@@ -242,6 +241,7 @@ async def test_an_attention_map_is_made_once_and_kept(running: Service) -> None:
     store = running.store
     [job] = await running.finished([await running.generate(count=2)])
     assert await store.attention(job, 1, "16x16") is None
+    await running.told()
     before = await maps_made(running)
     for _ in range(3):
         await store.ask_for_attention(job, 1, "16x16")
@@ -255,7 +255,7 @@ async def test_an_attention_map_is_made_once_and_kept(running: Service) -> None:
     again = await store.attention(job, 1, "16x16")
     assert again is not None
     np.testing.assert_array_equal(again.map, found.map)
-    await anyio.sleep(1)
+    await running.told()
     assert await maps_made(running) == before + 1
 
 
@@ -286,8 +286,7 @@ async def test_attention_does_not_wait_for_long_jobs(running: Service) -> None:
 
 async def test_a_worker_tells_what_it_has_and_what_it_did(running: Service) -> None:
     await running.finished([await running.generate(count=8)])
-    await anyio.sleep(1)
-    [worker] = await running.store.workers()
+    [worker] = await running.told()
     [model] = await running.store.models()
     assert worker.models == (model,)
     assert (model.name, model.hash, model.resolution) == ("tiny", running.model_hash, 32)

@@ -19,7 +19,7 @@ from jobs.wire import generate_list, generate_message
 if TYPE_CHECKING:
     from tests.integration.conftest import Service
 
-ODD = str(Path(__file__).with_name("odd_worker.py"))
+ODD = Path(__file__).with_name("odd_worker.py")
 
 
 @pytest.fixture

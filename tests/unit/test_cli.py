@@ -22,7 +22,7 @@ from cli.common import busy_cores, wait_passively
 from imaging.png import read_provenance
 from imaging.spec import ImageSpec
 from model.checkpoint import load_generator
-from support import judge_with, random_checkpoint
+from networks import judge_with, random_checkpoint
 from train.measure.features import open_features
 
 CLASSES = ("cat", "dog")

@@ -32,7 +32,8 @@ def check_against_the_specification(*files: Path) -> subprocess.CompletedProcess
 
 
 def dockerfile(service: str) -> str:
-    return (ROOT / SERVICES[service]["build"]["dockerfile"]).read_text()
+    path: str = SERVICES[service]["build"]["dockerfile"]
+    return (ROOT / path).read_text()
 
 
 def directives(config: str) -> dict[str, str]:

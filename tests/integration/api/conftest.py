@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
 import secrets
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,14 +20,18 @@ import uvicorn
 
 from app.main import create_app
 from app.settings import Settings
+from forked import WorkerProcess
+from jobs.client import JobClient
 from jobs.job import AttentionSite, ModelInfo, WorkerInfo
 from jobs.worker_store import WorkerStore
+from networks import random_checkpoint
 from serve.private_redis import PrivateRedis
-from support import random_checkpoint
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+BEAT = 0.4  # seconds
 ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
+Told = Callable[[], Awaitable[None]]
 
 
 @pytest.fixture(scope="session")
@@ -51,30 +53,38 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def worker(redis_url: str, two_models: Path) -> Iterator[subprocess.Popen[bytes]]:
+def worker(redis_url: str, two_models: Path) -> Iterator[WorkerProcess]:
     """One worker for all tests that need one, in namespace "sagan"."""
-    log = two_models.parent / "worker.log"
     env = {
-        **os.environ,
         "SAGAN_REDIS_URL": redis_url,
         "SAGAN_CHECKPOINTS": str(two_models),
-        "SAGAN_DEVICE": "cpu",
-        "SAGAN_PRECISION": "float32",  # the same on any machine
-        "SAGAN_THREADS": "1",
+        "SAGAN_HEARTBEAT_PERIOD": str(BEAT),
     }
-    with log.open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "worker"], env=env, stdout=out, stderr=out)
-    try:
-        with redis_client.Redis.from_url(redis_url) as redis:
-            deadline = time.monotonic() + 60
-            while not redis.zcard("sagan:workers"):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.1)
-        yield process
-    finally:
-        process.terminate()
-        process.wait(30)
+    worker = WorkerProcess(env, two_models.parent / "worker.log")
+    with redis_client.Redis.from_url(redis_url) as redis:
+        deadline = time.monotonic() + 60
+        while not redis.zcard("sagan:workers"):
+            assert worker.returncode is None, worker.output
+            assert time.monotonic() < deadline, worker.output
+            time.sleep(0.05)
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def told(redis_url: str, worker: object) -> Told:
+    """`await told()`: the API knows all that the worker did before."""
+
+    async def told() -> None:
+        now = datetime.now(UTC)
+        store = JobClient.open(Settings(redis_url=redis_url, heartbeat_period=BEAT))
+        async with asyncio.timeout(20):
+            while (await store.workers())[0].beat_at <= now:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await store.close()
+        await asyncio.sleep(BEAT / 2)  # as long as the API goes by what it has read
+
+    return told
 
 
 @contextlib.contextmanager
@@ -103,7 +113,7 @@ def serve(redis_url: str) -> ClientFactory:
 
     @contextlib.asynccontextmanager
     async def factory(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
-        settings = Settings(**{"redis_url": redis_url, **changes})  # type: ignore[arg-type]
+        settings = Settings(**{"redis_url": redis_url, "heartbeat_period": BEAT, **changes})  # type: ignore[arg-type]
         with _running(settings) as url:
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 yield client
@@ -114,7 +124,7 @@ def serve(redis_url: str) -> ClientFactory:
 @pytest.fixture(scope="session")
 def usual_api(redis_url: str, worker: object) -> Iterator[str]:
     """The API as it comes, with a worker behind it: started once, since most tests ask no more of it."""
-    with _running(Settings(redis_url=redis_url)) as url:
+    with _running(Settings(redis_url=redis_url, heartbeat_period=BEAT)) as url:
         yield url
 
 

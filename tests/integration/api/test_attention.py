@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.integration.api.conftest import Told
 
 WAIT = {"Prefer": "wait=30"}
 
@@ -68,7 +72,7 @@ async def test_the_map_comes_gzipped_where_the_client_reads_that(
 
 
 async def test_a_rounded_map_is_off_by_half_a_level_at_most(client: httpx.AsyncClient, link: str) -> None:
-    query = {"layer": "16x16", "image": 1}
+    query: dict[str, str | int] = {"layer": "16x16", "image": 1}
     exact = np.load(io.BytesIO((await client.get(f"{link}/map", params=query)).content)).astype(np.float32)
     reply = await client.get(f"{link}/map", params=query | {"rounded": "true"})
     rows = np.load(io.BytesIO(reply.content))
@@ -108,7 +112,7 @@ async def test_overlay_and_heatmap_have_the_size_asked_for(client: httpx.AsyncCl
 
 async def test_the_heatmaps_hottest_place_is_where_the_map_says(client: httpx.AsyncClient, link: str) -> None:
     values = np.load(io.BytesIO((await client.get(f"{link}/map")).content))  # 8x8 queries, 4x4 keys
-    query = {"view": "heatmap", "points": "26,9", "size": 256, "colormap": "grey"}
+    query: dict[str, str | int] = {"view": "heatmap", "points": "26,9", "size": 256, "colormap": "grey"}
     heat = np.asarray(Image.open(io.BytesIO((await client.get(link, params=query)).content)))[..., 0]
     row = values[(9 * 8 // 32) * 8 + 26 * 8 // 32]
     line, column = divmod(int(row.argmax()), 4)
@@ -123,14 +127,14 @@ async def test_points_may_be_several_and_are_drawn_in_order(client: httpx.AsyncC
 
 
 async def test_many_asking_at_once_cost_one_forward_and_later_ones_none(
-    client: httpx.AsyncClient, link: str
+    client: httpx.AsyncClient, link: str, told: Told
 ) -> None:
     async def maps_made() -> float:
         text = (await client.get("/metrics")).text
         lines = [line.split() for line in text.splitlines()]
         return sum(float(line[-1]) for line in lines if line[0].startswith("sagan_attention_maps_total"))
 
-    await asyncio.sleep(1.5)  # until the worker's last beat has what was made before
+    await told()
     before = await maps_made()
     replies = await asyncio.gather(*(client.get(f"{link}/map") for _ in range(12)))
     later = [
@@ -140,7 +144,7 @@ async def test_many_asking_at_once_cost_one_forward_and_later_ones_none(
         await client.get(f"{link}/map", headers={"Accept": "application/json"}),
     ]
     assert {reply.status_code for reply in (*replies, *later)} == {200}
-    await asyncio.sleep(2.5)
+    await told()
     assert await maps_made() == before + 1
 
 

@@ -118,7 +118,7 @@ async def test_an_unknown_model_is_told_which_there_are(client: httpx.AsyncClien
 
 @pytest.mark.parametrize("key", ["", "a b", "x" * 256, "naïve"])
 async def test_a_bad_idempotency_key(client: httpx.AsyncClient, key: str) -> None:
-    reply = await client.post("/generate/3", headers={b"Idempotency-Key": key.encode()})  # type: ignore[dict-item]
+    reply = await client.post("/generate/3", headers={b"Idempotency-Key": key.encode()})
     assert_problem(reply, 422, "invalid", "Idempotency-Key")
 
 

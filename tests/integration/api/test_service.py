@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 if TYPE_CHECKING:
-    from tests.integration.api.conftest import ClientFactory
+    from tests.integration.api.conftest import ClientFactory, Told
 
 
 async def test_models_and_classes_say_what_can_be_asked_for(client: httpx.AsyncClient) -> None:
@@ -64,11 +64,11 @@ async def test_without_a_broker_everything_says_so_at_once(serve: ClientFactory)
         assert "sagan_broker_up 0.0" in (await client.get("/metrics")).text
 
 
-async def test_metrics_count_requests_jobs_and_work(serve: ClientFactory, worker: object) -> None:
+async def test_metrics_count_requests_jobs_and_work(serve: ClientFactory, told: Told) -> None:
     async with serve() as client:
         await client.post("/generate/3", json={"count": 3}, headers={"Prefer": "wait=30"})
         await client.post("/generate/dgo")
-        await asyncio.sleep(2.5)  # two heartbeats
+        await told()
         reply = await client.get("/metrics")
         assert reply.headers["content-type"].startswith("text/plain")
         values = dict(line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#"))
@@ -90,7 +90,7 @@ async def test_keys_keep_callers_apart(serve: ClientFactory, worker: object) -> 
     async with serve(api_keys="first-key,second-key") as client:
         for headers in ({}, {"X-API-Key": "wrong"}, {"Authorization": "Bearer wrong"}, {"X-API-Key": "né"}):
             raw = {name.encode(): value.encode() for name, value in headers.items()}
-            reply = await client.post("/generate/3", headers=raw)  # type: ignore[arg-type]
+            reply = await client.post("/generate/3", headers=raw)
             assert reply.status_code == 401
             assert reply.json()["type"] == "urn:sagan:problem:unauthorised"
             assert reply.headers["www-authenticate"] == "Bearer"

@@ -46,25 +46,27 @@ async def test_clients_ask_again_when_they_are_answered_over_kept_connections() 
     async with serving(at_once) as server:
         result = await measure(target(server), Clients(3), seconds=0.3)
     assert result.counts == {GOOD: len(server.bodies)}
-    assert len(server.bodies) > 10
-    assert server.connections == 3
+    assert len(server.bodies) > server.connections == 3
     assert sorted(map(int, server.bodies)) == list(range(len(server.bodies)))
     assert len(result.latencies) == len(server.bodies)
-    assert result.throughput == pytest.approx(len(server.bodies) / 0.3, rel=0.1)
+    assert len(server.bodies) - 3 <= round(result.throughput * 0.3) <= len(server.bodies)  # the last are late
     assert 0 < result.cpu_per_request < 0.1
 
 
 async def test_arrivals_do_not_wait_for_answers() -> None:
-    async def never_soon(body: bytes) -> bytes:
-        await asyncio.sleep(0.4)
+    all_there = asyncio.Event()
+
+    async def together(body: bytes) -> bytes:
+        if body == b"9":
+            all_there.set()
+        await all_there.wait()
         return http()
 
-    async with serving(never_soon) as server:
+    async with serving(together) as server:
         result = await measure(target(server), Rate(100, even=True), seconds=0.3)
-    assert 28 <= len(server.bodies) <= 30
     assert result.counts == {GOOD: len(server.bodies)}
-    assert server.connections == len(server.bodies)  # each while the ones before were still in flight
-    assert all(0.4 <= latency < 2 for latency in result.latencies)
+    assert server.connections >= 10  # each came while those before it were still in flight
+    assert np.allclose(np.diff(np.sort(result.due)), 0.01)
 
 
 async def test_a_stall_is_in_the_percentiles_of_an_open_loop() -> None:
@@ -79,8 +81,8 @@ async def test_a_stall_is_in_the_percentiles_of_an_open_loop() -> None:
 async def test_a_closed_loop_hides_a_stall_and_the_correction_shows_it() -> None:
     async with serving(Stalling(after=20, seconds=0.5)) as server:
         result = await measure(target(server), Clients(1), seconds=1.0)
-    assert np.count_nonzero(result.latencies > 0.1) == 1
-    assert percentile(result.latencies, 0.9) < 0.1
+    assert np.count_nonzero(result.latencies >= 0.5) == 1
+    assert percentile(result.latencies, 0.9) < 0.5
     assert percentile(result.corrected, 0.9) > 0.2
     assert result.corrected[-1] == result.latencies[-1]
 
@@ -122,7 +124,7 @@ async def test_what_is_no_image_is_counted_by_its_kind(said: bytes | None, kind:
 
     async with serving(answer) as server:
         result = await measure(target(server, timeout=0.3), Rate(50, even=True), seconds=0.1)
-    assert len(result.due) >= 4
+    assert len(result.due) > 0
     assert all(str(found).startswith(kind) for found in result.kinds)
     assert result.errors == result.counts.total() == len(result.due)
     assert result.throughput == 0
@@ -138,22 +140,27 @@ async def test_nobody_there_is_an_error_and_not_the_end() -> None:
 
 
 async def test_what_is_beyond_the_cap_is_told_and_not_dropped() -> None:
-    async def never(body: bytes) -> bytes:
-        await asyncio.sleep(0.5)
+    in_flight = [0]
+
+    async def slowly(body: bytes) -> bytes:
+        in_flight.append(in_flight[-1] + 1)
+        await asyncio.sleep(0.1)
+        in_flight.append(in_flight[-1] - 1)
         return http()
 
-    async with serving(never) as server:
-        result = await measure(target(server), Rate(100, even=True, in_flight=5), seconds=0.2)
-    assert result.counts[GOOD] == len(server.bodies) == 5
-    assert result.counts[UNSENT] == result.errors
-    assert 12 <= result.unsent <= 15
+    async with serving(slowly) as server:
+        result = await measure(target(server), Rate(200, even=True, in_flight=5), seconds=0.3)
+    assert max(in_flight) == 5
+    assert result.counts[GOOD] == len(server.bodies)
+    assert result.counts[UNSENT] == result.errors == result.unsent > 0
 
 
 async def test_the_warm_up_is_load_and_no_figure() -> None:
     async with serving(at_once) as server:
         result = await measure(target(server), Rate(100, even=True), seconds=0.2, warm_up=0.3)
-    assert len(server.bodies) == len(result.due) >= 45
-    assert 15 <= result.counts.total() == len(result.latencies) <= 21
+    assert len(server.bodies) == len(result.due)
+    measured = np.count_nonzero(result.due >= 0)
+    assert 0 < result.counts.total() == len(result.latencies) == measured < len(result.due)
 
 
 async def test_a_connection_that_the_server_closed_while_it_was_kept_is_no_error() -> None:

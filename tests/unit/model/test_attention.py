@@ -30,7 +30,8 @@ def reference(layer: SelfAttention, x: Tensor) -> tuple[Tensor, Tensor]:
     maps = torch.zeros(batch, height * width, len(keys), dtype=torch.float64)
 
     def weight(name: str) -> Tensor:
-        return getattr(layer, name).weight[:, :, 0, 0].double()  # [out, in]
+        kernel: Tensor = getattr(layer, name).weight
+        return kernel[:, :, 0, 0].double()  # [out, in]
 
     def embed(name: str, pixel: Tensor) -> Tensor:
         return pixel if layer.form == "gaussian" else weight(name) @ pixel

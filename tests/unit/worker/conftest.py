@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from support import random_checkpoint
+from networks import random_checkpoint
 
 CLASSES = ("cat", "dog", "ship")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import socket
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from time import sleep
 
 import pytest
+from redis import ConnectionPool, Redis
 
 from jobs.job import WorkerInfo
 from jobs.settings import QueueSettings
@@ -81,10 +81,20 @@ def test_a_redis_that_is_away_is_told(unused_tcp_port: int) -> None:
     )
 
 
-def test_its_defaults_are_those_of_the_worker() -> None:
-    source = inspect.getsource(silence)
-    for name in ("redis_url", "namespace"):
-        assert f'"{QueueSettings.model_fields[name].default}"' in source
+def test_its_defaults_are_those_of_the_worker(
+    settings: QueueSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    default = {name: QueueSettings.model_fields[name].default for name in ("redis_url", "namespace")}
+    beat(settings.model_copy(update={"namespace": default["namespace"]}), f"{HOST}:17:abcd")
+    asked = []
+
+    def from_url(url: str, **_: object) -> Redis:
+        asked.append(url)
+        return Redis(connection_pool=ConnectionPool.from_url(settings.redis_url))
+
+    monkeypatch.setattr("worker.health.Redis.from_url", from_url)
+    assert silence({}, HOST) is None
+    assert asked == [default["redis_url"]]
 
 
 def test_as_a_command_it_is_light_and_tells_by_its_exit_code(settings: QueueSettings) -> None:

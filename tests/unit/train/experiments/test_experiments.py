@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from support import judge_with
+from networks import judge_with
 from train.data.pack import Pack, open_pack
 from train.errors import ExperimentError, FeaturesError
 from train.experiments import blindness

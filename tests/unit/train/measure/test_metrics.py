@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.config import ModelConfig
 from model.generator import Generator
-from support import judge_with
+from networks import judge_with
 from train.data.pack import Pack
 from train.errors import FeaturesError
 from train.measure.features import FeaturesRecipe, split, train_features

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from cli import app
 from model.checkpoint import load_generator
-from support import random_checkpoint
+from networks import random_checkpoint
 from train.data.pack import Pack
 from train.efficientnet import NETWORKS, EfficientNetLite
 from train.errors import FeaturesError

@@ -95,7 +95,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(folder: Path, processes: int) -> Runs:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
     done = subprocess.run(
-        [*torchrun, str(processes), "tests/peers.py", folder],
+        [*torchrun, str(processes), "tests/support/peers.py", folder],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,

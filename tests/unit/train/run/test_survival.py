@@ -14,7 +14,7 @@ KILLS = 20
 
 def test_a_run_survives_twenty_kills_at_random_moments() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "tests/survival.py", "--kills", str(KILLS)],
+        [sys.executable, "-W", "error", "tests/support/survival.py", "--kills", str(KILLS)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

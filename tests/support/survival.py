@@ -1,6 +1,6 @@
 """Kill a training run again and again with SIGKILL, resume it, and compare its end with an undisturbed run's.
 
-    python tests/survival.py --kills 200
+    python tests/support/survival.py --kills 200
 
 Prints JSON: what differs (nothing), and in which phase each kill fell. torch is loaded once and every life
 of the run is a fork, so that a life costs what it does and not seconds of imports.

@@ -1,4 +1,4 @@
-"""What tests of several rooms need: a tiny network of random weights, an extractor of any accuracy."""
+"""Files for tests of several packages: a tiny network of random weights, an extractor of any accuracy."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def random_checkpoint(
                 parameter.fill_(0.7)
         for module in generator.modules():
             if isinstance(module, ConditionalBatchNorm):  # as made, every class has the same tables
+                assert module.gamma is not None
                 module.gamma.normal_(1, 0.3)
         generator.to_rgb.weight.mul_(8)  # a random network gives grey; this spreads it over all levels
     return save_generator(path, generator, classes, metrics, metadata)
