@@ -17,7 +17,7 @@ from model.layers import INITIALISATIONS
 from train.errors import TrainError
 from train.run.augment import AUGMENTATIONS
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = Path(__file__).parent
 
 
 class RecipeError(TrainError):
