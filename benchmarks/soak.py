@@ -31,7 +31,7 @@ from benchmarks.service import ready
 from loadtest.client import Address, Client
 from loadtest.picture import HEIGHT, WIDTH, chart, round_places
 from serve.private_redis import PrivateRedis, end, free_port
-from tests.support import random_checkpoint
+from tests.support.networks import random_checkpoint
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("API", "worker", "Redis")

@@ -31,7 +31,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("train", measuring.neighbours),
     ("train", measuring.experiment),
     ("train", training.choose),
-    ("all", service.bench),
+    ("bench", service.bench),
 )
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])

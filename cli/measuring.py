@@ -150,24 +150,24 @@ def experiment(
     from train.commands import seconds
     from train.errors import TrainError
     from train.experiments.command import run_experiment
+    from train.experiments.settings import Request
 
+    request = Request(
+        name,
+        source,
+        out,
+        recipe=recipe,
+        scale=scale,
+        seeds=seeds,
+        only=only,
+        features=features,
+        inception_weights=inception_weights,
+        samples=samples,
+        settings=settings or [],
+        device=device,
+    )
     try:
-        finished = run_experiment(
-            name,
-            source,
-            out,
-            console=console,
-            recipe=recipe,
-            scale=scale,
-            seeds=seeds,
-            only=only,
-            features=features,
-            inception_weights=inception_weights,
-            samples=samples,
-            settings=settings or [],
-            stop_after=seconds(stop_after) if stop_after else None,
-            device=device,
-        )
+        finished = run_experiment(request, console, seconds(stop_after) if stop_after else None)
     except TrainError as error:
         fail(error)
-    tell(f"{'Finished' if finished else 'Stopped, all kept; the same command goes on'}. {out}/report.html")
+    tell(f"{'Finished' if finished else 'Stopped, all kept; the same command goes on'}. {out}/report.md")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,13 @@ from train.errors import ExperimentError
 from train.recipes.recipe import Recipe
 
 BASELINE = "baseline"
-MAP_LIMIT = 2**30  # bytes of an explicit attention map in one network's pass; forms above it are left out
-BLINDNESS = "spatial-blindness"  # has no variants: it trains nothing
+MAP_LIMIT = 2**30  # bytes of an explicit attention map in one network's pass; larger forms are left out
+BLINDNESS = "spatial-blindness"  # trains nothing, so it has no variants
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train, or (with `of`) another way to look at what a variant trained."""
+    """One way to train, or (with `of`) one way to sample another variant's generators."""
 
     name: str
     about: str  # one line
@@ -40,7 +40,7 @@ class Variant:
             section, _, leaf = key.partition(".")
             values[section] = {**values[section], leaf: value}
         recipe = Recipe.from_json(values)
-        recipe.config(classes=1)  # says now, and not after hours, that no such network exists
+        recipe.config(classes=1)  # raises now, not after hours, if no such network exists
         return recipe
 
 
@@ -50,12 +50,11 @@ class Experiment:
 
     name: str
     question: str
-    recipe: str  # the base unless told otherwise
+    recipe: str  # the base unless told otherwise; "": it trains nothing
     milestones: tuple[int, ...] = ()  # generator steps at scale 1
-    variants: Callable[[Recipe], tuple[Variant, ...]] = (
-        lambda base: ()
-    )  # the first is what others are held against
-    notes: Callable[[Recipe], tuple[str, ...]] = lambda base: ()  # what a reader must know of this setting
+    variants: Callable[[Recipe], tuple[Variant, ...]] = lambda base: ()  # of a base; the baseline first
+    notes: Callable[[Recipe], tuple[str, ...]] = lambda base: ()  # on a base, for the reader of the report
+    tries_rule: bool = False  # whether its report tries the stopping rule on every run
 
 
 def find(name: str) -> Experiment:
@@ -135,7 +134,7 @@ def _every_form(base: Recipe) -> tuple[Variant, ...]:
             },
         )
         for site in (8, 16, 32, 64)
-        # a discriminator has no map as large as the image; where the base has it already is no variant
+        # a discriminator has no map as large as the image; the base's own site is no variant
         if site <= side and site not in base.model.get("generator_attention", ())
     ]
     none = Variant(
@@ -164,100 +163,87 @@ def _forms_notes(base: Recipe) -> tuple[str, ...]:
     sizes = ", ".join(f"{v.name} ({map_bytes(v, base) / 2**30:.1f} GiB)" for v in out)
     left_out = f" Left out here: {sizes}." if out else " None is left out here."
     return (
-        "Dot product and concatenation build the whole map of queries × keys, which the fused kernel of the "
-        "two "
-        f"Gaussian forms never does; a form whose map takes more than {MAP_LIMIT / 2**30:.0f} GiB in the "
-        f"discriminator's pass is left out.{left_out}",
-        f"The forms are compared where the recipe has its attention: generator "
-        f"{list(base.model.get('generator_attention', ()))}, discriminator "
+        "Dot product and concatenation build the whole map of queries × keys; the fused kernel of the two "
+        f"Gaussian forms never does. A form is left out if its map takes more than {MAP_LIMIT / 2**30:.0f} "
+        f"GiB in the discriminator's pass.{left_out}",
+        f"Sites of the forms: generator {list(base.model.get('generator_attention', ()))}, discriminator "
         f"{list(base.model.get('discriminator_attention', ()))}.",
     )
 
 
 def _ablations(base: Recipe) -> tuple[Variant, ...]:
     """Each option of the recipe turned the other way, one at a time."""
-    o = base.optimisation
-    shared = int(base.model.get("class_embedding", 0))
-    length = shared or int(base.model.get("latent", 128))
-    trained = [Variant(BASELINE, "the recipe as it is")]
-    trained.append(
-        Variant("no-ema", "the last weights instead of their average", {"optimisation.ema_half_life": 1e-3})
+    standing = Variant(
+        "no-standing-statistics", "batch-norm statistics as training left them", of=BASELINE, standing=False
     )
-    policy = "" if o.augment else "translation,cutout,colour"
-    trained.append(
-        Variant(
-            "diffaugment" if policy else "no-diffaugment",
-            f"DiffAugment: {policy}" if policy else "without DiffAugment",
-            {"optimisation.augment": policy},
-        )
-    )
-    trained.append(
-        Variant(
-            "batch-x2",
-            "twice the batch, learning rates × √2 (twice the images at the same step)",
-            {
-                "optimisation.batch": 2 * o.batch,
-                "optimisation.generator_lr": o.generator_lr * math.sqrt(2),
-                "optimisation.discriminator_lr": o.discriminator_lr * math.sqrt(2),
-            },
-        )
-    )
-    plays = 2 if o.discriminator_steps == 1 else 1
-    trained.append(
-        Variant(
-            f"n-dis-{plays}",
-            f"{plays} discriminator steps a generator step",
-            {"optimisation.discriminator_steps": plays},
-        )
-    )
-    trained += [
-        Variant(f"init-{how}", f"{how} initial weights", {"optimisation.initialisation": how})
-        for how in ("xavier", "orthogonal", "normal")
-        if how != o.initialisation
-    ]
-    if shared:
-        trained.append(
-            Variant(
-                "class-tables",
-                "a table a layer for the classes",
-                {"model.class_embedding": 0, "model.hierarchical": False},
-            )
-        )
-    else:
-        trained.append(
-            Variant(
-                "shared-embedding",
-                f"one class embedding of {length} for all layers",
-                {"model.class_embedding": length},
-            )
-        )
-    if base.model.get("hierarchical", False):
-        trained.append(Variant("flat-latent", "z into the first layer alone", {"model.hierarchical": False}))
-    else:
-        latent, chunks = int(base.model.get("latent", 128)), len(base.model["generator_widths"])
-        latent -= latent % chunks  # a chunk for the first layer and one for each block
-        trained.append(
-            Variant(
-                "hierarchical",
-                f"z of {latent} in {chunks} chunks, and a shared class embedding of {length}",
-                {"model.hierarchical": True, "model.class_embedding": length, "model.latent": latent},
-            )
-        )
-    looks = [
-        Variant(
-            "no-standing-statistics",
-            "batch-norm statistics as training left them",
-            of=BASELINE,
-            standing=False,
-        )
-    ]
-    looks += [
+    truncated = (
         Variant(
             f"truncation-{level}", f"noise scaled by {level} when sampling", of=BASELINE, truncation=level
         )
         for level in (0.5, 0.7, 0.85)
-    ]
-    return (*trained, *looks)
+    )
+    return (
+        Variant(BASELINE, "the recipe as it is"),
+        *_optimisation_ablations(base),
+        *_network_ablations(base),
+        standing,
+        *truncated,
+    )
+
+
+def _optimisation_ablations(base: Recipe) -> Iterator[Variant]:
+    o = base.optimisation
+    yield Variant("no-ema", "the last weights instead of their average", {"optimisation.ema_half_life": 1e-3})
+    if o.augment:
+        yield Variant("no-diffaugment", "without DiffAugment", {"optimisation.augment": ""})
+    else:
+        policy = "translation,cutout,colour"
+        yield Variant("diffaugment", f"DiffAugment: {policy}", {"optimisation.augment": policy})
+    yield Variant(
+        "batch-x2",
+        "twice the batch, learning rates × √2 (twice the images at the same step)",
+        {
+            "optimisation.batch": 2 * o.batch,
+            "optimisation.generator_lr": o.generator_lr * math.sqrt(2),
+            "optimisation.discriminator_lr": o.discriminator_lr * math.sqrt(2),
+        },
+    )
+    steps = 2 if o.discriminator_steps == 1 else 1
+    yield Variant(
+        f"n-dis-{steps}",
+        f"{steps} discriminator steps a generator step",
+        {"optimisation.discriminator_steps": steps},
+    )
+    for how in ("xavier", "orthogonal", "normal"):
+        if how != o.initialisation:
+            yield Variant(f"init-{how}", f"{how} initial weights", {"optimisation.initialisation": how})
+
+
+def _network_ablations(base: Recipe) -> Iterator[Variant]:
+    shared, latent = int(base.model.get("class_embedding", 0)), int(base.model.get("latent", 128))
+    length = shared or latent
+    if shared:
+        yield Variant(
+            "class-tables",
+            "a table a layer for the classes",
+            {"model.class_embedding": 0, "model.hierarchical": False},
+        )
+    else:
+        yield Variant(
+            "shared-embedding",
+            f"one class embedding of {length} for all layers",
+            {"model.class_embedding": length},
+        )
+    if base.model.get("hierarchical", False):
+        yield Variant("flat-latent", "z into the first layer alone", {"model.hierarchical": False})
+    else:
+        chunks = len(base.model["generator_widths"])  # the first layer and each block take one
+        latent -= latent % chunks
+        yield Variant(
+            "hierarchical",
+            f"z of {latent} in {chunks} chunks, and a shared class embedding of {length}",
+            {"model.hierarchical": True, "model.class_embedding": length, "model.latent": latent},
+        )
 
 
 _STEPS = (2000, 5000, 10_000, 20_000, 30_000)
@@ -268,12 +254,12 @@ EXPERIMENTS = {
         Experiment(
             "attention-sites",
             "Where does attention help: in both networks, in one of them, nowhere? And would the stopping "
-            "rule "
-            "(first the metric flattens, then the discriminator's loss does) have ended training at a good "
-            "step?",
+            "rule (first the metric flattens, then the discriminator's loss does) have ended training at a "
+            "good step?",
             "folder64",
             (500, 2500, 5000, 10_000, 15_000, 20_000, 24_000, 30_000),
             _attention_sites,
+            tries_rule=True,
         ),
         Experiment(
             BLINDNESS,
@@ -284,22 +270,19 @@ EXPERIMENTS = {
         Experiment(
             "stabilisers",
             "What do spectral norm (in the discriminator, in both networks) and TTUR each add? (SAGAN, "
-            "Zhang et al. "
-            "2019, section 5.1)",
+            "Zhang et al. 2019, section 5.1)",
             "cifar10",
             _STEPS,
             _stabilisers,
             lambda base: (
-                "Both settings of the learning rates have the recipe's geometric mean: equal rates, or a "
-                "half and "
-                "twice it (TTUR; the paper's 1e-4 and 4e-4 are so around 2e-4).",
+                "Equal rates are the geometric mean of the recipe's two; TTUR is half and twice that mean, "
+                "as the paper's 1e-4 and 4e-4 are around 2e-4.",
             ),
         ),
         Experiment(
             "attention-forms",
             "Does the form of the comparison matter (Wang et al. 2018, eq. 2-6), the pooling of the keys, "
-            "the place in "
-            "the network?",
+            "the place in the network?",
             "cifar10",
             _STEPS,
             _attention_forms,
@@ -322,7 +305,7 @@ def milestones(experiment: Experiment, scale: float) -> tuple[int, ...]:
 
 
 def with_seed(recipe: Recipe, number: int, steps: int) -> Recipe:
-    """The recipe for run `number`, to train for `steps`; it logs and saves often enough for a short run."""
+    """The recipe of run `number` over `steps`, which logs and saves often enough for a short run."""
     optimisation = dataclasses.replace(
         recipe.optimisation, seed=recipe.optimisation.seed + number, steps=steps
     )

@@ -1,9 +1,10 @@
-"""The report of an experiment that trains: read from its folder alone, whoever wrote what is in it."""
+"""The report of an experiment that trains, made from its folder alone."""
 
 from __future__ import annotations
 
 import io
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,59 +12,25 @@ from typing import Any
 from PIL import Image
 
 from train.experiments.catalogue import Experiment, Variant
-from train.experiments.findings import (
-    JUDGED,
-    TOLERANCES,
-    Run,
-    apart,
-    common_step,
-    compared,
-    ended,
-    judge,
-    judged_lines,
-    shown,
-    values,
-)
+from train.experiments.charts import Axes, Line, chart
 from train.experiments.measure import MAIN, METRICS, SHOWN, Metric, best_first
-from train.experiments.report import Report, Series, chart
-from train.experiments.runs import DIVERGED, MILESTONES, run_folder
+from train.experiments.report import Report
+from train.experiments.results import COSTS, Results, Run, apart, by_chance, spread
+from train.experiments.runs import MILESTONES, run_folder
+from train.experiments.stopping import Trial, try_rule
 from train.recipes.recipe import Recipe
 
 WIDEST = 800  # px of a picture in the report
 SMOOTHED = 15  # logged losses in a running mean
-
-
-def collect(out: Path, variants: Sequence[Variant]) -> list[Run]:
-    """Every run in an experiment's folder, as each of its variants looks at it."""
-    runs = []
-    for variant in variants:
-        for folder in sorted((out / "runs" / variant.trains).glob("seed-*"), key=_seed):
-            found = [
-                json.loads(p.read_text())
-                for p in sorted((folder / MILESTONES).glob(f"*.{variant.name}.json"))
-            ]
-            if not found and not (folder / DIVERGED).exists():
-                continue
-            diverged = (
-                json.loads((folder / DIVERGED).read_text())["step"] if (folder / DIVERGED).exists() else None
-            )
-            costs = [f for f in found if f.get("steps_per_second")]
-            runs.append(
-                Run(
-                    variant.name,
-                    _seed(folder),
-                    {f["step"]: f["figures"] for f in found},
-                    _losses(folder / "log.jsonl"),
-                    diverged,
-                    {
-                        k: v
-                        for k, v in (costs or found or [{}])[-1].items()
-                        if k in ("steps_per_second", "parameters", "peak_bytes")
-                    },
-                    found[-1]["machine"] if found else "",
-                )
-            )
-    return runs
+DRAWN = 200  # points of a loss curve, about
+TOLERANCES = (0.02, 0.05, 0.1)  # of the stopping rule
+TOLERANCE = 0.05  # the one of the findings
+LOSSES = {  # what loss/discriminator in a log is, by the recipe's judge
+    "plain": "hinge loss",
+    "pretrained": "hinge losses of all heads, and the class's cross-entropy if the judge has a probe",
+    "both": "hinge losses of the discriminator and of all heads, and the class's cross-entropy if the judge "
+    "has a probe",
+}
 
 
 def write_report(
@@ -74,214 +41,237 @@ def write_report(
     base: Recipe,
     real: Mapping[str, float],
 ) -> None:
-    """report.md, report.html and figures/ in `out`, from what is there now."""
-    runs = collect(out, variants)
-    names = [v.name for v in variants if any(r.variant == v.name for r in runs)]
-    trained = [v.name for v in variants if v.name in names and not v.of]
-    milestones = sorted({step for r in runs for step in r.figures})
+    """Write report.md and figures/ in `out`, from the results that are there now."""
+    results = Results.read(out, variants, real)
     report = Report(f"Experiment: {experiment.name}")
     report.text(experiment.question)
     report.heading("Findings")
-    every = [v.name for v in variants]
-    wanted = settings["variants"]
-    lines = ended(runs, [v for v in every if v in wanted], settings["seeds"], settings["milestones"][-1])
-    step = common_step(runs, names)
-    if step is not None and every[0] in names:
-        lines = compared(runs, names, step) + lines
-    if experiment.name == "attention-sites":
-        lines += judged_lines(judge([r for r in runs if r.variant in trained], JUDGED))
-    report.bullets([*lines, *experiment.notes(base)] or ["Nothing has been measured yet."])
-    _protocol(report, settings, runs, variants)
-    if step is not None:
-        _tables(report, runs, names, milestones, step, real)
-    _curves(report, runs, names, trained, milestones, real)
-    if experiment.name == "attention-sites":
-        _stopping(report, [r for r in runs if r.variant in trained])
-    _cost(report, runs, trained)
-    _samples(report, out, [v for v in variants if v.name in names])
+    lines = findings(results)
+    if experiment.tries_rule:
+        lines += rule_findings(try_rule(_trained(results), TOLERANCE))
+    lines += [*unfinished(results, settings), *experiment.notes(base)]
+    report.bullets(lines or ["Nothing is measured yet."])
+    _protocol(report, settings, results)
+    report.table(["variant", "what it is"], [[v.name, v.about] for v in variants])
+    if (step := results.common_step) is not None:
+        _tables(report, results, step)
+    if results.milestones:
+        _curves(report, results, settings["recipe"]["optimisation"].get("judge", "plain"))
+    if experiment.tries_rule:
+        _stopping(report, results)
+    _cost(report, results)
+    _samples(report, out, [v for v in variants if v.name in results.variants])
     report.heading("The recipe in full")
     report.text(
-        "As it is for every variant but for what the variant changes; steps and seed are the run's own."
+        "Each variant changes only what the table of variants says; steps and seed are the run's own."
     )
     report.code(json.dumps(settings["recipe"], indent=1), "json")
     report.write(out)
 
 
-def _protocol(
-    report: Report, settings: Mapping[str, Any], runs: Sequence[Run], variants: Sequence[Variant]
-) -> None:
-    report.heading("What was run")
+def findings(results: Results) -> list[str]:
+    """What the main metric says of the variants, as far as the seeds allow."""
+    step = results.common_step
+    if step is None or len(results.variants) < 2:
+        return []
+    baseline, *others = results.variants
+    means = {v: statistics.fmean(found) for v in results.variants if (found := results.values(v, step))}
+    first = min(means, key=means.__getitem__)
+    figures = ", ".join(
+        f"{v} {means[v]:.{MAIN.digits}f}" for v in dict.fromkeys((first, baseline)) if v in means
+    )
+    lines = [f"Best mean {MAIN.title} at step {step:,}: {figures}."]
+    held = results.values(baseline, step)
+    pairs = {v: results.values(v, step) for v in others}
+    verdicts = {v: apart(found, held) for v, found in pairs.items()}
+    if told := [v for v, verdict in verdicts.items() if verdict is not None]:
+        clear = [f"{v} ({means[v] / means[baseline] - 1:+.0%})" for v in told if verdicts[v]]
+        chance = sum(by_chance(len(pairs[v]), len(held)) for v in told)
+        lines.append(
+            f"Apart from {baseline}: {', '.join(clear) or 'none'}, of {len(told)} compared; chance alone "
+            f"would part {chance:.1f} of them."
+        )
+    if few := [v for v in others if v not in told]:
+        lines.append(f"Not compared, as one side has fewer than two seeds: {', '.join(few)}.")
+    return lines
+
+
+def unfinished(results: Results, settings: Mapping[str, Any]) -> list[str]:
+    """Which runs diverged, and which are missing."""
+    lines = [
+        f"{run.variant}, seed {run.seed}: diverged at step {run.diverged:,}."
+        for run in results.runs
+        if run.diverged is not None
+    ]
+    last = settings["milestones"][-1]
+    done = {
+        (run.variant, run.seed) for run in results.runs if run.diverged is not None or last in run.figures
+    }
+    wanted = [(v, seed) for v in settings["variants"] for seed in range(settings["seeds"])]
+    if missing := [f"{v} (seed {seed})" for v, seed in wanted if (v, seed) not in done]:
+        lines.append(f"Not finished yet: {', '.join(missing)}.")
+    return lines
+
+
+def rule_findings(trials: Sequence[Trial]) -> list[str]:
+    """The stopping rule beside taking the last milestone."""
+    stopped = [(trial, trial.at_stop, trial.stop.stop) for trial in trials if trial.at_stop is not None]
+    if not stopped:
+        return [f"The stopping rule stopped none of {len(trials)} runs."] if trials else []
+    there = statistics.fmean(_excess(at_stop, trial.best[1]) for trial, at_stop, _ in stopped)
+    last = statistics.fmean(_excess(trial.last[1], trial.best[1]) for trial, _, _ in stopped)
+    saved = statistics.fmean(1 - (step or 0) / trial.last[0] for trial, _, step in stopped)
+    return [
+        f"The stopping rule (tolerance {TOLERANCE:.0%}) stopped {len(stopped)} of {len(trials)} runs, "
+        f"{there:.0%} above their best {MAIN.title} on average; their last milestones are {last:.0%} above "
+        f"it. The rule saves {saved:.0%} of the steps."
+    ]
+
+
+def _protocol(report: Report, settings: Mapping[str, Any], results: Results) -> None:
+    report.heading("Protocol")
     report.code(settings["command"], "sh")
-    machines = sorted({r.machine for r in runs if r.machine})
-    milestones = settings["milestones"]
+    data, features = settings["data"], settings["features"]
+    machines = sorted({run.machine for run in results.runs if run.machine})
     report.bullets(
         [
-            f"Scale {settings['scale']:g}: milestones at {', '.join(f'{m:,}' for m in milestones)} "
-            f"generator steps"
-            + (
-                ", the experiment in full."
-                if settings["scale"] == 1
-                else ", not the full length of the experiment (scale 1)."
-            ),
-            f"Seeds: {settings['seeds']} a variant, the same ones for each; noise and classes that are "
-            f"measured are the same everywhere.",
-            f"Data: {settings['data']['source']}, {settings['data']['images']:,} images of "
-            f"{settings['data']['classes']} classes, "
-            f"{settings['data']['resolution']} px, sha256 {str(settings['data']['sha256'])[:16]}…",
-            f"Measured on {settings['samples']:,} generated images a milestone, classes in the data's "
-            f"proportions, beside "
-            f"{settings['reference_images']:,} real ones (nine tenths of the data, at most 10,000).",
-            f"Features: a classifier trained on this data, {settings['features']['accuracy']:.1%} right on "
-            f"images it never saw, "
-            f"sha256 {settings['features']['sha256'][:16]}… Its distances are **not** FID; they compare "
-            f"only with this file's.",
-            "Generators are measured as served: averaged weights, batch-norm statistics recomputed, unless "
-            "a variant says otherwise.",
-            f"Recipe {settings['recipe']['name']}, in full at the end.",
-            f"Machine: {'; '.join(machines) or 'nothing measured yet'}.",
+            f"Recipe {settings['recipe']['name']} at scale {settings['scale']:g} of the experiment. "
+            f"Milestones: {', '.join(f'{m:,}' for m in settings['milestones'])} generator steps. "
+            f"Seeds: {settings['seeds']} a variant.",
+            f"Data: {data['source']}, {data['images']:,} images of {data['classes']} classes, "
+            f"{data['resolution']} px, sha256 {str(data['sha256'])[:16]}…",
+            f"A measurement: {settings['samples']:,} generated images, classes in the data's proportions, "
+            f"the same noise everywhere, beside {settings['reference_images']:,} real ones.",
+            f"Features: a classifier trained on this data, {features['accuracy']:.1%} right on held-out "
+            f"images, sha256 {features['sha256'][:16]}… Its distances are **not** FID and compare only with "
+            "this file's.",
+            "Generators as served: averaged weights, batch-norm statistics recomputed, unless a variant says "
+            "otherwise.",
+            f"Machine: {'; '.join(machines) or 'nothing is measured yet'}.",
         ]
     )
-    report.table(["variant", "what it is"], [[v.name, v.about] for v in variants])
 
 
-def _tables(
-    report: Report,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    milestones: Sequence[int],
-    step: int,
-    real: Mapping[str, float],
-) -> None:
+def _tables(report: Report, results: Results, step: int) -> None:
+    names = results.variants
     report.heading("Figures")
     report.text(
-        f"At step {step:,}, the last that every variant has reached. Mean ± standard deviation, and in "
-        "brackets over how many seeds; no spread where there is one. The best mean in bold. *Apart*: in "
-        f"{MAIN.title}, every seed is better, or every seed worse, than every seed of {names[0]}. "
-        "The last row: as many held-back real images as there are, up to the same number."
+        f"At step {step:,}, the last that every variant has reached: mean ± standard deviation (seeds), the "
+        f"best mean in bold. *Apart*: in {MAIN.title}, every seed is better, or every seed worse, than every "
+        f"seed of {names[0]}. The real images are held back from the reference."
     )
-    columns = {m.key: [values(runs, n, step, m) for n in names] for m in METRICS}
     rows = []
-    for i, name in enumerate(names):
-        cells = [_bold(columns[m.key], i, m) for m in METRICS]
-        verdict = apart(columns[MAIN.key][i], columns[MAIN.key][0]) if i else None
+    for name in names:
+        verdict = (
+            apart(results.values(name, step), results.values(names[0], step)) if name != names[0] else None
+        )
+        cells = [_cell(results, name, step, metric) for metric in METRICS]
         rows.append([name, *cells, {None: "–", True: "yes", False: "no"}[verdict]])
-    rows.append(["real images", *(f"{real[m.key]:.{m.digits}f}" for m in METRICS), "–"])
+    rows.append(["real images", *(f"{results.real[m.key]:.{m.digits}f}" for m in METRICS), "–"])
     report.table(["variant", *(m.title for m in METRICS), "apart"], rows)
     report.text(f"{MAIN.title} at every milestone:")
+    milestones = results.milestones
     report.table(
         ["variant", *(f"{m:,}" for m in milestones)],
-        [
-            [name, *(_bold([values(runs, n, m, MAIN) for n in names], i, MAIN) for m in milestones)]
-            for i, name in enumerate(names)
-        ],
+        [[name, *(_cell(results, name, m, MAIN) for m in milestones)] for name in names],
     )
 
 
-def _curves(
-    report: Report,
-    runs: Sequence[Run],
-    names: Sequence[str],
-    trained: Sequence[str],
-    milestones: Sequence[int],
-    real: Mapping[str, float],
-) -> None:
-    if not milestones:
-        return
+def _cell(results: Results, variant: str, step: int, metric: Metric) -> str:
+    """Mean and spread of a variant; bold if no variant's mean is better."""
+    text = spread(results.values(variant, step, metric), metric.digits)
+    means = {v: statistics.fmean(f) for v in results.variants if (f := results.values(v, step, metric))}
+    best = list(means)[best_first(metric, list(means.values()))] if len(means) > 1 else None
+    return f"**{text}**" if variant == best else text
+
+
+def _curves(report: Report, results: Results, judge: str) -> None:
     report.heading("Curves")
-    for i, metric in enumerate(METRICS):
-        series = []
-        for name in names:
-            at = [(m, found) for m in milestones if (found := values(runs, name, m, metric))]
+    for metric in METRICS:
+        lines = []
+        for name in results.variants:
+            at = [(m, found) for m in results.milestones if (found := results.values(name, m, metric))]
             band = [(min(f), max(f)) for _, f in at] if any(len(f) > 1 for _, f in at) else []
-            series.append(Series(name, [(m, sum(f) / len(f)) for m, f in at], band))
-        better = "lower is better" if metric.lower else "higher is better"
-        about = f"{metric.title} against generator steps ({better}); band: all seeds; dashed: real images"
-        drawn = chart(metric.title, "generator steps", metric.title, series, real[metric.key])
-        report.figure(f"{metric.key}.svg", drawn, about)
-        if i == 0:  # the loss beside the metric that the stopping rule speaks of
-            losses = [Series(name, smoothed(runs, name)) for name in trained]
-            about = (
-                f"The discriminator's hinge loss, running mean of {SMOOTHED} logged steps, mean over seeds"
-            )
-            drawn = chart("Discriminator's loss", "generator steps", "hinge loss", losses)
-            report.figure("discriminator_loss.svg", drawn, about)
+            lines.append(Line(name, [(m, statistics.fmean(f)) for m, f in at], band))
+        drawn = chart(metric.title, Axes("generator steps", metric.title), lines, results.real[metric.key])
+        better = "lower" if metric.lower else "higher"
+        report.figure(
+            f"{metric.key}.svg",
+            drawn,
+            f"{metric.title}, {better} is better; band: all seeds; dashed: real images",
+        )
+    lines = [Line(name, smoothed(results, name)) for name in results.trained]
+    drawn = chart("Discriminator's loss", Axes("generator steps", "loss"), lines)
+    caption = (
+        f"Discriminator's loss ({LOSSES[judge]}), running mean of {SMOOTHED} logged steps, mean over seeds"
+    )
+    report.figure("discriminator_loss.svg", drawn, caption)
 
 
-def smoothed(runs: Sequence[Run], variant: str) -> list[tuple[float, float]]:
-    """Running mean of the discriminator's logged loss, over the seeds' mean, at most 200 points."""
+def smoothed(results: Results, variant: str) -> list[tuple[float, float]]:
+    """Running mean of the discriminator's logged loss, averaged over the seeds: about DRAWN points."""
     by_step: dict[int, list[float]] = {}
-    for run in runs:
-        if run.variant == variant:
-            for step, loss in run.losses:
-                by_step.setdefault(step, []).append(loss)
-    means = [(step, sum(found) / len(found)) for step, found in sorted(by_step.items())]
+    for run in results.of(variant):
+        for step, loss in run.losses:
+            by_step.setdefault(step, []).append(loss)
+    means = [(float(step), statistics.fmean(found)) for step, found in sorted(by_step.items())]
     if len(means) < SMOOTHED:
-        return [(float(step), loss) for step, loss in means]
-    windows = [means[i - SMOOTHED : i] for i in range(SMOOTHED, len(means) + 1, max(1, len(means) // 200))]
-    return [(float(window[-1][0]), sum(loss for _, loss in window) / SMOOTHED) for window in windows]
+        return means
+    windows = [means[i - SMOOTHED : i] for i in range(SMOOTHED, len(means) + 1, max(1, len(means) // DRAWN))]
+    return [(window[-1][0], statistics.fmean(loss for _, loss in window)) for window in windows]
 
 
-def _stopping(report: Report, runs: Sequence[Run]) -> None:
-    if not judge(runs, JUDGED):
+def _stopping(report: Report, results: Results) -> None:
+    trials = [(tolerance, t) for tolerance in TOLERANCES for t in try_rule(_trained(results), tolerance)]
+    if not trials:
         return
     report.heading("The stopping rule")
     report.text(
-        f"First the metric flattens ({MAIN.title} at a milestone is not lower by more than the tolerance "
-        f"than the best "
-        "before), then the discriminator's loss does (its mean over the stretch up to a milestone differs "
-        "from the stretch "
-        "before by at most the tolerance): there training would stop. At each milestone the rule knows only "
-        "what came before."
+        f"First the metric flattens: {MAIN.title} at a milestone is not lower than the best before by more "
+        "than the tolerance. Then the discriminator's loss does: its mean over the stretch up to a milestone "
+        "differs from the stretch before by at most the tolerance. There training would stop."
     )
-    rows = []
-    for tolerance in TOLERANCES:
-        for j in judge(runs, tolerance):
-            stop = f"{j.stop.stop:,}" if j.stop.stop is not None else "never"
-            flat = f"{j.stop.metric_flat:,}" if j.stop.metric_flat is not None else "never"
-            at_stop = f"{j.at_stop:.{MAIN.digits}f}" if j.at_stop is not None else "–"
-            best, last = (f"{value:.{MAIN.digits}f} ({step:,})" for step, value in (j.best, j.last))
-            rows.append(
-                [f"{j.run.variant}, seed {j.run.seed}", f"{tolerance:.0%}", flat, stop, at_stop, best, last]
-            )
-    report.table(
-        ["run", "tolerance", "metric flat at", "stops at", "metric there", "best (step)", "last (step)"], rows
-    )
+    digits = MAIN.digits
+    rows = [
+        [
+            f"{trial.run.variant}, seed {trial.run.seed}",
+            f"{tolerance:.0%}",
+            *("never" if step is None else f"{step:,}" for step in (trial.stop.metric_flat, trial.stop.stop)),
+            "–" if trial.at_stop is None else f"{trial.at_stop:.{digits}f}",
+            *(f"{value:.{digits}f} ({step:,})" for step, value in (trial.best, trial.last)),
+        ]
+        for tolerance, trial in trials
+    ]
+    head = ["run", "tolerance", "metric flat at", "stops at", "metric there", "best (step)", "last (step)"]
+    report.table(head, rows)
 
 
-def _cost(report: Report, runs: Sequence[Run], trained: Sequence[str]) -> None:
+def _cost(report: Report, results: Results) -> None:
     report.heading("Cost")
     rows = []
-    for name in trained:
-        mine = [r.cost for r in runs if r.variant == name]
-        rates = [c["steps_per_second"] for c in mine if c.get("steps_per_second")]
-        sizes = [c["parameters"] for c in mine if "parameters" in c]
-        peaks = [c["peak_bytes"] for c in mine if "peak_bytes" in c]
-        rows.append(
-            [
-                name,
-                shown(rates, 2),
-                f"{sizes[0] / 1e6:.2f}" if sizes else "–",
-                f"{max(peaks) / 2**20:,.0f}" if peaks else "–",
-            ]
+    for name in results.trained:
+        rates, sizes, peaks = (
+            [run.cost[cost] for run in results.of(name) if run.cost.get(cost)] for cost in COSTS
         )
+        size = f"{sizes[0] / 1e6:.2f}" if sizes else "–"
+        peak = f"{max(peaks) / 2**20:,.0f}" if peaks else "–"
+        rows.append([name, spread(rates, 2), size, peak])
     report.table(["variant", "steps/s", "generator, million parameters", "peak GPU memory, MiB"], rows)
     report.text(
-        "Steps a second of training alone, before the last milestone; other work on the machine slows them."
+        "Steps a second of training alone, up to the last milestone; other work on the machine slows them."
     )
 
 
 def _samples(report: Report, out: Path, variants: Sequence[Variant]) -> None:
     report.heading("Samples")
     report.text(
-        f"Generated images of {SHOWN} classes with the same noise everywhere, first seed; a row a "
-        f"milestone, the last at the bottom."
+        f"{SHOWN} images of the first seed, the same noise everywhere; a row a milestone, the last lowest."
     )
     for variant in variants:
         folder = run_folder(out, variant.trains, 0) / MILESTONES
-        strips = sorted(folder.glob(f"*.{variant.name}.png"))
-        if strips:
-            about = f"{variant.name}: steps {', '.join(f'{int(p.name[:7]):,}' for p in strips)}"
-            report.figure(f"samples-{variant.name}.png", _stacked(strips), about)
+        if strips := sorted(folder.glob(f"*.{variant.name}.png")):
+            caption = f"{variant.name}: steps {', '.join(f'{int(p.name[:7]):,}' for p in strips)}"
+            report.figure(f"samples-{variant.name}.png", _stacked(strips), caption)
 
 
 def _stacked(strips: Sequence[Path]) -> bytes:
@@ -297,26 +287,9 @@ def _stacked(strips: Sequence[Path]) -> bytes:
     return content.getvalue()
 
 
-def _bold(columns: Sequence[Sequence[float]], row: int, metric: Metric) -> str:
-    """The cell of a row, marked if its mean is the best of the column."""
-    text = shown(columns[row], metric.digits)
-    there = [i for i, found in enumerate(columns) if found]
-    means = [sum(columns[i]) / len(columns[i]) for i in there]
-    return f"**{text}**" if len(there) > 1 and there[best_first(metric, means)] == row else text
+def _trained(results: Results) -> list[Run]:
+    return [run for run in results.runs if run.variant in results.trained]
 
 
-def _losses(log: Path) -> list[tuple[int, float]]:
-    if not log.exists():
-        return []
-    found = []
-    for line in log.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-            found.append((int(entry["step"]), float(entry["loss/discriminator"])))
-        except (ValueError, KeyError):
-            continue  # a line cut short by a kill; the run that resumes drops it
-    return found
-
-
-def _seed(folder: Path) -> int:
-    return int(folder.name.removeprefix("seed-"))
+def _excess(value: float, best: float) -> float:
+    return value / best - 1 if best > 0 else 0.0
