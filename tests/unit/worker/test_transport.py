@@ -9,6 +9,7 @@ from typing import Any
 import kombu
 import pytest
 from kombu.asynchronous import Hub
+from kombu.connection import Connection
 from kombu.transport import redis
 from kombu.transport.virtual import Message
 
@@ -42,7 +43,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """kombu's own objects, by the names above."""
     server = PrivateRedis(tmp_path_factory.mktemp("redis"))
     server.start()
-    with kombu.Connection(server.url) as connection:
+    with Connection(server.url) as connection:
         channel = connection.default_channel
         payload = {"body": "", "properties": {"delivery_tag": "1", "delivery_info": {}}}
         yield {
