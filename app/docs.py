@@ -20,7 +20,7 @@ _EXAMPLES = {
     403: ("foreign-origin", "Asked by a page of another site", "Pages of this origin may not ask here."),
     404: ("not-found", "Not found", "There is no job 'x'."),
     409: ("not-finished", "The job is not done yet", "3 of 8 images are made. Ask again shortly."),
-    410: ("expired", "The result has expired", "The same recipe makes the same images again."),
+    410: ("expired", "The result has expired", "The same spec makes the same images again."),
     413: ("body-too-large", "Request body too large", "A body may have 65536 bytes."),
     422: ("unknown-class", "Unknown class", "This model has no class 'dgo'. Did you mean 'dog'?"),
     429: ("queue-full", "The queue is full", "1000 jobs are waiting and no more are taken."),

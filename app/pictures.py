@@ -32,7 +32,7 @@ def resolution(png: bytes) -> int:
 
 
 def write(picture: Image.Image) -> bytes:
-    """PNG bytes. Carries no recipe: only an image as the network made it can be made again and compared."""
+    """PNG bytes without a spec: only an image as the network made it can be made again and compared."""
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()

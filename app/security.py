@@ -151,8 +151,7 @@ class BodyLimit:
             problem = BodyTooLarge(
                 f"A body may have {self.limit} bytes. Only the fields shown in /docs are read."
             )
-            # the rest of the body is not read, so the connection cannot be used again
-            await respond(problem, scope["path"], {"Connection": "close"})(scope, receive, send)
+            await respond(problem, scope["path"])(scope, receive, send)
             return
 
         replayed = False

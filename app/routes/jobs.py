@@ -80,35 +80,34 @@ async def cancel_job(request: Request, job: Found, store: Store, caller: Caller)
 
 
 @router.get("/{job_id}/images/{index}", response_class=Response, responses=_PICTURE)
-async def read_image(index: int, look: Enlarged, request: Request, job: Found) -> Response:
+async def read_image(index: int, asked: Enlarged, request: Request, job: Found) -> Response:
     """One image. As soon as it is made, even while others of its job are not."""
     here = state(request)
-    _check_size(look, here.settings.max_side)
+    _check_size(asked, here.settings.max_side)
     png = await image_of(job, index, here.store)
-    asked = () if look.size is None else (look.size, look.resample)
-    tag = pictures.etag(png, *asked)
+    tag = pictures.etag(png, *(() if asked.size is None else (asked.size, asked.resample)))
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    if look.size is not None:
-        png = await here.drawing.draw(pictures.enlarged, png, look.size, look.resample)
+    if asked.size is not None:
+        png = await here.drawing.draw(pictures.enlarged, png, asked.size, asked.resample)
     return Response(png, media_type="image/png", headers=headers)
 
 
 @router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
-async def read_grid(look: Enlarged, request: Request, job: Found) -> Response:
+async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     """All images of a finished job side by side; `size` is the side of each."""
     here = state(request)
-    _check_size(look, here.settings.max_side)
+    _check_size(asked, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
-    if look.size is not None and look.size * columns > MAX_SHEET:
+    if asked.size is not None and asked.size * columns > MAX_SHEET:
         raise Invalid(f"size must be at most {MAX_SHEET // columns} for a grid of {job.spec.count} images.")
     pngs = await _images_of(job, here.store)
-    tag = pictures.etag(*pngs, look.size, look.resample)
+    tag = pictures.etag(*pngs, asked.size, asked.resample)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    sheet = await here.drawing.draw(pictures.grid, pngs, look.size, look.resample)
+    sheet = await here.drawing.draw(pictures.grid, pngs, asked.size, asked.resample)
     return Response(sheet, media_type="image/png", headers=headers)
 
 
@@ -154,8 +153,8 @@ async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[byt
         return  # expired, or Redis is gone: the client connects again and is told the rest
 
 
-def _check_size(look: Enlargement, max_side: int) -> None:
-    if look.size is not None and look.size > max_side:
+def _check_size(asked: Enlargement, max_side: int) -> None:
+    if asked.size is not None and asked.size > max_side:
         raise Invalid(f"size must be 16 to {max_side} pixels.")
 
 
