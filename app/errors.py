@@ -1,4 +1,4 @@
-"""What goes wrong, as one tree, and the one way it reaches the client: application/problem+json (RFC 9457).
+"""Every error as one tree, and its one form for the client: application/problem+json (RFC 9457).
 
     Problem
     ├── Unauthorised        401  no valid key where keys are set
@@ -50,11 +50,11 @@ from jobs.errors import (
 
 log = logging.getLogger("sagan.app")
 
-RETRY_AFTER = 3  # seconds a client is asked to wait when the server cannot tell better
+RETRY_AFTER = 3  # seconds that a client is asked to wait where the server knows no better
 
 
 class Problem(Exception):
-    """Root of everything this package raises on purpose; `detail` says what to do."""
+    """Root of everything that this package raises on purpose. `detail` says what to do."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal-error"
@@ -66,7 +66,7 @@ class Problem(Exception):
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after  # seconds; None: trying again will not help
-        self.errors = errors  # one {"at", "message"} a wrong field; None: the detail is all
+        self.errors = errors  # {"at", "message"} of each wrong field; None: not about fields
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
@@ -130,9 +130,8 @@ class BodyTooLarge(Problem):
     status, slug, title = 413, "body-too-large", "Request body too large"
 
     def headers(self) -> dict[str, str]:
-        return {
-            "Connection": "close"
-        }  # the rest of the body is not read, so the connection cannot serve again
+        # the rest of the body is not read: the connection cannot carry another request
+        return {"Connection": "close"}
 
 
 class Invalid(Problem):
@@ -241,8 +240,8 @@ def invalid(error: RequestValidationError) -> Invalid:
     """FastAPI's and pydantic's findings as one sentence, and one by one under `errors`."""
     found = [
         {
-            # "body.count", not "body.class_id.int": the branch of a union is our matter;
-            # "body", not "body.17": the place of a syntax error is no field
+            # "body.count", not "body.class_id.int": the branches of a union are internal;
+            # "body", not "body.17": the position of a syntax error is no field
             "at": ".".join(part for part in finding["loc"][:2] if isinstance(part, str)),
             "message": str(finding["msg"]),
         }
