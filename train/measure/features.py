@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from pydantic.dataclasses import dataclass as checked
 from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from train.data.pack import Pack
 from train.errors import FeaturesError
+from train.recipes.recipe import STRICT, Count, Real, Seed, Share
 
 FORMAT = "sagan-features-1"
 HELD_OUT = 0.1  # share of a pack that the extractor never trains on
@@ -56,17 +58,17 @@ class FeaturesConfig:
             raise FeaturesError(f"Features need at least 2 classes to tell apart, not {self.classes}.")
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class FeaturesRecipe:
     """How it is trained; the defaults are for 16,000 images and more, `fitting` is for any number."""
 
-    epochs: int = 8
-    batch: int = 256
-    learning_rate: float = 0.2  # top of the one-cycle schedule; SGD with Nesterov momentum 0.9
-    weight_decay: float = 5e-4
-    shift: float = 1 / 8  # of the side; images move up to this far in each direction, reflected at the edge
+    epochs: Count = 8
+    batch: Count = 256  # images a step
+    learning_rate: Real = 0.2  # top of the one-cycle schedule; SGD with Nesterov momentum 0.9
+    weight_decay: Real = 5e-4
+    shift: Share = 1 / 8  # of the side; images move up to this far in each direction, reflected at the edge
     flips: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     @classmethod
     def fitting(cls, images: int, **settings: Any) -> FeaturesRecipe:

@@ -329,7 +329,7 @@ def test_two_processes_over_gloo_train_one_network(
     command = training(pack_file, tmp_path / "two", 4)[3:]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, "cli.py", *command, "--device", "cpu"],
+        [*torchrun, "-m", "cli", *command, "--device", "cpu"],
         cwd=ROOT,
         env=environment,
         capture_output=True,
