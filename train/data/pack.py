@@ -8,15 +8,13 @@ Every file is written beside its final name and renamed when all are whole, the 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from imaging.files import written_whole
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
 from train.data.sources import open_source
@@ -129,7 +128,7 @@ def pack(
         if name is not None or licence is not None:
             pictures = replace(pictures, name=name or pictures.name, licence=licence or pictures.licence)
         try:
-            with _written_together(paths) as files:
+            with written_whole(paths) as files:
                 writer = Writer(files, pictures, resolution)
                 chunks = decode_all(pictures, resolution, min_crop)
                 for chunk in shown(chunks, len(pictures.entries), progress):
@@ -225,29 +224,6 @@ def _shard_paths(out: Path, shards: int) -> list[Path]:
 
 
 @contextmanager
-def _written_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """Files that get their names, in this order, when all are whole; none of them if anything fails."""
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        files = []
-        for path in paths:
-            file = stack.enter_context(
-                tempfile.NamedTemporaryFile(
-                    dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
-                )
-            )
-            stack.callback(Path(file.name).unlink, missing_ok=True)
-            files.append(file)
-        yield cast("list[BinaryIO]", files)
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-        for file, path in zip(files, paths, strict=True):
-            Path(file.name).replace(path)
-
-
-@contextmanager
 def _no_pillow_warnings() -> Iterator[None]:
     """A bomb is refused instead of warned of; Pillow's remarks on odd files are not for who packs them."""
     with warnings.catch_warnings():
@@ -319,9 +295,3 @@ def _is_archive(path: Path) -> bool:
         start = file.read(512)
     # a safetensors file starts with a length of 8 bytes and "{"; anything else is a source or a mistake
     return start[8:9] != b"{"
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
