@@ -37,7 +37,7 @@ class Survey:
         return self.sides[len(self.sides) // 4] if self.sides else RESOLUTIONS[0]
 
 
-class Choice(NamedTuple):
+class Line(NamedTuple):
     """One line of the recipe."""
 
     section: str
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
         return f"{self.name} = {json.dumps(self.value, ensure_ascii=False, default=str)}"
 
 
-def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[Choice]:
+def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[Line]:
     """The recipe's lines for these pictures. `overrides` ("section.field" -> TOML value) win.
 
     Raises DataError for too few pictures, RecipeError for a resolution that no network has.
@@ -63,21 +63,21 @@ def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[C
     judge, why_judge = _judge(survey, on_cpu, asked.get("optimisation.judge"))
     rest = _judged_plainly if judge == "plain" else _judged_by_pretrained
     choices = [
-        Choice("model", "resolution", resolution, why),
-        Choice("optimisation", "judge", judge, why_judge),
-        Choice("optimisation", "flips", True, "mirrored pictures count too; false for writing and the like"),
+        Line("model", "resolution", resolution, why),
+        Line("optimisation", "judge", judge, why_judge),
+        Line("optimisation", "flips", True, "mirrored pictures count too; false for writing and the like"),
         *rest(images, resolution, on_cpu, asked),
     ]
     if on_cpu:
-        choices.append(Choice("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
+        choices.append(Line("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
     return _overridden(choices, asked)
 
 
 def _judged_plainly(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
-) -> Iterator[Choice]:
+) -> Iterator[Line]:
     """What SAGAN's own discriminator, which must learn to see, goes well with."""
-    line = partial(Choice, "optimisation")
+    line = partial(Line, "optimisation")
     width, why_width = _width(images, on_cpu)
     site = min(resolution // 2, 16 if on_cpu else 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu))
@@ -95,15 +95,15 @@ def _judged_plainly(
 
 def _judged_by_pretrained(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
-) -> Iterator[Choice]:
+) -> Iterator[Line]:
     """What small heads on a network that can see already go well with: they teach much in few steps."""
-    line = partial(Choice, "optimisation")
+    line = partial(Line, "optimisation")
     large = resolution > 64
     width = (256 if large else 128) if on_cpu else (384 if large else 256)
     why_width = "what a CPU can train in an hour or a few" if on_cpu else "enough under this judge"
     site = min(resolution // 2, 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu=False))
-    yield Choice("model", "class_embedding", 64, "classes begin where the pretrained network sees them")
+    yield Line("model", "class_embedding", 64, "classes begin where the pretrained network sees them")
     batch = _whole(asked, "optimisation.batch", 16 if on_cpu else 64)
     # images shown in all, as above
     least, each, most = (60_000, 200, 640_000) if on_cpu else (1_000_000, 200, 4_000_000)
@@ -127,16 +127,16 @@ def _judged_by_pretrained(
     half_life = 10_000 if on_cpu else 50_000
     yield line("ema_half_life", half_life, "images: what is kept is an average of many steps")
     if on_cpu:
-        yield Choice("schedule", "grid_every", 250, "steps: the first sheet of samples after minutes")
+        yield Line("schedule", "grid_every", 250, "steps: the first sheet of samples after minutes")
 
 
-def _networks(resolution: int, width: int, why_width: str, site: int, why_site: str) -> Iterator[Choice]:
+def _networks(resolution: int, width: int, why_width: str, site: int, why_site: str) -> Iterator[Line]:
     # as SAGAN's: the same at 4 and 8 pixels, then half at each level
     widths = [width >> max(level - 1, 0) for level in range((resolution // BASE).bit_length())]
-    yield Choice("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}")
-    yield Choice("model", "discriminator_widths", widths[::-1], "the same, the other way round")
-    yield Choice("model", "generator_attention", [site], why_site)
-    yield Choice("model", "discriminator_attention", [site], "as in the generator")
+    yield Line("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}")
+    yield Line("model", "discriminator_widths", widths[::-1], "the same, the other way round")
+    yield Line("model", "generator_attention", [site], why_site)
+    yield Line("model", "discriminator_attention", [site], "as in the generator")
 
 
 def _judge(survey: Survey, on_cpu: bool, asked: object) -> tuple[str, str]:
@@ -162,7 +162,7 @@ def check_enough(images: int) -> None:
         )
 
 
-def to_toml(description: str, choices: Sequence[Choice]) -> str:
+def to_toml(description: str, choices: Sequence[Line]) -> str:
     """The recipe as a file that `read_recipe` reads, each line with its reason."""
     lines = [
         "# Chosen by `sagan train auto`. Change what you like and give this file's path to `sagan train` in",
@@ -241,9 +241,9 @@ def _whole(asked: Mapping[str, object], key: str, otherwise: int) -> int:
     return value if isinstance(value, int) and value > 0 else otherwise
 
 
-def _overridden(choices: list[Choice], asked: Mapping[str, object]) -> list[Choice]:
+def _overridden(choices: list[Line], asked: Mapping[str, object]) -> list[Line]:
     result = [
-        Choice(c.section, c.name, asked[key], "asked for") if (key := f"{c.section}.{c.name}") in asked else c
+        Line(c.section, c.name, asked[key], "asked for") if (key := f"{c.section}.{c.name}") in asked else c
         for c in choices
     ]
     known = {f"{c.section}.{c.name}" for c in choices}
@@ -252,7 +252,7 @@ def _overridden(choices: list[Choice], asked: Mapping[str, object]) -> list[Choi
         if not dot:
             raise RecipeError(f"--set {key}={value}: write it as section.field=value.")
         if key not in known:
-            result.append(Choice(section, name, value, "asked for"))
+            result.append(Line(section, name, value, "asked for"))
     order = ("model", "optimisation", "schedule")
     return sorted(result, key=lambda c: order.index(c.section) if c.section in order else len(order))
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from train.data.pack import Pack
 from train.errors import FeaturesError
 from train.measure.distances import Labels
-from train.measure.features import FeaturesRecipe, fit, fitting_batch, held_out_accuracy, split
+from train.measure.features import split
+from train.measure.features_training import FeaturesRecipe, fit, fitting_batch, held_out_accuracy
 from train.measure.metrics import SAMPLES, Sampler, check_classes, generate, some, stratified
 
 _SEEN = 50_000  # images that a classifier sees in training, at least; few are shown again and again

@@ -51,7 +51,7 @@ class ChoiceError(TrainError):
 
 
 @dataclass(frozen=True)
-class Judged:
+class RankedSnapshot:
     """One snapshot before the judge."""
 
     path: Path
@@ -62,10 +62,10 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Ranking:
     """Every snapshot, the best first, and how far to trust the order."""
 
-    ranked: tuple[Judged, ...]
+    ranked: tuple[RankedSnapshot, ...]
     judge: int  # step of the discriminator
     samples: int  # images of each snapshot
     real: float  # mean score of as many real images, at most
@@ -111,7 +111,7 @@ def choose(
     seed: int = 0,
     device: str = "cpu",
     shown: Callable[[Sequence[Path]], Iterable[Path]] = iter,
-) -> Choice:
+) -> Ranking:
     """Judge every snapshot in the folder `run`, and write the best one to `chosen.safetensors` there.
 
     Every snapshot makes the same images: one noise, the pack's classes in proportion. They and the real ones
@@ -141,7 +141,7 @@ def choose(
         sampler = GeneratorSampler(found.generator.to(device), names, device=device)
         scores = judge.scores(sampler, labels, eye)
         judged.append(
-            Judged(
+            RankedSnapshot(
                 path=path,
                 step=_steps(path, found),
                 score=float(scores.mean()),
@@ -158,7 +158,7 @@ def choose(
         "seed": seed,
     }
     save_generator(run / CHOSEN, best.generator, names, best.metrics, {**best.metadata, "chosen": about})
-    return Choice(ranked, step, samples, float(real.mean()), eye.doubt if eye else None)
+    return Ranking(ranked, step, samples, float(real.mean()), eye.doubt if eye else None)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:

@@ -17,9 +17,9 @@ from train.data.pack import Pack
 from train.efficientnet import STRIDES, EfficientNetLite, open_network
 from train.errors import FeaturesError
 from train.measure.distances import KID_SIZE, KID_SUBSETS, NEIGHBOURS, Labels, accuracy, within_class_variance
-from train.measure.features import Seen, split
+from train.measure.features import FeatureSet, split
+from train.measure.figures import NEIGHBOUR_IMAGES, figures
 from train.measure.metrics import (
-    NEIGHBOUR_IMAGES,
     REFERENCE_IMAGES,
     SAMPLES,
     Sampler,
@@ -27,7 +27,6 @@ from train.measure.metrics import (
     check_classes,
     choose_reference,
     compare,
-    figures,
     look_at_pack,
     some,
 )
@@ -92,14 +91,14 @@ class PretrainedEye:
         # the system gives memory only for what is written
         self._features = np.empty((len(pack), network.classify.in_features), np.float32)
 
-    def see(self, indices: Labels) -> Seen:
+    def see(self, indices: Labels) -> FeatureSet:
         """The pack's images of these numbers."""
         new = indices[~self._known[indices]]
         if len(new):
             seen = look_at_pack(self.extractor, self.pack, new, self.device, self._progress)
             self._features[new], self._known[new] = seen.features, True
         found = self._features[indices]
-        return Seen(found, found[:, :0], found[:, :0], self.pack.labels.numpy()[indices])
+        return FeatureSet(found, found[:, :0], found[:, :0], self.pack.labels.numpy()[indices])
 
     def measure(self, sampler: Sampler, samples: int = SAMPLES, seed: int = 0) -> dict[str, object]:
         """Every figure of one generator, as `evaluate_with_pretrained`."""
@@ -110,16 +109,15 @@ class PretrainedEye:
             NEIGHBOURS + 1,
             lambda known, images: self._figures(known, images, seed),
             self._protocol(),
+            self.see,
         )
-        report = compare(
-            sampler, yardstick, self.pack, chosen, samples, seed, self.device, self._progress, self.see
-        )
+        report = compare(sampler, yardstick, self.pack, chosen, samples, seed, self.device, self._progress)
         row = report["real_held_back"]
         if self.reference == "held-out" and isinstance(row, dict):
             row.update(_NO_PROBE)  # it would flatter these images: it learnt from them
         return report
 
-    def _figures(self, known: Seen, images: Seen, seed: int) -> dict[str, object]:
+    def _figures(self, known: FeatureSet, images: FeatureSet, seed: int) -> dict[str, object]:
         share, by_class = within_class_variance(
             known.features, known.labels, images.features, images.labels, self.pack.class_names
         )

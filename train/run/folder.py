@@ -28,7 +28,8 @@ from train.efficientnet import installed
 from train.errors import DataError
 from train.recipes.recipe import Recipe, parse_recipe, read_recipe
 from train.run.pretrained_judge import NETWORK
-from train.run.state import StateError, check_judge
+from train.run.saved import StateError
+from train.run.state import check_judge
 
 PACK = "data.safetensors"
 ABOUT = "data.json"

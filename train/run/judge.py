@@ -22,7 +22,7 @@ from train.run.execution import Passes
 from train.run.losses import discriminator_hinge, generator_hinge
 
 
-class Play(NamedTuple):
+class StepInputs(NamedTuple):
     """What one discriminator step is made of, but for the networks: this process's share, B images."""
 
     pixels: Tensor  # uint8 [B, 3, R, R]
@@ -32,7 +32,7 @@ class Play(NamedTuple):
     y: Tensor  # [B], the fakes' labels
     for_reals: Tensor  # [B, DRAWS], DiffAugment's
     for_fakes: Tensor
-    for_answers: Tensor  # the same fakes, when the generator answers and the judge looks at them anew
+    for_generator: Tensor  # the same fakes, when the generator answers and the judge looks at them anew
 
     def reals(self) -> Tensor:
         """[B, 3, R, R] in [-1, 1], some mirrored."""
@@ -56,13 +56,13 @@ class Judge(Protocol):
     def normalise(self) -> None:
         """Put spectral norm on the network."""
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
         """What it sees in images [B, 3, R, R] in [-1, 1]; gradients lead back to them."""
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         """The reals beside the fakes `seen`, which carry no gradient here."""
 
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         """The generator's loss. guide: weight of what else the judge can teach it, a scalar."""
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:
@@ -80,23 +80,23 @@ class PlainJudge:
     def normalise(self) -> None:
         spectral_normalise(self.network)
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
         return [fakes]
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         # one pass over both halves: every weight is normalised once
-        images = torch.cat([play.reals(), seen[0]])
-        images = augment(images, torch.cat([play.for_reals, play.for_fakes]), self.kinds)
+        images = torch.cat([inputs.reals(), seen[0]])
+        images = augment(images, torch.cat([inputs.for_reals, inputs.for_fakes]), self.kinds)
         with self.passes.autocast():
-            scores = self.network(images, torch.cat([play.labels, play.y]))
+            scores = self.network(images, torch.cat([inputs.labels, inputs.y]))
         real, fake = scores.chunk(2)
         figures = {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}
         return Verdict(discriminator_hinge(real, fake), figures)
 
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
-        images = augment(seen[0], play.for_answers, self.kinds)
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        images = augment(seen[0], inputs.for_generator, self.kinds)
         with self.passes.autocast():
-            return generator_hinge(self.network(images, play.y))
+            return generator_hinge(self.network(images, inputs.y))
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:
         scores: Tensor = self.network(images, y)
@@ -114,20 +114,21 @@ class BothJudges:
         for judge in self.judges:
             judge.normalise()
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
-        seen = [judge.look(fakes, play) for judge in self.judges]
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
+        seen = [judge.look(fakes, inputs) for judge in self.judges]
         self._first = len(seen[0])
         return [tensor for part in seen for tensor in part]
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
-        a, b = (judge.judge(play, part) for judge, part in zip(self.judges, self._parts(seen), strict=True))
-        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
-
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         a, b = (
-            judge.answer(play, part, guide)
+            judge.discriminator_loss(inputs, part)
             for judge, part in zip(self.judges, self._parts(seen), strict=True)
         )
+        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
+
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        parts = zip(self.judges, self._parts(seen), strict=True)
+        a, b = (judge.generator_loss(inputs, part, guide) for judge, part in parts)
         return a + b
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from train.recipes.recipe import Optimisation, comma_list
 from train.run.augment import augment, draw, to_network
 from train.run.distributed import World
 from train.run.execution import Passes
-from train.run.judge import Play, Verdict
+from train.run.judge import StepInputs, Verdict
 from train.run.losses import discriminator_hinge, generator_hinge
 
 NETWORK = "lite0"
@@ -131,33 +131,33 @@ class PretrainedJudge:
             spectral_normalise(head.body)
             spectral_normalise(head.score)
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
-        return self._look(augment(fakes, play.for_fakes, self.kinds))
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
+        return self._look(augment(fakes, inputs.for_fakes, self.kinds))
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         with torch.no_grad():
-            *reals, pooled = self._look(augment(play.reals(), play.for_reals, self.kinds))
+            *reals, pooled = self._look(augment(inputs.reals(), inputs.for_reals, self.kinds))
         both = [torch.cat([r.to(f.dtype), f]) for r, f in zip(reals, seen[:-1], strict=True)]
         with self.passes.autocast():
-            scores = [s.chunk(2) for s in self.network(both, torch.cat([play.labels, play.y]))]
+            scores = [s.chunk(2) for s in self.network(both, torch.cat([inputs.labels, inputs.y]))]
         loss = torch.stack([discriminator_hinge(real, fake) for real, fake in scores]).sum()
         if self.network.probe is not None:
-            loss = loss + F.cross_entropy(self.network.probe(pooled), play.labels)
+            loss = loss + F.cross_entropy(self.network.probe(pooled), inputs.labels)
         real, fake = (torch.stack([s.detach().mean() for s in of]).mean() for of in zip(*scores, strict=True))
         figures = {"score_real": real, "score_fake": fake}
         if self.variety:
-            figures["variety"] = self._variety(seen[-1], play.y)
+            figures["variety"] = self._variety(seen[-1], inputs.y)
         return Verdict(loss, figures)
 
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         *maps, pooled = seen
         with self.passes.autocast():
-            scores = self.network(maps, play.y)
+            scores = self.network(maps, inputs.y)
         loss = torch.stack([generator_hinge(part) for part in scores]).sum()
         if self.network.probe is not None:
-            loss = loss + guide * F.cross_entropy(self.network.probe(pooled), play.y)
+            loss = loss + guide * F.cross_entropy(self.network.probe(pooled), inputs.y)
         if self.variety:
-            loss = loss + self.variety * F.relu(1 - self._variety(pooled, play.y))
+            loss = loss + self.variety * F.relu(1 - self._variety(pooled, inputs.y))
         return loss
 
     def _variety(self, pooled: Tensor, y: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from train.experiments.measure import METRICS
 from train.experiments.report import Report, Series, chart, ticks
 from train.experiments.runs import Task
 from train.experiments.stopping import Stop, stopping_step, stretches
-from train.measure.features import FeaturesRecipe, train_features
+from train.measure.features_training import FeaturesRecipe, train_features
 from train.recipes.recipe import RecipeError, read_recipe
 
 SCALE = 0.0004  # attention-sites at 1, 2, 4, 6, 8, 10 and 12 steps
