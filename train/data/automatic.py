@@ -1,4 +1,4 @@
-"""A recipe chosen by what there is: how many pictures, how large, and on what. Each choice says why."""
+"""A recipe chosen by the number and size of the pictures and by the device. Each line says why."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from model.config import BASE, RESOLUTIONS
 from train.errors import DataError
 from train.recipes.recipe import RecipeError, setting_value
 
-AT_LEAST = 16  # pictures; of fewer nothing can be learned
-MANY = 100_000  # pictures from which DiffAugment is no help any more
-SOME = 10_000  # pictures under which it changes colours as well
-SMALL = 2_000  # pictures under which 128 px are not worth it
+AT_LEAST = 16  # pictures; fewer teach nothing
+MANY = 100_000  # pictures; from here on DiffAugment is no help
+SOME = 10_000  # pictures; with fewer it changes colours as well
+SMALL = 2_000  # pictures; with fewer 128 px are not worth it
 ENOUGH = (
-    20_000  # pictures that, given a GPU, teach SAGAN's discriminator; the pretrained was tried with fewer
+    20_000  # pictures; on a GPU they teach SAGAN's discriminator. The pretrained judge was tried with fewer
 )
 UNCHANGED = 3  # epochs of the pictures as they are, before DiffAugment joins in
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a choice is made by."""
+    """The facts that a recipe is chosen by."""
 
     images: int
-    sides: tuple[int, ...]  # of a sample of the pictures: pixels of the shorter side, sorted; (): not known
-    resolution: int | None = None  # pixels, of pictures that are packed already; None: to be chosen
-    pretrained: bool = False  # whether the network that the pretrained judge sees with is on this machine
+    sides: tuple[int, ...]  # shorter sides of a sample of the pictures, pixels, sorted; (): not known
+    resolution: int | None = None  # pixels of packed pictures; None: to be chosen
+    pretrained: bool = False  # the pretrained judge's network is on this machine
 
     @property
     def small(self) -> int:
@@ -46,7 +46,7 @@ class Line(NamedTuple):
     reason: str
 
     def setting(self) -> str:
-        """As it stands in the recipe."""
+        """The line as TOML, without its reason."""
         # numbers, booleans, strings and lists of them are written alike in JSON and in TOML
         return f"{self.name} = {json.dumps(self.value, ensure_ascii=False, default=str)}"
 
@@ -76,13 +76,13 @@ def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[L
 def _judged_plainly(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
 ) -> Iterator[Line]:
-    """What SAGAN's own discriminator, which must learn to see, goes well with."""
+    """The lines that suit SAGAN's own discriminator, which must learn to see."""
     line = partial(Line, "optimisation")
     width, why_width = _width(images, on_cpu)
     site = min(resolution // 2, 16 if on_cpu else 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu))
     batch = 32 if on_cpu or images < 500 else 64
-    # images shown in all: each so many times, within what a new network needs and what there is time for
+    # images shown in all: each so many times, but enough for a new network, and no more than time allows
     least, each, most = (200_000, 500, 640_000) if on_cpu else (1_600_000, 2_000, 6_400_000)
     steps = _round(min(max(each * images, least), most) / batch)
     yield line("steps", steps, _why_steps(steps, batch, images))
@@ -96,7 +96,7 @@ def _judged_plainly(
 def _judged_by_pretrained(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
 ) -> Iterator[Line]:
-    """What small heads on a network that can see already go well with: they teach much in few steps."""
+    """The lines that suit heads on a network that sees already: they teach much in few steps."""
     line = partial(Line, "optimisation")
     large = resolution > 64
     width = (256 if large else 128) if on_cpu else (384 if large else 256)
@@ -154,7 +154,7 @@ def _judge(survey: Survey, on_cpu: bool, asked: object) -> tuple[str, str]:
 
 
 def check_enough(images: int) -> None:
-    """Raises DataError for fewer pictures than anything can be learned of."""
+    """Raises DataError for too few pictures to learn from."""
     if images < AT_LEAST:
         raise DataError(
             f"{pictures(images)} cannot be trained on: {AT_LEAST} are the least, and some hundreds of each "
@@ -219,7 +219,10 @@ def _why_site(site: int, on_cpu: bool) -> str:
 
 
 def _augment(images: int, colour: bool) -> tuple[str, str]:
-    """colour: whether it may change; in short runs under the pretrained judge that bleaches whites."""
+    """DiffAugment's kinds, and why.
+
+    colour: whether colours may change; in short runs under the pretrained judge that bleaches whites.
+    """
     if images >= MANY:
         return "", f"no DiffAugment: {MANY:,} pictures and more do without"
     if images >= SOME or not colour:
@@ -236,7 +239,7 @@ def _why_steps(steps: int, batch: int, images: int) -> str:
 
 
 def _whole(asked: Mapping[str, object], key: str, otherwise: int) -> int:
-    """What was asked for where it is a number of steps or images; what it is not is refused later."""
+    """The positive whole number asked for; anything else is refused when the recipe is read."""
     value = asked.get(key)
     return value if isinstance(value, int) and value > 0 else otherwise
 
@@ -258,7 +261,7 @@ def _overridden(choices: list[Line], asked: Mapping[str, object]) -> list[Line]:
 
 
 def _round(steps: float) -> int:
-    """To two figures."""
+    """`steps` to two figures."""
     scale = int(10 ** max(len(str(int(steps))) - 2, 0))
     return max(round(steps / scale) * scale, 1)
 

@@ -1,8 +1,7 @@
-"""How good generated images are: an extractor, a reference, a number of images, and figures with all three.
+"""Reports on generated images: figures with their extractor, reference and number of images.
 
-In our own classifier's features nothing is FID or IS, which are defined by the Inception network: those
-figures have their own names, and compare only where the extractor's hash, the reference and the number of
-samples agree. With Inception's weights at hand they are FID and its relatives, under the same condition.
+Figures compare only where all three agree. FID and IS are defined by the Inception network: figures in our
+own classifier's features have names of their own.
 """
 
 from __future__ import annotations
@@ -54,13 +53,13 @@ from train.measure.figures import (
 from train.measure.inception import Inception
 
 SAMPLES = 5000  # generated images, unless told
-REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
-INCEPTION_SAMPLES = (10_000, 50_000)  # a smaller pack's, and one's of at least as many images
+REFERENCE_IMAGES = 10_000  # of "train", at most: more take minutes on a CPU and change little
+INCEPTION_SAMPLES = (10_000, 50_000)  # the second for packs of at least as many images
 _BATCH = 250  # images
 
 
 class Sampler(Protocol):
-    """What is measured: a source of images of given classes."""
+    """A source of images of given classes, to be measured."""
 
     @property
     def class_names(self) -> Sequence[str]: ...
@@ -103,9 +102,9 @@ def evaluate(
 ) -> dict[str, object]:
     """Every figure in own features for `samples` generated images, and the same for real ones.
 
-    Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
-    that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
-    images that are not in its reference, and tells how far a perfect generator would come with that many.
+    Classes are drawn as often as the reference has them. reference: "train": at most 10,000 images of the
+    nine tenths of the pack that `split` names; "held-out": the other tenth; "all". The second row is of real
+    images outside of its reference: a perfect generator's figures at that number of images.
     Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge,
     or the images are few, the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers
     do not fit, and for an extractor that only guesses.
@@ -190,7 +189,7 @@ def generate(
 
 
 def some(indices: Labels, count: int) -> Labels:
-    """At most `count` of them, always the same ones, sorted."""
+    """At most `count` of the indices, always the same ones, sorted."""
     rng = np.random.Generator(np.random.Philox(key=[SPLIT_SEED, len(indices)]))
     return np.sort(rng.permutation(indices)[:count])
 

@@ -1,8 +1,7 @@
-"""What tells real images from made ones, and so what the generator learns from.
+"""The judge: it tells real images from generated ones, and the generator learns from its scores.
 
 It is SAGAN's discriminator, or small heads on a frozen network (see `train.run.pretrained_judge`), or both.
-
-A judge looks at the fakes once a step; both players then go by what it saw.
+A judge looks at the fakes once a step; the losses of both networks are of that one look.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from train.run.losses import discriminator_hinge, generator_hinge
 
 
 class StepInputs(NamedTuple):
-    """What one discriminator step is made of, but for the networks: this process's share, B images."""
+    """The inputs of one discriminator step: this process's share, B images."""
 
     pixels: Tensor  # uint8 [B, 3, R, R]
     labels: Tensor  # [B]
@@ -32,7 +31,7 @@ class StepInputs(NamedTuple):
     y: Tensor  # [B], the fakes' labels
     for_reals: Tensor  # [B, DRAWS], DiffAugment's
     for_fakes: Tensor
-    for_generator: Tensor  # the same fakes, when the generator answers and the judge looks at them anew
+    for_generator: Tensor  # for the same fakes in the generator's loss, where the judge looks at them anew
 
     def reals(self) -> Tensor:
         """[B, 3, R, R] in [-1, 1], some mirrored."""
@@ -40,37 +39,37 @@ class StepInputs(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of one discriminator step."""
+    """The outcome of one discriminator step."""
 
-    loss: Tensor  # what the judge's own optimiser lowers
+    loss: Tensor  # for the judge's own optimiser
     figures: Mapping[str, Tensor]  # scalars to log, without gradient: score_real, score_fake ...
 
 
 class Judge(Protocol):
-    """One way to judge. Nothing in it waits for the device, so that a step can be recorded."""
+    """One way to judge. It never waits for the device: a step can be recorded as a CUDA graph."""
 
     @property
     def network(self) -> nn.Module:
-        """What its optimiser moves and a state saves: all of it that learns."""
+        """All of the judge that learns: its optimiser moves it and a state saves it."""
 
     def normalise(self) -> None:
         """Put spectral norm on the network."""
 
     def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
-        """What it sees in images [B, 3, R, R] in [-1, 1]; gradients lead back to them."""
+        """Its view of images [B, 3, R, R] in [-1, 1]; gradients lead back to them."""
 
     def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
-        """The reals beside the fakes `seen`, which carry no gradient here."""
+        """The loss of the reals and of the fakes `seen`, which carry no gradient here."""
 
     def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
-        """The generator's loss. guide: weight of what else the judge can teach it, a scalar."""
+        """The generator's loss. guide: weight of the class's cross-entropy in it, a scalar."""
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:
-        """Of images [B, 3, R, R] in [-1, 1] as they are: [B], higher for what looks real."""
+        """Scores [B] of images [B, 3, R, R] in [-1, 1], unaugmented; higher: more real."""
 
 
 class PlainJudge:
-    """SAGAN's own: the discriminator looks at pixels, for each player under draws of their own."""
+    """SAGAN's own: the discriminator looks at pixels, in each network's loss under draws of its own."""
 
     def __init__(self, config: ModelConfig, optimisation: Optimisation, passes: Passes) -> None:
         self.network = Discriminator(config, optimisation.initialisation)
@@ -104,7 +103,7 @@ class PlainJudge:
 
 
 class BothJudges:
-    """Two judges whose losses are added; where both have a figure, the second's is logged."""
+    """Two judges whose losses are added; of a figure that both have, the second's is logged."""
 
     def __init__(self, first: Judge, second: Judge) -> None:
         self.judges = (first, second)
