@@ -49,7 +49,7 @@ def evaluate(
     """
     wait_passively()
     from model.errors import ModelError
-    from train.commands import check_keepable, keep_figures, run_evaluation
+    from train.commands import Measures, check_keepable, keep_figures, run_evaluation
     from train.errors import TrainError
 
     try:
@@ -58,13 +58,7 @@ def evaluate(
         figures = run_evaluation(
             checkpoint,
             source,
-            features,
-            inception,
-            inception_weights,
-            cas,
-            pretrained,
-            samples=samples,
-            reference=reference,
+            Measures(features, inception, inception_weights, cas, pretrained, samples, reference),
             seed=seed,
             truncation=truncation,
             device=device,
@@ -98,15 +92,14 @@ def neighbours(
     from model.errors import ModelError
     from train.commands import run_neighbours
     from train.errors import TrainError
+    from train.measure.neighbours import Sheet
 
     try:
         run_neighbours(
             checkpoint,
             source,
             out,
-            samples=samples,
-            columns=columns,
-            rows=rows,
+            sheet=Sheet(samples, columns, rows),
             seed=seed,
             truncation=truncation,
             device=device,

@@ -17,7 +17,7 @@ from train.data.pack import Pack
 from train.errors import ExperimentError, FeaturesError
 from train.experiments.catalogue import BASELINE, EXPERIMENTS, MAP_LIMIT, map_bytes, milestones
 from train.experiments.runs import Task
-from train.measure.features import FeaturesRecipe, train_features
+from train.measure.features_training import FeaturesRecipe, train_features
 from train.recipes.recipe import RecipeError, read_recipe
 
 SCALE = 0.0004  # attention-sites at 1, 2, 4, 6, 8, 10 and 12 steps
