@@ -39,8 +39,7 @@ def evaluate(
     truncation: Truncation = 1.0,
     device: Device = "auto",
     precision: Annotated[
-        str | None,
-        typer.Option(help="As a worker runs it: auto, float32, bfloat16, int8; unless told as trained"),
+        str | None, typer.Option(help="Of a worker: auto, float32, bfloat16 or int8; unless told as trained")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
@@ -65,13 +64,18 @@ def evaluate(
             precision=precision,
         )
         console.print_json(data=figures)
-        for report in figures.values():
-            if isinstance(report, dict) and "protocol" in report:
-                warn(report["protocol"].get("warning"))
+        _warn_of_doubts(figures)
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
         fail(error)
+
+
+def _warn_of_doubts(figures: dict[str, object]) -> None:
+    """Show the warning of each report's protocol, where there is one."""
+    for report in figures.values():
+        if isinstance(report, dict) and "protocol" in report:
+            warn(report["protocol"].get("warning"))
 
 
 def neighbours(
