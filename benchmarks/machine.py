@@ -29,7 +29,8 @@ def neighbours(seconds: float = 1.0) -> float:
         fields = [int(field) for field in stat.read_text().split("\n", 1)[0].split()[1:]]
         return sum(fields), fields[3] + fields[4]  # idle and waiting for a disk
 
-    (before, idle_before), _ = ticks(), time.sleep(seconds)
+    before, idle_before = ticks()
+    time.sleep(seconds)
     after, idle_after = ticks()
     busy = 1 - (idle_after - idle_before) / max(after - before, 1)
     return busy * (os.cpu_count() or 1)

@@ -18,6 +18,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from imaging.levels import to_pixels
+from imaging.noise import noise
 from imaging.spec import ImageSpec
 from model.serving.fused import FusedGenerator
 from model.serving.int8 import has_int8
@@ -31,8 +33,6 @@ from worker.engine import (
     UnknownLayer,
     choose_device,
     load_engines,
-    noise,
-    to_pixels,
 )
 from worker.settings import WorkerSettings
 
