@@ -1,4 +1,4 @@
-"""What routes ask for, by type."""
+"""The dependencies of the routes, by type."""
 
 import functools
 import re
@@ -24,7 +24,7 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
 
 
 class DrawingPool:
-    """Runs drawing in threads, as many at once as there are cores, so that the event loop stays free."""
+    """Draws in threads, as many at once as there are cores. The event loop stays free meanwhile."""
 
     def __init__(self, at_once: int) -> None:
         self._limiter = CapacityLimiter(at_once)
@@ -36,7 +36,7 @@ class DrawingPool:
 
 
 class State(Protocol):
-    """What the app carries while it runs; routes ask for it by the types below."""
+    """The state of the running app. Routes ask for its parts by the types below."""
 
     settings: Settings
     store: JobClient
@@ -48,8 +48,8 @@ def state(request: Request) -> State:
     return cast(State, request.app.state)
 
 
-# Each is asynchronous, since FastAPI takes others through a thread, and asks for the request alone, since
-# FastAPI solves what a dependency depends on once more for each that does.
+# Each is asynchronous: FastAPI runs any other in a thread. Each depends on the request alone: FastAPI solves
+# a shared dependency again for every one that asks for it.
 
 
 async def _settings(request: Request) -> Settings:
@@ -75,7 +75,7 @@ UseMetrics = Annotated[Metrics, Depends(_metrics)]
 
 
 async def caller_of(request: Request) -> str:
-    """The owner of the jobs that this request may see. Raises Unauthorised."""
+    """The owner of the jobs that the request may see. Raises Unauthorised."""
     return security.owner_of(request, state(request).settings.api_keys)
 
 
@@ -83,10 +83,10 @@ Caller = Annotated[str, Depends(caller_of)]
 
 
 async def _paced(request: Request) -> str:
-    """The caller, this request of theirs counted. Raises Unauthorised, TooManyRequests."""
+    """The caller, after one request is counted for them. Raises Unauthorised, TooManyRequests."""
     caller, limit = await caller_of(request), state(request).settings.rate_limit
     if limit is not None:
-        # without keys all callers are one owner: there the address tells them apart
+        # without keys all callers are one owner, and only their addresses differ
         host = request.client.host if request.client else ""
         who = caller if caller != security.EVERYBODY else host
         await security.within_rate(state(request).store, who, limit)
@@ -100,7 +100,7 @@ async def _found(
     job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
 ) -> Job:
     caller = await caller_of(request)
-    # what is no id is known to nobody, and never becomes part of a key in Redis
+    # a malformed id is unknown to everybody, and must never become part of a key in Redis
     if not _JOB_ID.fullmatch(job_id):
         raise UnknownJob(job_id[:64])
     return await state(request).store.get(job_id, caller)
@@ -111,7 +111,7 @@ Found = Annotated[Job, Depends(_found)]
 
 
 async def served_model(store: JobClient, name: str | None) -> ModelInfo:
-    """The model of that name; None: the one of the largest images, or first by name.
+    """The served model called `name`. None: the one of the largest images, then the first by name.
 
     Raises NoWorker, UnknownModel.
     """

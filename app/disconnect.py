@@ -1,4 +1,4 @@
-"""A wait lasts only as long as somebody waits: it ends when the client has closed its connection."""
+"""A wait ends when its client closes the connection."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -11,13 +11,13 @@ from app.errors import ClientLeft
 
 T = TypeVar("T")
 
-SOON: Final = 0.5  # seconds within which nobody looks whether the client is still there: most waits are over
+SOON: Final = 0.5  # seconds before a wait begins to watch its connection: most waits end earlier
 
 
 async def while_connected(request: Request, awaitable: Awaitable[T]) -> T:
-    """The result of `awaitable`. Raises ClientLeft, having cancelled it, when the client goes away first.
+    """The result of `awaitable`. Cancels it and raises ClientLeft if the client goes away first.
 
-    The request's body must have been read.
+    The request's body must have been read before.
     """
     # a scope rather than one Task.cancel(): it cancels again where redis-py swallows a cancellation
     with CancelScope() as scope:

@@ -1,4 +1,4 @@
-"""OpenAPI, and a /docs that needs no network: Swagger UI as the fastapi-offline wheel carries it."""
+"""OpenAPI with our problems, and a /docs without a network: the fastapi-offline wheel has Swagger UI."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from app.schemas import ProblemOut
 
 PNG: dict[int | str, dict[str, Any]] = {
     200: {"description": "PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-    304: {"description": "`If-None-Match` named it: not sent again."},
+    304: {"description": "`If-None-Match` names it: the client has it already."},
 }
 
 # status -> slug, title, detail of an example
@@ -20,7 +20,7 @@ _EXAMPLES = {
     403: ("foreign-origin", "Asked by a page of another site", "Pages of this origin may not ask here."),
     404: ("not-found", "Not found", "There is no job 'x'."),
     409: ("not-finished", "The job is not done yet", "3 of 8 images are made. Ask again shortly."),
-    410: ("expired", "The result has expired", "The same recipe makes the same images again."),
+    410: ("expired", "The result has expired", "The same spec makes the same images again."),
     413: ("body-too-large", "Request body too large", "A body may have 65536 bytes."),
     422: ("unknown-class", "Unknown class", "This model has no class 'dgo'. Did you mean 'dog'?"),
     429: ("queue-full", "The queue is full", "1000 jobs are waiting and no more are taken."),
@@ -70,7 +70,7 @@ def _problem(status: int) -> dict[str, Any]:
 
 
 def describe(app: FastAPI, *, with_keys: bool) -> None:
-    """Adds /openapi.json with our problems (and keys) in it, and /docs."""
+    """Adds /docs, and /openapi.json with problem documents and, where keys are set, the keys."""
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -106,7 +106,7 @@ def describe(app: FastAPI, *, with_keys: bool) -> None:
 
 
 def _replace_validation_errors(schema: dict[str, Any]) -> None:
-    """What FastAPI says a 422 is, for routes that name none themselves, becomes our problem document."""
+    """FastAPI's own 422, of routes that declare none, becomes our problem document."""
     for operations in schema["paths"].values():
         for operation in operations.values():
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):

@@ -1,4 +1,4 @@
-"""What goes wrong, as one tree, and the one way it reaches the client: application/problem+json (RFC 9457).
+"""Every error as one tree, and its one form for the client: application/problem+json (RFC 9457).
 
     Problem
     ├── Unauthorised        401  no valid key where keys are set
@@ -24,7 +24,7 @@
         ├── NoWorker
         └── NoBroker
 
-Errors of `jobs.errors` are given the same form by `_of_jobs`.
+`problem_of` gives the errors of other packages the same form.
 """
 
 import http
@@ -50,11 +50,11 @@ from jobs.errors import (
 
 log = logging.getLogger("sagan.app")
 
-RETRY_AFTER = 3  # seconds a client is asked to wait when the server cannot tell better
+RETRY_AFTER = 3  # seconds that a client is asked to wait where the server knows no better
 
 
 class Problem(Exception):
-    """Root of everything this package raises on purpose; `detail` says what to do."""
+    """Root of everything that this package raises on purpose. `detail` says what to do."""
 
     status: ClassVar[int] = 500
     slug: ClassVar[str] = "internal-error"
@@ -62,11 +62,11 @@ class Problem(Exception):
 
     def __init__(
         self, detail: str, *, retry_after: int | None = None, errors: list[dict[str, str]] | None = None
-    ):
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
         self.retry_after = retry_after  # seconds; None: trying again will not help
-        self.errors = errors  # one {"at", "message"} a wrong field; None: the detail is all
+        self.errors = errors  # {"at", "message"} of each wrong field; None: not about fields
 
     def headers(self) -> dict[str, str]:
         return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
@@ -89,6 +89,13 @@ class NotFound(Problem):
 
 class MethodNotAllowed(Problem):
     status, slug, title = 405, "method-not-allowed", "Method not allowed"
+
+    def __init__(self, allowed: str) -> None:
+        super().__init__(f"Use {allowed} here. See /docs.")
+        self.allowed = allowed
+
+    def headers(self) -> dict[str, str]:
+        return {"Allow": self.allowed}
 
 
 class Conflict(Problem):
@@ -121,6 +128,10 @@ class Gone(Problem):
 
 class BodyTooLarge(Problem):
     status, slug, title = 413, "body-too-large", "Request body too large"
+
+    def headers(self) -> dict[str, str]:
+        # the rest of the body is not read: the connection cannot carry another request
+        return {"Connection": "close"}
 
 
 class Invalid(Problem):
@@ -180,9 +191,15 @@ def shorten(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
-def _of_jobs(error: JobError) -> Problem:
-    """The problem that an error of the job store is to a client."""
+def problem_of(error: Exception) -> Problem:
+    """The problem that `error` is to a client."""
     match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            return invalid(error)
+        case HTTPException():
+            return _of_http(error)
         case UnknownJob():
             return NotFound(str(error))
         case ExpiredJob():
@@ -193,12 +210,49 @@ def _of_jobs(error: JobError) -> Problem:
             return KeyReused(str(error))
         case AttentionFailed():
             return NoMap(str(error))
-        case _:
+        case JobError():
             return NoBroker(str(error), retry_after=RETRY_AFTER)
+        case RedisError():
+            return NoBroker("The broker does not answer. Try again shortly.", retry_after=RETRY_AFTER)
+        case _:
+            return Problem("Something broke on our side; the server's log has it under this request's id.")
 
 
-def respond(problem: Problem, path: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """`problem` as a response. `path`: what was asked, for `instance`."""
+def _of_http(error: HTTPException) -> Problem:
+    """What Starlette and FastAPI raise before a route is reached."""
+    match error.status_code:
+        case 400:  # json.loads refused the bytes of a body for another reason than their syntax
+            reason = "not JSON in UTF-8, or a number or depth beyond reason"
+            return Invalid(f"body: {reason}.", errors=[{"at": "body", "message": reason}])
+        case 404:
+            return NotFound("There is nothing at this address. See /docs for what there is.")
+        case 405:
+            return MethodNotAllowed((error.headers or {}).get("Allow", "another method"))
+        case status:
+            problem = Problem(str(error.detail))
+            problem.status = status  # type: ignore[misc]
+            problem.slug = f"http-{status}"  # type: ignore[misc]
+            problem.title = http.HTTPStatus(status).phrase  # type: ignore[misc]
+            return problem
+
+
+def invalid(error: RequestValidationError) -> Invalid:
+    """FastAPI's and pydantic's findings as one sentence, and one by one under `errors`."""
+    found = [
+        {
+            # "body.count", not "body.class_id.int": the branches of a union are internal;
+            # "body", not "body.17": the position of a syntax error is no field
+            "at": ".".join(part for part in finding["loc"][:2] if isinstance(part, str)),
+            "message": str(finding["msg"]),
+        }
+        for finding in error.errors()
+    ]
+    said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
+    return Invalid(f"{said}. See /docs for the bounds.", errors=found)
+
+
+def respond(problem: Problem, path: str) -> JSONResponse:
+    """`problem` as a response. path: what was asked, for `instance`."""
     body = {
         "type": f"urn:sagan:problem:{problem.slug}",
         "title": problem.title,
@@ -211,67 +265,19 @@ def respond(problem: Problem, path: str, headers: dict[str, str] | None = None) 
     return JSONResponse(
         body,
         status_code=problem.status,
-        headers={"Cache-Control": "no-store", **problem.headers(), **(headers or {})},
+        headers={"Cache-Control": "no-store", **problem.headers()},
         media_type="application/problem+json",
     )
-
-
-def invalid(error: RequestValidationError) -> Invalid:
-    """FastAPI's and pydantic's findings as one sentence, and one by one under `errors`."""
-    found = [
-        {
-            # "body.count", not "body.class_id.int": the branch of a union is our matter;
-            # "body", not "body.17": the place of a syntax error is no field
-            "at": ".".join(part for part in finding["loc"][:2] if isinstance(part, str)),
-            "message": str(finding["msg"]),
-        }
-        for finding in error.errors()
-    ]
-    said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
-    return Invalid(f"{said}. See /docs for the bounds.", errors=found)
 
 
 def handle_errors(app: FastAPI) -> None:
     """Every way a request of `app` can fail answers application/problem+json."""
 
-    @app.exception_handler(Problem)
-    async def _(request: Request, error: Problem) -> JSONResponse:
-        return respond(error, request.url.path)
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, RedisError):
+            log.warning("broker: %s", error)
+        return respond(problem_of(error), request.url.path)
 
-    @app.exception_handler(JobError)
-    async def _(request: Request, error: JobError) -> JSONResponse:
-        return respond(_of_jobs(error), request.url.path)
-
-    @app.exception_handler(RequestValidationError)
-    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
-        return respond(invalid(error), request.url.path)
-
-    @app.exception_handler(HTTPException)
-    async def _(request: Request, error: HTTPException) -> JSONResponse:
-        headers = dict(error.headers or {})
-        match error.status_code:
-            case 400:  # FastAPI's answer to bytes that json.loads refuses for another reason than syntax
-                reason = "not JSON in UTF-8, or a number or depth beyond reason"
-                problem: Problem = Invalid(f"body: {reason}.", errors=[{"at": "body", "message": reason}])
-            case 404:
-                problem = NotFound("There is nothing at this address. See /docs for what there is.")
-            case 405:
-                problem = MethodNotAllowed(f"Use {headers.get('Allow', 'another method')} here. See /docs.")
-            case _:
-                problem = Problem(str(error.detail))
-                problem.status = error.status_code  # type: ignore[misc]
-                problem.slug = f"http-{error.status_code}"  # type: ignore[misc]
-                problem.title = http.HTTPStatus(error.status_code).phrase  # type: ignore[misc]
-        return respond(problem, request.url.path, headers)
-
-    @app.exception_handler(RedisError)
-    async def _(request: Request, error: Exception) -> JSONResponse:
-        log.warning("broker: %s", error)
-        problem = NoBroker("The broker does not answer. Try again shortly.", retry_after=RETRY_AFTER)
-        return respond(problem, request.url.path)
-
-    @app.exception_handler(Exception)
-    async def _(request: Request, error: Exception) -> JSONResponse:
-        # Starlette raises it again after answering, so that the server logs the traceback
-        problem = Problem("Something broke on our side; the server's log has it under this request's id.")
-        return respond(problem, request.url.path)
+    # Starlette raises an Exception again after the answer, so that the server logs the traceback
+    for kind in (Problem, RequestValidationError, HTTPException, JobError, RedisError, Exception):
+        app.add_exception_handler(kind, answer)

@@ -1,4 +1,4 @@
-"""The HTTP face: create_app(settings) wires routes, errors, guards and the page together."""
+"""The HTTP face: `create_app` wires routes, errors, guards and the page together."""
 
 import gc
 import os
@@ -26,7 +26,7 @@ _WEB = Path(__file__).parent / "web"
 
 
 class _Page(StaticFiles):
-    """Files of the page: kept by browsers, but asked about each time, so that an update shows at once."""
+    """The page's files. Browsers keep them, but ask about them each time: an update shows at once."""
 
     def file_response(
         self,
@@ -41,7 +41,7 @@ class _Page(StaticFiles):
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The app. settings: None reads the environment. It opens no connection before it starts."""
+    """The app; no connection is opened before its lifespan starts. settings: None reads the environment."""
     settings = settings or Settings()
     metrics = Metrics()
 
@@ -67,12 +67,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = metrics
     handle_errors(app)
     for resource in (generate, jobs, attention, models, health):
-        # not include_router: FastAPI looks through an included router twice at every request
+        # not include_router: FastAPI goes through an included router twice at every request
         app.router.routes.extend(resource.router.routes)
     describe(app, with_keys=bool(settings.api_keys))
     _show_page(app)
 
-    # the last one added is the first one asked
+    # a request meets the middleware that is added last first
     app.add_middleware(BodyLimit, limit=settings.max_body)
     app.add_middleware(OriginCheck, allowed=settings.allowed_origins)
     if settings.allowed_origins:
@@ -90,11 +90,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @contextmanager
 def _collecting_less() -> Iterator[None]:
-    """A tenth of this process' time was garbage collection that found next to nothing."""
+    """Garbage is collected less often: it took a tenth of the process' time and found next to nothing."""
     before = gc.get_threshold()
     gc.collect()
-    gc.freeze()  # what was loaded stays: not to be looked through again and again
-    # above what some dozen open requests hold, or each swing of their number looks like garbage
+    gc.freeze()  # loaded modules stay: no collection needs to go through them
+    # some dozen open requests hold fewer objects: their coming and going starts no collection
     gc.set_threshold(10_000)
     try:
         yield

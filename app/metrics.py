@@ -1,4 +1,4 @@
-"""What is counted: requests by this process, jobs and workers as Redis knows them, for Prometheus."""
+"""Counts for Prometheus: this process' requests, and the jobs and workers in Redis."""
 
 import logging
 import random
@@ -26,7 +26,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Metrics:
-    """One registry an app, so that two apps in a process do not share their counts."""
+    """One registry for each app: two apps in a process do not share counts."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -45,14 +45,14 @@ class Metrics:
             registry=self.registry,
         )
 
-        # a series is looked up by its labels once, not at every request
+        # prometheus_client looks a series up by its labels: once is enough
         self.of = cache(self._series)
 
     def _series(self, method: str, route: str, status: int) -> tuple[Counter, Histogram]:
         return self.requests.labels(method, route, str(status)), self.seconds.labels(method, route)
 
     async def render(self, store: JobClient) -> bytes:
-        """Everything, as Prometheus reads it. Without a broker: this process, and sagan_broker_up 0."""
+        """All counts in Prometheus' text format. Without a broker: this process, and sagan_broker_up 0."""
         try:
             reading = _Reading(True, await store.counts(), await store.workers())
         except BrokerUnavailable:
@@ -67,7 +67,7 @@ class _Reading(Collector):
     """Jobs and workers at one moment."""
 
     broker_up: bool
-    jobs: Mapping[State, int]  # by state; of the ended ones all that ever ended
+    jobs: Mapping[State, int]  # by state; an ended state counts all jobs that ever ended in it
     workers: Sequence[WorkerInfo]
 
     def collect(self) -> Iterable[Metric]:
@@ -131,14 +131,14 @@ class Observe:
         await self.app(scope, receive, observed)
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        # the route's pattern, never the path: ids would make a new series each
+        # the route's pattern, not the path: each id would make a new series
         route = getattr(scope.get("route"), "path", "unrouted")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         requests, took = self.metrics.of(method, route, status)
         requests.inc()
         took.observe(seconds)
         if log.isEnabledFor(logging.INFO):
-            path = quote(scope["path"])  # a line break in a path must not make a second line
+            path = quote(scope["path"])  # a line break in a path must not begin a second line
             log.info("%s %s %s %d %.0f ms", request_id, method, path, status, seconds * 1000)
 
 
@@ -146,7 +146,7 @@ def _id_of(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and (given := _REQUEST_ID.fullmatch(value.decode("latin-1"))):
             return str(given[0])
-    return f"{random.getrandbits(64):016x}"  # finds a line in a log, and keeps no secret
+    return f"{random.getrandbits(64):016x}"  # to find a line in a log: no secret
 
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -14,9 +14,9 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def preferred_wait(prefers: Iterable[str], at_most: int) -> int | None:
-    """Seconds of the first `wait=n` among Prefer headers; None without one. What we cannot read is ignored.
+    """Seconds of the first `wait=n` among Prefer headers, `at_most` at most; None without one.
 
-    (RFC 7240: an unknown or malformed preference is no error.)
+    An unknown or malformed preference is ignored (RFC 7240).
     """
     for preference in ",".join(prefers).split(","):
         if found := _WAIT.fullmatch(preference):
@@ -26,12 +26,12 @@ def preferred_wait(prefers: Iterable[str], at_most: int) -> int | None:
 
 
 def cancels_on_disconnect(prefers: Iterable[str]) -> bool:
-    """Whether the Prefer headers have `on-disconnect=cancel`: without a client its job need not run."""
+    """Whether the Prefer headers have `on-disconnect=cancel`: the job need not run without its client."""
     return any(_CANCEL.fullmatch(preference) for preference in ",".join(prefers).split(","))
 
 
 def quality(accept: str, media_type: str) -> float:
-    """How much an Accept header wants `media_type`: 0 to 1. The most specific range counts."""
+    """The q of `media_type` in an Accept header, 0 to 1. The most specific range counts."""
     kind = media_type.split("/")[0]
     found: dict[int, float] = {}
     for part in accept.split(",") if accept.strip() else ["*/*"]:
@@ -48,13 +48,13 @@ def quality(accept: str, media_type: str) -> float:
 
 
 def wants(request: Request, media_type: str, rather_than: str) -> bool:
-    """Whether the client asked for `media_type` more than for what it gets by default."""
+    """Whether the client prefers `media_type` to the default answer."""
     accept = ",".join(request.headers.getlist("accept"))
     return quality(accept, media_type) > quality(accept, rather_than)
 
 
 def takes_gzip(request: Request) -> bool:
-    """Whether the client can read a gzipped answer; one that does not say gets it plain."""
+    """Whether the client says that it can read a gzipped answer."""
     return quality(request.headers.get("accept-encoding") or "identity", "gzip") > 0
 
 
@@ -66,7 +66,7 @@ def checked_key(key: str | None) -> str | None:
 
 
 def knows(request: Request, etag: str) -> bool:
-    """If-None-Match names `etag`: the client has it already."""
+    """Whether If-None-Match names `etag`: the client has that answer already."""
     given = request.headers.get("if-none-match")
     if given is None:
         return False
@@ -75,7 +75,7 @@ def knows(request: Request, etag: str) -> bool:
 
 
 def png_headers(etag: str, name: str) -> dict[str, str]:
-    """Headers of a picture that never changes; name: of the file that a browser saves."""
+    """Headers of a picture that never changes. name: of the file that a browser saves."""
     return {
         "ETag": etag,
         # private: where keys are set, a shared cache must not hand one caller's image to another

@@ -13,7 +13,7 @@ from PIL import Image
 Pixels = npt.NDArray[np.uint8]  # [H, W, 3]
 Resample = Literal["nearest", "lanczos"]
 
-VERSION = 1  # part of the ETag of what is drawn here: raise it when the same images would look different
+VERSION = 1  # part of every ETag: raise it when the same images would be drawn differently
 _FILTERS = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
 _GAP = 2  # pixels between the images of a grid
 _PAPER = (255, 255, 255)
@@ -26,13 +26,13 @@ def read(png: bytes) -> Pixels:
 
 
 def resolution(png: bytes) -> int:
-    """Side of an image, pixels, from its header alone."""
+    """Side of an image, pixels. Reads the header only."""
     with Image.open(io.BytesIO(png)) as image:
         return image.height
 
 
 def write(picture: Image.Image) -> bytes:
-    """PNG bytes. Carries no recipe: only an image as the network made it can be made again and compared."""
+    """PNG bytes without a spec: only an image as the network made it can be made again and compared."""
     out = io.BytesIO()
     picture.save(out, "PNG")
     return out.getvalue()
@@ -49,7 +49,7 @@ def enlarged(png: bytes, side: int, resample: Resample) -> bytes:
 
 
 def grid(pngs: Sequence[bytes], side: int | None, resample: Resample) -> bytes:
-    """PNGs of one size -> one PNG, row by row, nearly square. side: of each, pixels; None: as it is."""
+    """PNGs of one size -> one PNG, row by row, nearly square. side: of each, pixels; None: unchanged."""
     images = [read(png) for png in pngs]
     side = images[0].shape[0] if side is None else side
     columns = grid_columns(len(images))
@@ -63,13 +63,13 @@ def grid(pngs: Sequence[bytes], side: int | None, resample: Resample) -> bytes:
 
 
 def grid_columns(count: int) -> int:
-    """How many images stand side by side in a grid of `count`."""
+    """Images in a row of a grid of `count`."""
     return math.ceil(math.sqrt(count))
 
 
 def etag(*parts: bytes | str | int | None) -> str:
     """A strong ETag of everything that a picture depends on."""
     told = [part if isinstance(part, bytes) else repr(part).encode() for part in (VERSION, *parts)]
-    # lengths, so that no two lists of parts read alike
+    # with lengths, no two lists of parts give the same bytes
     framed = b"".join(b"%d:%b" % (len(part), part) for part in told)
     return f'"{hashlib.blake2b(framed, digest_size=16).hexdigest()}"'

@@ -1,4 +1,4 @@
-"""The shapes that clients rely on: what comes in, what goes out."""
+"""The shapes of requests and answers that clients rely on."""
 
 from datetime import datetime
 from typing import Annotated, Self
@@ -14,7 +14,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class GenerateIn(BaseModel):
-    """What to make. Every field has a default."""
+    """A job. Every field has a default."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -34,7 +34,7 @@ class GenerateIn(BaseModel):
         gt=0,
         le=1,
         allow_inf_nan=False,
-        description="z is scaled by it: lower is more typical, less varied.",
+        description="A factor on z: lower is more typical, less varied.",
     )
     model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
     priority: int = Field(5, ge=0, le=9, description="9 is most urgent.")
@@ -47,7 +47,7 @@ class GenerateIn(BaseModel):
 
 
 class GenerateAnyIn(GenerateIn):
-    """What to make, the class in the body."""
+    """A job with its class."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"class_id": "cat", "count": 4, "seed": 42}]})
 
@@ -55,7 +55,7 @@ class GenerateAnyIn(GenerateIn):
 
 
 class SpecOut(BaseModel):
-    """All that the images depend on."""
+    """The images' spec."""
 
     model: str
     model_hash: str = Field(description="SHA-256 of the checkpoint file.")
@@ -69,7 +69,7 @@ class SpecOut(BaseModel):
 
 
 class LinksOut(BaseModel):
-    """Where the rest is."""
+    """Addresses of the job's parts."""
 
     self: str
     images: list[str]
@@ -93,7 +93,7 @@ class JobOut(BaseModel):
     started_at: datetime | None = Field(description="null: in no forward yet.")
     finished_at: datetime | None = Field(description="null: not ended.")
     error: str | None = Field(description="Why it failed.")
-    done: int = Field(description="Images finished so far.")
+    done: int = Field(description="Images made so far, in any order.")
     spec: SpecOut
     links: LinksOut
 
@@ -131,7 +131,7 @@ class JobsOut(BaseModel):
 
 
 class AttentionSiteOut(BaseModel):
-    """A place in the generator that attends."""
+    """A layer of the generator that attends."""
 
     name: str
     resolution: int = Field(description="Side of its feature map, cells.")
@@ -188,7 +188,7 @@ class ModelOut(BaseModel):
 
 
 class ModelsOut(BaseModel):
-    """What can be asked for now; empty while no worker has loaded a model."""
+    """The models that workers have loaded; empty while none has."""
 
     models: list[ModelOut]
 

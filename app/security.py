@@ -1,4 +1,4 @@
-"""Who may ask, how often and how much: keys, rate limit, body limit, Origin check, response headers."""
+"""The guards: keys, rate limit, body limit, Origin check, response headers."""
 
 import hashlib
 import hmac
@@ -16,7 +16,7 @@ from jobs.client import JobClient
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 
-# What a page of ours may do: nothing inline, nothing from elsewhere. Images come as blobs once fetched
+# Our page runs nothing inline and loads nothing from elsewhere; with a key its images are blobs
 _PAGE_POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
     "form-action 'self'; frame-ancestors 'none'"
@@ -34,7 +34,7 @@ _HEADERS = {
 
 
 def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:
-    """Who asks: a name derived from the key (the key itself is never stored), or EVERYBODY without keys.
+    """The caller as a name derived from the key, which itself is never stored; EVERYBODY without keys.
 
     Raises Unauthorised where keys are set and the request carries none of them.
     """
@@ -64,11 +64,11 @@ async def within_rate(store: JobClient, caller: str, limit: int) -> None:
 
 
 class ResponseHeaders:
-    """Adds to every response what keeps a browser from being tricked."""
+    """Adds the security headers to every response."""
 
     def __init__(self, app: ASGIApp, *, shared: bool) -> None:
         self.app = app
-        # shared: other origins are let in, and their pages may embed what they fetch
+        # shared: pages of the allowed origins may embed our images
         added = _HEADERS | ({"Cross-Origin-Resource-Policy": "cross-origin"} if shared else {})
         self._added = _raw(added | {"Content-Security-Policy": _PAGE_POLICY})
         self._docs = _raw(added | {"Content-Security-Policy": _DOCS_POLICY})
@@ -126,7 +126,7 @@ class OriginCheck:
 
 
 class BodyLimit:
-    """Reads the body, up to `limit` bytes, before anything else does: a lie about its length is no use."""
+    """Reads the body before anything else does, up to `limit` bytes, whatever its declared length."""
 
     def __init__(self, app: ASGIApp, *, limit: int) -> None:
         self.app = app
@@ -151,8 +151,7 @@ class BodyLimit:
             problem = BodyTooLarge(
                 f"A body may have {self.limit} bytes. Only the fields shown in /docs are read."
             )
-            # the rest of the body is not read, so the connection cannot be used again
-            await respond(problem, scope["path"], {"Connection": "close"})(scope, receive, send)
+            await respond(problem, scope["path"])(scope, receive, send)
             return
 
         replayed = False

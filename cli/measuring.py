@@ -39,8 +39,7 @@ def evaluate(
     truncation: Truncation = 1.0,
     device: Device = "auto",
     precision: Annotated[
-        str | None,
-        typer.Option(help="As a worker runs it: auto, float32, bfloat16, int8; unless told as trained"),
+        str | None, typer.Option(help="Of a worker: auto, float32, bfloat16 or int8; unless told as trained")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Write the figures into the checkpoint")] = False,
 ) -> None:
@@ -49,7 +48,7 @@ def evaluate(
     """
     wait_passively()
     from model.errors import ModelError
-    from train.commands import check_keepable, keep_figures, run_evaluation
+    from train.commands import Measures, check_keepable, keep_figures, run_evaluation
     from train.errors import TrainError
 
     try:
@@ -58,26 +57,25 @@ def evaluate(
         figures = run_evaluation(
             checkpoint,
             source,
-            features,
-            inception,
-            inception_weights,
-            cas,
-            pretrained,
-            samples=samples,
-            reference=reference,
+            Measures(features, inception, inception_weights, cas, pretrained, samples, reference),
             seed=seed,
             truncation=truncation,
             device=device,
             precision=precision,
         )
         console.print_json(data=figures)
-        for report in figures.values():
-            if isinstance(report, dict) and "protocol" in report:
-                warn(report["protocol"].get("warning"))
+        _warn_of_doubts(figures)
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
         fail(error)
+
+
+def _warn_of_doubts(figures: dict[str, object]) -> None:
+    """Show the warning of each report's protocol, where there is one."""
+    for report in figures.values():
+        if isinstance(report, dict) and "protocol" in report:
+            warn(report["protocol"].get("warning"))
 
 
 def neighbours(
@@ -98,15 +96,14 @@ def neighbours(
     from model.errors import ModelError
     from train.commands import run_neighbours
     from train.errors import TrainError
+    from train.measure.neighbours import Sheet
 
     try:
         run_neighbours(
             checkpoint,
             source,
             out,
-            samples=samples,
-            columns=columns,
-            rows=rows,
+            sheet=Sheet(samples, columns, rows),
             seed=seed,
             truncation=truncation,
             device=device,

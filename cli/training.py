@@ -79,38 +79,20 @@ def train(
     from model.errors import ModelError
     from train.commands import run, run_features, seconds
     from train.errors import TrainError
-    from train.run.execution import CaptureFailed
-    from train.run.loop import STATE
+    from train.run.execution import CaptureFailed, Execution
+    from train.run.loop import STATE, Session
 
     try:
         limit = seconds(stop_after) if stop_after else None
+        session = Session(resume, start, limit, Execution(compile, graph))
         if recipe == "features":
             features = run_features(
-                source,
-                out,
-                console=console,
-                device=device,
-                resume=resume,
-                start=start,
-                stop_after=limit,
-                settings=settings or [],
-                compile=compile,
-                graph=graph,
+                source, out, console=console, device=device, settings=settings or [], session=session
             )
             warn(features.doubt)
             return
         outcome = run(
-            recipe,
-            source,
-            out,
-            console=console,
-            device=device,
-            resume=resume,
-            start=start,
-            stop_after=limit,
-            settings=settings or [],
-            compile=compile,
-            graph=graph,
+            recipe, source, out, console=console, device=device, settings=settings or [], session=session
         )
     except CaptureFailed as error:
         if (out / STATE).exists() and not resume:  # saved within the first steps

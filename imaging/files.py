@@ -4,23 +4,54 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+PART = ".part"  # ends the name of a file that is not whole yet: .{name}.{process}.part
+
+
+@contextmanager
+def written_whole(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
+    """Files beside `paths`, in one folder, that get these names in this order when all are whole.
+
+    None of them gets its name if anything fails, and nothing is left behind. An OSError names the path that
+    was asked for.
+    """
+    folder = paths[0].parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
+    beside = {folder / f".{path.name}.{os.getpid()}{PART}": path for path in paths}
+    asked = {str(part): str(path) for part, path in beside.items()}
+    try:
+        with ExitStack() as stack:
+            files: list[BinaryIO] = [stack.enter_context(part.open("wb")) for part in beside]
+            yield files
+            for file in files:
+                file.flush()
+                os.fsync(file.fileno())
+        for part, path in beside.items():
+            part.replace(path)
+    except OSError as error:
+        if error.errno is None or (error.filename is not None and error.filename not in asked):
+            raise  # not of these files
+        name = asked.get(error.filename, str(paths[-1]))
+        raise type(error)(error.errno, error.strerror, name) from error
+    finally:
+        for part in beside:
+            part.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path` and rename, so that nobody ever reads half a file."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:  # in the name of what was asked for
-        raise type(error)(error.errno, error.strerror, str(path)) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Write one file, whole or not at all."""
+    with written_whole([path]) as (file,):
+        file.write(content)
+
+
+def forget_parts(folder: Path) -> None:
+    """Remove from `folder`, and from all in it, files that a killed process left half-written."""
+    for part in folder.rglob(f".*{PART}"):
+        part.unlink()

@@ -1,4 +1,4 @@
-"""One training run from a recipe's name to a checkpoint: what `sagan train` does."""
+"""The work behind the commands `sagan train`, `evaluate`, `neighbours` and `choose`, from files to files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,16 +28,17 @@ from train.errors import TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
-from train.measure.features import Features, FeaturesRecipe, open_trusted, split, train_features
+from train.measure.features import Features, open_trusted, split
+from train.measure.features_training import FeaturesRecipe, train_features
 from train.measure.inception import open_inception
 from train.measure.metrics import SAMPLES as MEASURED
 from train.measure.metrics import GeneratorSampler, evaluate, evaluate_with_inception
-from train.measure.neighbours import find_neighbours
+from train.measure.neighbours import Sheet, find_neighbours
 from train.recipes.recipe import overrides_of, settings_of
 from train.run.distributed import World, check_device, joined
 from train.run.execution import Execution
 from train.run.folder import AUTO, prepare
-from train.run.loop import GENERATOR, Observer, Outcome, starting_step, train
+from train.run.loop import GENERATOR, Observer, Outcome, Session, starting_step, train
 from train.run.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
 
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
@@ -49,18 +51,16 @@ def run(
     *,
     console: Console,
     device: str = "auto",
-    resume: bool = False,
-    start: Path | None = None,
-    stop_after: float | None = None,
     settings: Sequence[str] = (),
-    compile: bool | None = None,
-    graph: bool | None = None,
+    session: Session | None = None,
 ) -> Outcome:
     """Train `recipe_name` on `data` into the folder `out`; TrainError or ModelError says what to do about it.
 
-    stop_after: seconds; None: to the end. settings: "section.field=value", on top of the recipe.
-    start: a generator whose weights it begins with. compile, graph: None: where it pays.
+    settings: "section.field=value", on top of the recipe. session: None: a new run, to its end; where it
+    leaves the execution open, the device decides.
     """
+    session = session or Session()
+    resume, start = session.resume, session.start
     if resume and start:
         raise TrainError("--resume goes on with the run's own weights: leave --from out.")
     overrides = overrides_of(settings)
@@ -70,10 +70,9 @@ def run(
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
         first = starting_step(out, resume) if world.leads else 0
         if start is not None and world.leads:
-            if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
-                raise TrainError(f"{start} would be written over by this run: choose another --out.")
-            load_generator(start)  # what is no generator is told before any work
-        execution = Execution.fitting(world.device, world.size, compile, graph)
+            _check_start(start, out)
+        wanted = session.execution
+        execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
         on_cpu = world.device.type == "cpu"
         if world.leads:
             recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, console, resume=resume)
@@ -85,35 +84,32 @@ def run(
             raise TrainError(f"{data} has one picture: a network needs many to learn from.")
         observers: list[Observer] = []
         if world.leads:
-            schedule, steps = recipe.schedule, recipe.optimisation.steps
+            schedule = recipe.schedule
+            bar = ProgressBar(
+                console,
+                first,
+                recipe.optimisation.steps,
+                schedule.log_every,
+                stop_after=session.stop_after,
+                data_seconds=time.monotonic() - began,
+                lighter=SMALLER if recipe_name == AUTO and pack.resolution > 32 else LIGHTER,
+            )
             observers = [
-                ProgressBar(
-                    console,
-                    first,
-                    steps,
-                    schedule.log_every,
-                    stop_after=stop_after,
-                    data_seconds=time.monotonic() - began,
-                    lighter=SMALLER if recipe_name == AUTO and pack.resolution > 32 else LIGHTER,
-                ),
+                bar,
                 Scalars(out, first, schedule.log_every),
                 Grids(out, pack, recipe, console),
                 Served(out / GENERATOR, {"description": recipe.description}),
                 Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
             ]
-            about = _about(world, len(pack.labels), len(pack.class_names), recipe.name, out)
-            console.print(about, markup=False, soft_wrap=True)
-        return train(
-            recipe,
-            pack,
-            out,
-            world,
-            observers,
-            resume=resume,
-            start=start,
-            stop_after=stop_after,
-            execution=execution,
-        )
+            console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
+        return train(recipe, pack, out, world, observers, replace(session, execution=execution))
+
+
+def _check_start(start: Path, out: Path) -> None:
+    """Raises TrainError or ModelError, before any work, where a run in `out` cannot begin with `start`."""
+    if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
+        raise TrainError(f"{start} would be written over by this run: choose another --out.")
+    load_generator(start)
 
 
 def run_features(
@@ -122,26 +118,23 @@ def run_features(
     *,
     console: Console,
     device: str = "auto",
-    resume: bool = False,
-    start: Path | None = None,
-    stop_after: float | None = None,
     settings: Sequence[str] = (),
-    compile: bool | None = None,
-    graph: bool | None = None,
+    session: Session | None = None,
 ) -> Features:
     """Train the classifier that images are measured with; TrainError says what to do about it.
 
-    settings: fields of FeaturesRecipe, "field=value"; what they leave out fits the number of images.
-    Takes the options of `run`, and refuses those that mean nothing here.
+    settings: fields of FeaturesRecipe, "field=value"; those left out fit the number of images.
+    session: must say nothing: a classifier is trained in one sitting.
     """
+    session = session or Session()
     for option, given in (
-        ("--resume", resume),
-        ("--from", start is not None),
-        ("--stop-after", stop_after is not None),
-        ("--compile", compile is True),
-        ("--no-compile", compile is False),
-        ("--graph", graph is True),
-        ("--no-graph", graph is False),
+        ("--resume", session.resume),
+        ("--from", session.start is not None),
+        ("--stop-after", session.stop_after is not None),
+        ("--compile", session.execution.compile is True),
+        ("--no-compile", session.execution.compile is False),
+        ("--graph", session.execution.graph is True),
+        ("--no-graph", session.execution.graph is False),
     ):
         if given:
             raise TrainError(
@@ -157,39 +150,47 @@ def run_features(
     return features
 
 
+@dataclass(frozen=True)
+class Measures:
+    """The measurements to make of a checkpoint, with how many images and against which real ones."""
+
+    features: Path | None = None  # file of the own classifier; None: not in its features
+    inception: bool = False
+    inception_weights: Path | None = None  # its file, which implies `inception`; None: the library's download
+    cas: bool = False
+    pretrained: bool = False
+    samples: int | None = None  # generated images; None: each measurement's own number
+    reference: str | None = None  # "train", "held-out" or "all"; None: each measurement's own
+
+
 def run_evaluation(
     checkpoint: Path,
     data: Path,
-    features: Path | None = None,
-    inception: bool = False,
-    inception_weights: Path | None = None,
-    cas: bool = False,
-    pretrained: bool = False,
+    measures: Measures,
     *,
-    samples: int | None = None,
-    reference: str | None = None,
     seed: int = 0,
     truncation: float = 1.0,
     device: str = "auto",
     precision: str | None = None,
 ) -> dict[str, object]:
-    """What was asked for: "own_features", "inception", "pretrained", "cas", each with its protocol.
+    """The reports asked for: "own_features", "inception", "pretrained", "cas", each with its protocol.
 
-    features: file of the own classifier. inception_weights: its file; None: the library's download.
-    precision: measure it as a worker runs it in that; None: as it was trained.
-    samples, reference: None: what each measurement has as its own. Raises TrainError or ModelError.
+    precision: measure the generator as a worker runs it in that; None: as it was trained.
+    Raises TrainError or ModelError.
     """
-    inception = inception or inception_weights is not None
-    if not (features or inception or cas or pretrained):
+    features, reference = measures.features, measures.reference
+    inception = measures.inception or measures.inception_weights is not None
+    if not (features or inception or measures.cas or measures.pretrained):
         raise TrainError(
             "Nothing to measure with: give --features FILE, --pretrained, --inception-weights FILE, "
             "--inception or --cas."
         )
     where = _one_device(device)
-    eye = open_inception(inception_weights) if inception else None  # fails before the long work
-    network = open_network(NETWORK) if pretrained else None
+    # all files are opened before the long work
+    eye = open_inception(measures.inception_weights) if inception else None
+    network = open_network(NETWORK) if measures.pretrained else None
     if features:
-        open_trusted(features)  # likewise
+        open_trusted(features)
     loaded = load_generator(checkpoint)
     generator: Generator | FusedGenerator = loaded.generator.to(where)
     if precision is not None:
@@ -198,23 +199,22 @@ def run_evaluation(
     pack = open_data(data)
     _check_size(loaded.config, pack, data)
     reports: dict[str, dict[str, object]] = {}
+    samples = measures.samples or MEASURED
     with image_progress() as progress:
         if features:
             reports["own_features"] = evaluate(
-                sampler, features, pack, samples or MEASURED, seed, where, progress, reference or "train"
+                sampler, features, pack, samples, seed, where, progress, reference or "train"
             )
         if eye:
             reports["inception"] = evaluate_with_inception(
-                sampler, eye, pack, samples, seed, where, progress, reference or "all"
+                sampler, eye, pack, measures.samples, seed, where, progress, reference or "all"
             )
         if network:
             reports["pretrained"] = evaluate_with_pretrained(
-                sampler, network, pack, samples or MEASURED, seed, where, progress, reference or "train"
+                sampler, network, pack, samples, seed, where, progress, reference or "train"
             )
-        if cas:
-            reports["cas"] = classification_accuracy(
-                sampler, pack, samples or MEASURED, seed, where, progress
-            )
+        if measures.cas:
+            reports["cas"] = classification_accuracy(sampler, pack, samples, seed, where, progress)
     about: dict[str, object] = {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256}
     if precision is not None:
         about["precision"] = precision
@@ -226,9 +226,7 @@ def run_neighbours(
     data: Path,
     out: Path,
     *,
-    samples: int,
-    columns: int,
-    rows: int,
+    sheet: Sheet,
     seed: int,
     truncation: float,
     device: str,
@@ -246,7 +244,7 @@ def run_neighbours(
     _check_size(loaded.config, pack, data)
     with _told_by_the_system(out), image_progress() as progress:
         eye = PretrainedEye(pack, network, where, progress=progress)
-        found = find_neighbours(sampler, eye, samples, columns, rows, seed, progress)
+        found = find_neighbours(sampler, eye, sheet, seed, progress)
         write_whole(out, found.picture)
     console.print(found.line(), highlight=False, markup=False, soft_wrap=True)
 
@@ -293,9 +291,9 @@ def check_keepable(checkpoint: Path) -> None:
 
 
 def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
-    """Write each of the figures into the checkpoint's header, where `/models` and the page find them.
+    """Write the figures into the checkpoint's header, where `/models` and the page find them.
 
-    Raises TrainError for those of Inception with other weights than the published: nothing is written.
+    Raises TrainError, and writes nothing, for Inception's with other weights than the published.
     """
     inception = figures.get("inception")
     if isinstance(inception, dict) and not inception["protocol"]["weights_published"]:
@@ -307,14 +305,14 @@ def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
 
 
 def _one_device(device: str) -> str:
-    """`device`, "auto" being a GPU if there is one. Raises TrainError for one that is not there."""
+    """`device`; "auto" is a GPU if there is one. Raises TrainError for a device that is not there."""
     check_device(device)
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 @contextmanager
 def _told_by_the_system(out: Path) -> Iterator[None]:
-    """What the file system refuses (no permission, no room) as one line."""
+    """Errors of the file system (no permission, no room) as one line."""
     try:
         yield
     except OSError as error:
@@ -332,7 +330,8 @@ def seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _about(world: World, images: int, classes: int, recipe: str, out: Path) -> str:
+def _about(world: World, pack: Pack, recipe: str, out: Path) -> str:
     processes = f"{world.size} processes on " if world.size > 1 else ""
-    of = f"{images:,} images of {classes} class{'es' if classes > 1 else ''}"
+    classes = len(pack.class_names)
+    of = f"{len(pack):,} images of {classes} class{'es' if classes > 1 else ''}"
     return f"recipe {recipe}: {of}, {processes}{world.device}, into {out} (see {out / SAMPLES})"

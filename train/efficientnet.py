@@ -20,16 +20,16 @@ from torch import Tensor, nn
 
 from train.errors import PretrainedError
 
-STRIDES = (2, 4, 8, 16, 32)  # of the maps that `EfficientNetLite.maps` gives
+STRIDES = (2, 4, 8, 16, 32)  # of the maps from `EfficientNetLite.maps`
 _STAGES = ((3, 1), (3, 2), (5, 2), (3, 2), (5, 1), (5, 2), (3, 1))  # kernel and first stride of each
 _TAPPED = {0: 2, 1: 4, 2: 8, 4: 16, 6: 32}  # stage: stride of the map after it
 _BATCH_NORM_EPS = 1e-3
 
 
 class Published(NamedTuple):
-    """One network as PyPI has it."""
+    """One network on PyPI."""
 
-    package: str  # which holds models/<file>
+    package: str  # holds models/<file>
     file: str
     sha256: str
     repeats: tuple[int, ...]  # blocks of each stage
@@ -54,13 +54,13 @@ NETWORKS: Mapping[str, Published] = {
 def installed(name: str) -> bool:
     """Whether the weights of NETWORKS[name] are on this machine."""
     spec = importlib.util.find_spec(NETWORKS[name].package)
-    return spec is not None and spec.origin is not None  # None: what an uninstall has left
+    return spec is not None and spec.origin is not None  # None: the leavings of an uninstall
 
 
 def open_network(name: str, file: Path | None = None) -> EfficientNetLite:
-    """NETWORKS[name] in float32 on the CPU. file: where its weights are; None: in the installed package.
+    """NETWORKS[name] in float32 on the CPU. file: its weights; None: those of the installed package.
 
-    Raises PretrainedError where they are not installed, not readable or not the published ones.
+    Raises PretrainedError for weights that are not installed, not readable or not the published ones.
     """
     published = NETWORKS[name]
     path = file or _installed_file(published)
@@ -128,7 +128,7 @@ class EfficientNetLite(nn.Module):
         self.requires_grad_(False)
 
     def maps(self, images: Tensor, last: int = 32) -> dict[int, Tensor]:
-        """What the network sees, by stride, up to the stride `last`: [B, channels[s], S/s, S/s] each."""
+        """Maps by stride, up to the stride `last`: [B, channels[s], S/s, S/s] each."""
         x = self.stem(self._scaled(images))
         found = {}
         for number, block in enumerate(self.blocks):
@@ -140,11 +140,11 @@ class EfficientNetLite(nn.Module):
         return found
 
     def features(self, images: Tensor) -> Tensor:
-        """What the classifier decides by: [B, 1280], float32."""
+        """The classifier's input: [B, 1280], float32."""
         return cast(Tensor, self.head(self.maps(images)[STRIDES[-1]]).float().mean((2, 3)))
 
     def logits(self, features: Tensor) -> Tensor:
-        """ImageNet's 1,000 classes, [B, 1000]."""
+        """Logits [B, 1000] of ImageNet's classes."""
         return cast(Tensor, self.classify(features))
 
     def _scaled(self, images: Tensor) -> Tensor:
@@ -198,21 +198,21 @@ class FrozenConv(nn.Module):
 
 
 def _padded(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """What TensorFlow adds at a stride of 2, with an even side: one row less before than after."""
+    """TensorFlow's padding at a stride of 2 with an even side: one row less before than after."""
     return F.pad(x, ((kernel - 2) // 2, (kernel - 1) // 2) * 2) if stride == 2 else x
 
 
 def _sides(weight: Tensor, stride: int) -> int:
-    """What is added on all sides at a stride of 1."""
+    """The padding on all sides at a stride of 1."""
     return weight.shape[2] // 2 if stride == 1 else 0
 
 
 class _OneDnn(torch.autograd.Function):
-    """The same in bf16 on a CPU; only the input has a gradient.
+    """FrozenConv in bf16 on a CPU; only the input has a gradient.
 
-    oneDNN's own gradient of a strided depthwise convolution is a reference kernel there: putting zeros
-    between and running the forward kernel took forward and backward of the whole network from 510 to 198 ms
-    (16 images of 96 px, one core with AMX).
+    oneDNN's own gradient of a strided depthwise convolution is a slow reference kernel. The forward kernel on
+    a gradient with zeros between took forward and backward of the whole network from 510 to 198 ms (16 images
+    of 96 px, one core with AMX).
     """
 
     @staticmethod
@@ -295,12 +295,12 @@ def _plain(
 
 @cache
 def _can_fuse() -> bool:
-    """Whether `_fused` is here and gives what `_plain` does."""
+    """Whether this torch has `_fused`, with the same result as `_plain`."""
     x = torch.linspace(-4, 12, 2 * 8 * 36).reshape(2, 8, 6, 6).bfloat16()
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.eye(8).bfloat16().reshape(8, 8, 1, 1).contiguous(memory_format=torch.channels_last)
     trial = (x, weight, torch.zeros(8).bfloat16(), 1, 1, True, 0)
     try:
         return torch.equal(_fused(*trial), _plain(*trial))
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # as a private thing may go
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # it is private and may go
         return False

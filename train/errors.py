@@ -1,4 +1,4 @@
-"""What training raises on purpose, as one tree.
+"""The errors of training, as one tree.
 
 TrainError
 ├── DataError            images could not become a pack, or a pack could not be read

@@ -1,27 +1,26 @@
-"""GET /attention: where the network looked while it made an image, drawn or as figures."""
+"""GET /attention: where the network looked while it made an image, drawn or as numbers."""
 
-import gzip
-import io
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
 
-import numpy as np
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import negotiation, overlay, pictures
-from app.deps import Found, UseDrawingPool, state
+from app import map_formats, negotiation, overlay, pictures
+from app.colours import Colormap
+from app.deps import Found, Store, UseDrawingPool, state
 from app.disconnect import while_connected
 from app.docs import PNG, problems
 from app.errors import RETRY_AFTER, Invalid, ModelChanged, NoAttention, NotFinished, NoWorker, Unavailable
-from app.overlay import Colormap, FigureStyle, Point, View
+from app.overlay import FigureStyle, View
+from app.points import Point, default_points
 from app.routes.jobs import image_of
 from app.schemas import MapOut
-from jobs.job import AttentionMap, Job
+from jobs.client import JobClient
+from jobs.job import AttentionMap, Job, JobSpec
 
 router = APIRouter(prefix="/attention", tags=["attention"])
 
@@ -57,7 +56,7 @@ class Drawing(Place):
     points: str | None = Field(
         None,
         max_length=400,
-        description="x,y;x,y in pixels of the image, x right and y down. Absent: five well chosen.",
+        description="x,y;x,y in pixels of the image, x right and y down. Absent: five that differ.",
         examples=["8,12;20,16"],
     )
     colormap: Colormap = "inferno"
@@ -74,94 +73,77 @@ class _Sight:
     png: bytes
     layer: str
 
-    def etag(self, *looked: object) -> str:
-        """Of the map, seen in some way: the same recipe has the same map."""
-        return pictures.etag(self.png, self.job.id, self.index, self.layer, repr(looked))
+    def etag(self, *asked: object) -> str:
+        """Of the map, drawn or written as `asked`: the same spec has the same map."""
+        return pictures.etag(self.png, self.job.id, self.index, self.layer, repr(asked))
 
 
-class _Viewer:
-    """Finds the map of an image, and has it made by a worker if it is not there."""
-
-    def __init__(self, request: Request, job: Job) -> None:
-        self.request, self.job, here = request, job, state(request)
-        self.store, self.settings = here.store, here.settings
-
-    async def find(self, place: Place) -> _Sight:
-        """Raises NotFound, NotFinished, Unsuccessful, NoAttention, ModelChanged, NoWorker, Invalid."""
-        if not self.job.ended:
-            raise NotFinished(
-                f"The job is {self.job.state}: {self.job.done} of {self.job.spec.count} images are made. "
-                "Ask again shortly.",
-                retry_after=1,
-            )
-        png = await image_of(self.job, place.image, self.store)
-        return _Sight(self.job, place.image, png, await self._layer(place.layer))
-
-    async def see(self, sight: _Sight) -> AttentionMap:
-        """Raises Unavailable when no worker makes the map in time."""
-        found = await self.store.attention(self.job, sight.index, sight.layer)
-        return await self._made(sight.index, sight.layer) if found is None else found
-
-    async def _layer(self, asked: str | None) -> str:
-        spec = self.job.spec
-        served = [model for worker in await self.store.workers() for model in worker.models]
-        named = [model for model in served if model.name == spec.model]
-        model = next((model for model in named if model.hash == spec.model_hash), None)
-        if model is None and named:
-            raise ModelChanged(
-                f"This job was made by another version of {spec.model!r} ({spec.model_hash[:12]}). "
-                "Generate again, and look at the new job."
-            )
-        if model is None:
-            raise NoWorker(f"No worker with the model {spec.model!r} is there.", retry_after=RETRY_AFTER)
-        sites = [site.name for site in model.attention]
-        if not sites:
-            raise NoAttention(
-                f"The model {spec.model!r} has no attention layer. See /models for those that have."
-            )
-        if asked is None:
-            return sites[0]
-        if asked not in sites:
-            raise Invalid(f"layer must be one of: {', '.join(sites)}.")
-        return asked
-
-    async def _made(self, index: int, layer: str) -> AttentionMap:
-        await self.store.ask_for_attention(self.job, index, layer)
-        timeout = self.settings.attention_timeout
-        found = await while_connected(
-            self.request, self.store.attention_made(self.job, index, layer, timeout)
+async def _sight(store: JobClient, job: Job, place: Place) -> _Sight:
+    """Raises NotFound, NotFinished, Unsuccessful, NoAttention, ModelChanged, NoWorker, Invalid."""
+    if not job.ended:
+        raise NotFinished(
+            f"The job is {job.state}: {job.done} of {job.spec.count} images are made. Ask again shortly.",
+            retry_after=1,
         )
-        if found is None:
-            raise Unavailable(
-                f"No worker made the map within {timeout:g} s. Ask again: it may be there by then.",
-                retry_after=RETRY_AFTER,
-            )
+    png = await image_of(job, place.image, store)
+    return _Sight(job, place.image, png, await _layer(store, job.spec, place.layer))
+
+
+async def _layer(store: JobClient, spec: JobSpec, asked: str | None) -> str:
+    """`asked`, or the first layer of the job's model."""
+    served = [model for worker in await store.workers() for model in worker.models]
+    named = [model for model in served if model.name == spec.model]
+    model = next((model for model in named if model.hash == spec.model_hash), None)
+    if model is None and named:
+        raise ModelChanged(
+            f"This job was made by another version of {spec.model!r} ({spec.model_hash[:12]}). "
+            "Generate again, and look at the new job."
+        )
+    if model is None:
+        raise NoWorker(f"No worker with the model {spec.model!r} is there.", retry_after=RETRY_AFTER)
+    sites = [site.name for site in model.attention]
+    if not sites:
+        raise NoAttention(
+            f"The model {spec.model!r} has no attention layer. See /models for those that have."
+        )
+    if asked is not None and asked not in sites:
+        raise Invalid(f"layer must be one of: {', '.join(sites)}.")
+    return asked or sites[0]
+
+
+async def _seen(request: Request, sight: _Sight) -> AttentionMap:
+    """The map, made by a worker if it is not there. Raises NoMap, ClientLeft, Unavailable."""
+    here, place = state(request), (sight.job, sight.index, sight.layer)
+    found = await here.store.attention(*place)
+    if found is not None:
         return found
-
-
-async def _viewer(request: Request, job: Found) -> _Viewer:
-    return _Viewer(request, job)
-
-
-Viewer = Annotated[_Viewer, Depends(_viewer)]
+    await here.store.ask_for_attention(*place)
+    timeout = here.settings.attention_timeout
+    made = await while_connected(request, here.store.attention_made(*place, timeout))
+    if made is None:
+        raise Unavailable(
+            f"No worker made the map within {timeout:g} s. Ask again: it may be there by then.",
+            retry_after=RETRY_AFTER,
+        )
+    return made
 
 
 @router.get("/{job_id}", response_class=Response, responses=PNG | problems(401, 404, 409, 410, 422, 503))
 async def draw_attention(
-    asked: Annotated[Drawing, Query()], request: Request, viewer: Viewer, drawing: UseDrawingPool
+    asked: Annotated[Drawing, Query()], request: Request, job: Found, store: Store, pool: UseDrawingPool
 ) -> Response:
     """The attention figure of an image; or the map of one point over the image, or alone."""
     points = None if asked.points is None else parse_points(asked.points)
-    sight = await viewer.find(asked)
+    sight = await _sight(store, job, asked)
     _check_points(asked.view, points, pictures.resolution(sight.png))
-    look = FigureStyle(asked.size, asked.colormap, asked.alpha)
-    tag = sight.etag(asked.view, points, look, overlay.VERSION)
-    spec = sight.job.spec
-    headers = negotiation.png_headers(tag, f"{spec.class_name}-{spec.seed}-{sight.index}-{asked.view}")
+    style = FigureStyle(asked.size, asked.colormap, asked.alpha)
+    tag = sight.etag(asked.view, points, style, overlay.VERSION)
+    name = f"{job.spec.class_name}-{job.spec.seed}-{sight.index}-{asked.view}"
+    headers = negotiation.png_headers(tag, name)
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    seen = await viewer.see(sight)
-    png, shown = await drawing.draw(_draw, sight, seen, asked.view, points, look)
+    seen = await _seen(request, sight)
+    png, shown = await pool.draw(_draw, sight, seen, asked.view, points, style)
     headers |= _facts(seen) | {"X-Attention-Points": ";".join(f"{x},{y}" for x, y in shown)}
     return Response(png, media_type="image/png", headers=headers)
 
@@ -180,14 +162,14 @@ async def draw_attention(
     },
 )
 async def read_map(
-    asked: Annotated[Reading, Query()], request: Request, viewer: Viewer, drawing: UseDrawingPool
+    asked: Annotated[Reading, Query()], request: Request, job: Found, store: Store, pool: UseDrawingPool
 ) -> Response:
     """The map itself: rows are queries, row by row (y * width + x), each sums to 1."""
     as_json = negotiation.wants(request, "application/json", rather_than=_NUMPY)
     if as_json and asked.rounded:
         raise Invalid("rounded=true is for .npy; leave it out to read JSON.")
     gzipped = negotiation.takes_gzip(request)
-    sight = await viewer.find(asked)
+    sight = await _sight(store, job, asked)
     headers = {
         "ETag": sight.etag("map", as_json, asked.rounded, gzipped),
         "Cache-Control": "private, max-age=31536000, immutable",
@@ -195,10 +177,11 @@ async def read_map(
     }
     if negotiation.knows(request, headers["ETag"]):
         return negotiation.not_modified(headers)
-    seen = await viewer.see(sight)
+    seen = await _seen(request, sight)
     headers |= _facts(seen) | ({"Content-Encoding": "gzip"} if gzipped else {})
-    write = partial(_as_json, sight) if as_json else _as_records if asked.rounded else _as_npy
-    content = await drawing.draw(_written, write, seen, gzipped)
+    as_bytes = map_formats.as_records if asked.rounded else map_formats.as_npy
+    write = partial(map_formats.as_json, job.id, sight.index) if as_json else as_bytes
+    content = await pool.draw(map_formats.written, write, seen, gzipped)
     return Response(content, media_type="application/json" if as_json else _NUMPY, headers=headers)
 
 
@@ -234,58 +217,18 @@ def _facts(attention: AttentionMap) -> dict[str, str]:
 
 
 def _draw(
-    sight: _Sight, seen: AttentionMap, kind: View, points: list[Point] | None, look: FigureStyle
+    sight: _Sight, seen: AttentionMap, view: View, points: list[Point] | None, style: FigureStyle
 ) -> tuple[bytes, list[Point]]:
     """The picture, and the points that it shows."""
     image = pictures.read(sight.png)
-    points = points or overlay.default_points(seen, len(image))
-    match kind:
+    points = points or default_points(seen, len(image))
+    match view:
         case "figure":
             spec = sight.job.spec
             title = f"{spec.class_name}  ·  seed {spec.seed}, image {sight.index}  ·  {spec.model}"
-            drawn = overlay.figure(image, seen, points, look, title)
+            drawn = overlay.figure(image, seen, points, style, title)
         case "overlay":
-            drawn = overlay.overlay(image, seen, points[0], look)
+            drawn = overlay.overlay(image, seen, points[0], style)
         case "heatmap":
-            drawn = overlay.heatmap(image, seen, points[0], look)
+            drawn = overlay.heatmap(image, seen, points[0], style)
     return pictures.write(drawn), points
-
-
-def _written(write: Callable[[AttentionMap], bytes], seen: AttentionMap, gzipped: bool) -> bytes:
-    content = write(seen)
-    # the lowest level: the highest saves 4 % at most and takes more than twice as long
-    return gzip.compress(content, compresslevel=1, mtime=0) if gzipped else content
-
-
-def _as_npy(seen: AttentionMap) -> bytes:
-    return _npy(seen.map.astype(np.float16, copy=False))
-
-
-def _as_records(seen: AttentionMap) -> bytes:
-    values = seen.map.astype(np.float32)
-    queries, keys = values.shape
-    rows = np.empty(queries, [("peak", "<f4"), ("at", "<u4"), ("levels", "u1", (keys,))])
-    rows["peak"], rows["at"] = values.max(axis=1), values.argmax(axis=1)
-    rows["levels"] = np.rint(values * (255 / rows["peak"][:, None]))  # a row sums to 1: its peak is not 0
-    return _npy(rows)
-
-
-def _npy(array: np.ndarray) -> bytes:
-    out = io.BytesIO()
-    np.save(out, array, allow_pickle=False)
-    return out.getvalue()
-
-
-def _as_json(sight: _Sight, seen: AttentionMap) -> bytes:
-    out = MapOut(
-        job=sight.job.id,
-        image=sight.index,
-        layer=seen.layer,
-        query_grid=seen.query_grid,
-        key_grid=seen.key_grid,
-        gamma=seen.gamma,
-        share=seen.share,
-        # 7 decimals hold what float16 does, in half the bytes
-        map=np.round(seen.map.astype(np.float64), 7).tolist(),
-    )
-    return out.model_dump_json().encode()

@@ -1,4 +1,4 @@
-"""/health and /metrics: for whoever runs the service."""
+"""/health and /metrics, for the operator."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -17,7 +17,7 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", responses=problems(503))
 async def ready(store: Store) -> dict[str, object]:
-    """Redis answers, and a worker with a loaded model has beaten within its period."""
+    """Redis answers, and a worker with a loaded model is alive."""
     await store.ping()
     await served_model(store, None)
     models = [model.name for model in await store.models()]
@@ -26,5 +26,5 @@ async def ready(store: Store) -> dict[str, object]:
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(store: Store, metrics: UseMetrics) -> Response:
-    """Prometheus: requests of this process, jobs, queue and workers as Redis knows them."""
+    """Prometheus: this process' requests, and the jobs, queue and workers in Redis."""
     return Response(await metrics.render(store), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -1,4 +1,4 @@
-"""/jobs: what became of a request, its images, its events."""
+"""/jobs: a job's state, images and events."""
 
 import json
 import re
@@ -30,7 +30,7 @@ _CURSOR = re.compile(r"\d{1,15}")
 
 
 class Enlargement(BaseModel):
-    """How large the images come; absent: as the network made them."""
+    """The size of the images; absent: unchanged."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,46 +69,45 @@ async def list_jobs(
 async def read_job(request: Request, job: Found) -> Response:
     """The job as it is now; 410 once its images have expired."""
     position = await state(request).store.position(job) if job.state == "queued" else None
-    # written here: FastAPI would check once more what we have made ourselves
+    # written here: FastAPI would validate our own model once more
     return Response(present(request, job, position).model_dump_json(), media_type="application/json")
 
 
 @router.delete("/{job_id}", responses=problems(401, 403, 404, 410, 503))
 async def cancel_job(request: Request, job: Found, store: Store, caller: Caller) -> JobOut:
-    """Cancel: what is not yet in a forward never runs. A job that has ended stays as it is."""
+    """Cancel: images that no forward has begun are never made. A job that has ended stays as it is."""
     return present(request, await store.cancel(job.id, caller), None)
 
 
 @router.get("/{job_id}/images/{index}", response_class=Response, responses=_PICTURE)
-async def read_image(index: int, look: Enlarged, request: Request, job: Found) -> Response:
-    """One image. As soon as it is made, even while others of its job are not."""
+async def read_image(index: int, asked: Enlarged, request: Request, job: Found) -> Response:
+    """One image, as soon as it is made: the job may still be running."""
     here = state(request)
-    _check_size(look, here.settings.max_side)
+    _check_size(asked, here.settings.max_side)
     png = await image_of(job, index, here.store)
-    asked = () if look.size is None else (look.size, look.resample)
-    tag = pictures.etag(png, *asked)
+    tag = pictures.etag(png, *(() if asked.size is None else (asked.size, asked.resample)))
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    if look.size is not None:
-        png = await here.drawing.draw(pictures.enlarged, png, look.size, look.resample)
+    if asked.size is not None:
+        png = await here.drawing.draw(pictures.enlarged, png, asked.size, asked.resample)
     return Response(png, media_type="image/png", headers=headers)
 
 
 @router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
-async def read_grid(look: Enlarged, request: Request, job: Found) -> Response:
+async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     """All images of a finished job side by side; `size` is the side of each."""
     here = state(request)
-    _check_size(look, here.settings.max_side)
+    _check_size(asked, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
-    if look.size is not None and look.size * columns > MAX_SHEET:
+    if asked.size is not None and asked.size * columns > MAX_SHEET:
         raise Invalid(f"size must be at most {MAX_SHEET // columns} for a grid of {job.spec.count} images.")
     pngs = await _images_of(job, here.store)
-    tag = pictures.etag(*pngs, look.size, look.resample)
+    tag = pictures.etag(*pngs, asked.size, asked.resample)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    sheet = await here.drawing.draw(pictures.grid, pngs, look.size, look.resample)
+    sheet = await here.drawing.draw(pictures.grid, pngs, asked.size, asked.resample)
     return Response(sheet, media_type="image/png", headers=headers)
 
 
@@ -120,7 +119,7 @@ async def read_grid(look: Enlarged, request: Request, job: Found) -> Response:
             "description": "Server-sent events: `progress` at every change, `end` with the final state.",
             "content": {"text/event-stream": {"example": _EVENT}},
         },
-        204: {"description": "The job has ended and `Last-Event-ID` was its last event: do not come back."},
+        204: {"description": "The job has ended and `Last-Event-ID` was its last event: do not return."},
         **problems(401, 404, 410, 503),
     },
 )
@@ -128,7 +127,7 @@ async def read_events(request: Request, job: Found, store: Store) -> Response:
     """Every state change from the first, or from the one after `Last-Event-ID`, until the job ends."""
     last_id = request.headers.get("last-event-id", "")
     if not _EVENT_ID.fullmatch(last_id):
-        last_id = "0"  # not one of ours: tell everything
+        last_id = "0"  # not one of ours: replay everything
     # 204 is what stops an EventSource from connecting again
     if job.ended and not await store.events(job.id, last_id):
         return Response(status_code=204)
@@ -151,11 +150,11 @@ async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[byt
             name = "end" if news["state"] in ENDED else "progress"
             yield format_sse_event(event=name, data_str=json.dumps(news), id=event_id)
     except JobError:
-        return  # expired, or Redis is gone: the client connects again and is told the rest
+        return  # expired, or Redis is gone: the client connects again and hears the rest
 
 
-def _check_size(look: Enlargement, max_side: int) -> None:
-    if look.size is not None and look.size > max_side:
+def _check_size(asked: Enlargement, max_side: int) -> None:
+    if asked.size is not None and asked.size > max_side:
         raise Invalid(f"size must be 16 to {max_side} pixels.")
 
 
@@ -184,6 +183,6 @@ def _not_there(job: Job) -> NotFinished | Unsuccessful:
 
 
 async def picture_of(job: Job, store: JobClient, drawing: DrawingPool) -> bytes:
-    """What a finished job made as one PNG: its only image as it is, or the grid."""
+    """A finished job as one PNG: its only image, or the grid."""
     pngs = await _images_of(job, store)
     return pngs[0] if len(pngs) == 1 else await drawing.draw(pictures.grid, pngs, None, "nearest")

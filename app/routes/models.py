@@ -1,4 +1,4 @@
-"""/models and /classes: what can be asked for."""
+"""/models and /classes: the choices of a request."""
 
 from typing import Annotated
 
@@ -14,14 +14,14 @@ router = APIRouter(tags=["models"])
 
 @router.get("/models", responses=problems(401, 503))
 async def list_models(store: Store, caller: Caller, settings: UseSettings) -> ModelsOut:
-    """What the living workers have loaded, the service's default first; empty while there is none."""
+    """The models that living workers have loaded, the service's default first."""
     models = sorted(await store.models(), key=lambda model: model.name != settings.default_model)
     return ModelsOut(models=[ModelOut.of(model) for model in models])
 
 
 @router.get("/models/{name}", responses=problems(401, 404, 503))
 async def read_model(name: str, store: Store, caller: Caller) -> ModelOut:
-    """One model: its classes, its attention sites, how well it does."""
+    """One model: its classes, attention sites and metrics."""
     try:
         return ModelOut.of(await served_model(store, name))
     except UnknownModel as error:

@@ -1,20 +1,20 @@
-/** The service as the page uses it: requests, problems in words, and jobs followed to their end. */
+/** The client of the service: requests, problems in words, and jobs followed to their end. */
 
 const base = new URL(".", document.baseURI);
 
-// A browser opens six connections to an HTTP/1.1 server and an event stream keeps one:
-// two streams leave four for images, and the jobs behind them are polled.
+// A browser opens six connections to an HTTP/1.1 server, and each event stream keeps one.
+// Two streams leave four for images; further jobs are polled.
 const MAX_STREAMS = 2;
 const POLL_MS = 1200;
 const ENDED = ["succeeded", "failed", "cancelled"];
 
-const KEY = "sagan.key"; // where this tab keeps the key
+const KEY = "sagan.key"; // of sessionStorage: the key lives as long as the tab
 
 let key = "";
 try {
   key = sessionStorage.getItem(KEY) ?? "";
 } catch {
-  // storage may be forbidden; the key is then asked for at each visit
+  // storage may be forbidden: the page then asks for the key at each visit
 }
 
 /** Sends this key with every request from now on; "" sends none. */
@@ -30,7 +30,7 @@ export function useKey(value) {
 export const MAX_SEED = 2n ** 63n - 1n;
 export const ended = (job) => ENDED.includes(job.state);
 
-/** What the service refused, in its own words: `message` is the problem document's detail. */
+/** A refusal of the service: `message` is the problem document's detail. */
 export class Problem extends Error {
   constructor(message, status = 0, retryAfter = null) {
     super(message);
@@ -39,7 +39,7 @@ export class Problem extends Error {
   }
 }
 
-/** A link of the service as an absolute URL, also where the service lives under a path prefix. */
+/** A link of the service as an absolute URL, with the path prefix of a proxy if there is one. */
 export function at(link) {
   const url = new URL(link, base);
   const prefixed = url.origin !== base.origin || url.pathname.startsWith(base.pathname);
@@ -58,17 +58,17 @@ async function problem(response) {
     if (typeof body.detail === "string") detail = body.detail;
     else if (typeof body.title === "string") detail = body.title;
   } catch {
-    // not a problem document (a proxy's page, say): the status line has to do
+    // not a problem document but a proxy's page, say: the status line says enough
   }
   return new Problem(detail, response.status, retry === null ? null : Number(retry) || 1);
 }
 
-/** Where a picture can be had: its own address, or, where a key has to go with the request, a blob of it. */
+/** The address of a picture; with a key, which an address cannot carry, that of a blob. */
 export async function source(link) {
   return key === "" ? at(link).href : URL.createObjectURL(await (await ask(link)).blob());
 }
 
-/** Lets links to the service work where a key is needed, which a plain link cannot send. */
+/** Follows a clicked link to the service with the key, which a plain link cannot send. */
 export async function followKeyed(event) {
   const link = event.target.closest?.("a[data-keyed]");
   if (key === "" || !link || link.href.startsWith("blob:")) return;
@@ -80,7 +80,7 @@ export async function followKeyed(event) {
   opened.click();
 }
 
-/** The response to a request; anything but a success is thrown as a Problem. */
+/** The response to a request. Throws a Problem for anything but a success. */
 export async function ask(link, options = {}) {
   let response;
   try {
@@ -96,7 +96,7 @@ export async function ask(link, options = {}) {
 
 export const get = async (link, options) => read(await (await ask(link, options)).text());
 
-/** Queues a job; the argument is {model, class_id, count, truncation, seed: digits or null}. */
+/** Queues a job of {model, class_id, count, truncation, seed: digits or null}. */
 export async function generate({ class_id, seed, ...rest }) {
   const body = write(seed === null ? rest : { ...rest, seed });
   const headers = { "Content-Type": "application/json" };
@@ -106,12 +106,12 @@ export async function generate({ class_id, seed, ...rest }) {
 export const cancel = async (job) => read(await (await ask(job.links.self, { method: "DELETE" })).text());
 
 const streams = new Set();
-// an event stream cannot carry a key
+// an EventSource cannot send a key
 const mayStream = () => key === "" && streams.size < MAX_STREAMS;
 
 /**
- * Follows a job to its end. `changed(news)` is called with the fields of the job that are new, last of all
- * with a final state; `lost(problem)` when it cannot be followed any further. Returns a function that stops.
+ * Follows a job to its end. Calls `changed(news)` with the job's new fields, the last time with a final state,
+ * or `lost(problem)` when it can follow no further. Returns a function that stops it.
  */
 export function follow(job, changed, lost) {
   let stream = null;
@@ -133,7 +133,7 @@ export function follow(job, changed, lost) {
       changed(now);
       if (ended(now)) return stop();
       if (stream === null && mayStream()) return listen();
-      // a stream says when something happens; the place in the line moves without an event of this job
+      // the place in the line moves without an event of this job: a queued job is polled beside its stream
       if (stream === null || now.state === "queued") timer = setTimeout(look, POLL_MS);
     } catch (error) {
       if (stopped) return;

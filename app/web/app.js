@@ -40,7 +40,7 @@ function complain(words) {
   alert.textContent = words ?? "";
 }
 
-/** Asks for the models until there is one: the page may be open before the worker has loaded. */
+/** Asks for the models until there is one: a worker may still be loading. */
 async function meet() {
   for (;;) {
     try {
@@ -62,7 +62,7 @@ async function meet() {
   }
 }
 
-/** Resolves when a person has given a key; whether it is the right one, the next request tells. */
+/** Resolves when a person has entered a key. The next request shows whether it is valid. */
 function askForKey() {
   $("#key-field").hidden = false;
   return new Promise((resolve) => {
@@ -105,7 +105,7 @@ function look(job, k) {
   inspector.open(card.job, k, card.done);
 }
 
-/** Makes what a link asks for, or finds it among the jobs that are here, and opens its image. */
+/** Finds the job of a link among those shown, or makes it, and opens its image. */
 async function followLink(search) {
   const spec = specIn(search);
   if (spec === null) return;
@@ -156,7 +156,7 @@ function pixels(kind) {
   try {
     localStorage.setItem("sagan.pixels", kind);
   } catch {
-    // storage may be forbidden; the choice then lasts as long as the page
+    // storage may be forbidden: the choice then lasts as long as the page
   }
 }
 

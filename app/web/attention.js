@@ -8,14 +8,14 @@ const STOPS = [
   [227, 89, 51], [249, 140, 10], [249, 201, 50], [252, 255, 164],
 ];
 
-const FINE = 96; // a heat map is drawn on FINE × FINE points, then scaled by the browser
+const FINE = 96; // side of a heat map, points; the browser scales it
 
 /**
- * One layer's attention for one image: rows are queries and sum to 1, both grids row by row. A row is kept as
- * its peak and a byte a key, 255 at the peak: all that 256 colours can show.
+ * One layer's attention for one image. Rows are queries and sum to 1; both grids go row by row. A row is its
+ * peak and a byte a key, 255 at the peak: 256 colours can show no more.
  */
 export class AttentionMap {
-  /** Grids are [height, width]; per query its `peaks`, `tops` (the peak's key) and [keys] of `levels`. */
+  /** Grids are [height, width]. A query has one of `peaks`, one of `tops` (the peak's key), [keys] `levels`. */
   constructor({ layer, query_grid, key_grid, gamma, share, peaks, tops, levels }) {
     Object.assign(this, { layer, query_grid, key_grid, gamma, share, peaks, tops });
     this.keys = key_grid[0] * key_grid[1];
@@ -28,14 +28,14 @@ export class AttentionMap {
     this.looks = new Map(); // by query
   }
 
-  /** The cell of the query grid under a point; x and y from 0 to 1. */
+  /** The cell of the query grid under a point, whose x and y go from 0 to 1. */
   cell(x, y) {
     const [height, width] = this.query_grid;
     const within = (value, size) => Math.min(Math.max(Math.floor(value * size), 0), size - 1);
     return { column: within(x, width), row: within(y, height) };
   }
 
-  /** What that cell attends to: its row of the map, the peak of it, and how widely it spreads. */
+  /** The row of a query cell: its levels, its peak and the peak's place, and how widely it spreads. */
   look({ column, row }) {
     const query = row * this.query_grid[1] + column;
     let look = this.looks.get(query);
@@ -56,7 +56,7 @@ export class AttentionMap {
 }
 
 const counts = new Uint32Array(256);
-/** The fewest cells that hold half of what all hold. */
+/** The fewest cells that hold half of all attention. */
 function cellsOfHalf(levels) {
   counts.fill(0);
   let left = 0;
@@ -87,10 +87,10 @@ export async function fetchMap(link, signal) {
   });
 }
 
-/** The rows of a .npy file of records, as the service writes a map that is asked for rounded. */
+/** The rows of a .npy file of records: the service's answer to `rounded=true`. */
 function readRows(buffer) {
   const view = new DataView(buffer);
-  const wide = view.getUint8(6) > 1; // version 1 writes the header's length in two bytes, later ones in four
+  const wide = view.getUint8(6) > 1; // the header's length has two bytes in version 1, four in later ones
   const start = wide ? 12 + view.getUint32(8, true) : 10 + view.getUint16(8, true);
   const header = new TextDecoder().decode(buffer.slice(0, start));
   const found = /\[\('peak', '<f4'\), \('at', '<u4'\), \('levels', '\|u1', \((\d+),\)\)\]/.exec(header);
@@ -108,13 +108,13 @@ function readRows(buffer) {
   return rows;
 }
 
-// Everything a heat map is drawn with, made once: a moving pointer must not make work for the garbage collector.
+// The buffers of a heat map, made once: a moving pointer must not make garbage.
 let fine;
-let across = new Float32Array(); // each row of keys, stretched to FINE points
+let across = new Float32Array(); // the rows of keys, each stretched to FINE points
 
 /**
- * A canvas with one look drawn from 0 to its own peak, bilinear between key cells; its opacity goes from
- * `quiet` at 0 to 1 at the peak. The canvas is the same one at each call.
+ * A canvas with a row's levels as colours, bilinear between key cells. Its opacity goes from `quiet` at level 0
+ * to 1 at the peak. Every call returns the same canvas.
  */
 export function heat({ levels }, [height, width], quiet) {
   fine ??= makeFine();
@@ -143,7 +143,7 @@ export function heat({ levels }, [height, width], quiet) {
 
 function makeFine() {
   const canvas = new OffscreenCanvas(FINE, FINE);
-  // it lives in the CPU's memory: it is written there at every move, and read from there
+  // kept in the CPU's memory, where each move writes and reads it
   const context = canvas.getContext("2d", { willReadFrequently: true });
   const image = context.createImageData(FINE, FINE);
   return { canvas, context, image, words: new Uint32Array(image.data.buffer) };
@@ -166,7 +166,7 @@ function palette(quiet) {
 }
 
 const known = new Map();
-/** For each fine point along an axis of `size` cells: the two cells it lies between, and how far along. */
+/** Each fine point along an axis of `size` cells: the two cells around it, and how far it is from the first. */
 function steps(size) {
   if (!known.has(size)) {
     const axis = { low: new Uint16Array(FINE), high: new Uint16Array(FINE), part: new Float32Array(FINE) };

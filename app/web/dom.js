@@ -1,6 +1,6 @@
 /** Small helpers over the DOM: elements by description, icons, and numbers in words. */
 
-/** An element. Keys on… are listeners; class, role and those with a dash are attributes; others are properties. */
+/** An element. Props named on… are listeners; class, role and names with a dash are attributes. */
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(props)) {
@@ -13,7 +13,7 @@ export function h(tag, props = {}, ...children) {
   return element;
 }
 
-/** An icon of the sprite in index.html; it says nothing to a screen reader. */
+/** An icon of the sprite in index.html, hidden from screen readers. */
 export function icon(name) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
   svg.setAttribute("class", "icon");
@@ -26,7 +26,7 @@ export function icon(name) {
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
-/** A class name as people write it: `Afghan_hound` is "Afghan hound". */
+/** A class name for people: `Afghan_hound` is "Afghan hound". */
 export const spoken = (name) => name.replaceAll("_", " ");
 
 export const images = (count) => (count === 1 ? "1 image" : `${count} images`);
@@ -40,20 +40,20 @@ export const ordinal = (n) => `${n}${endings[ordinals.select(n)]}`;
 
 let announcer;
 let announcement;
-/** Says a sentence to a screen reader, once things have come to rest. */
+/** Says a sentence to a screen reader after `after` ms, unless another one follows before. */
 export function announce(sentence, after = 0) {
   announcer ??= $("#announcer");
   clearTimeout(announcement);
   announcement = setTimeout(() => (announcer.textContent = sentence), after);
 }
 
-/** Copies text; where the clipboard API is missing (plain HTTP, not localhost) by a selection. */
+/** Copies text; by a selection where the clipboard API is missing (plain HTTP, not localhost). */
 export async function copy(text, near = document.body) {
   try {
     await navigator.clipboard.writeText(text);
   } catch {
     const field = h("textarea", { value: text, class: "unseen" });
-    near.append(field); // inside an open dialog only its own content can be selected
+    near.append(field); // an open dialog lets only its own content be selected
     field.select();
     const copied = document.execCommand("copy");
     field.remove();
@@ -61,7 +61,7 @@ export async function copy(text, near = document.body) {
   }
 }
 
-/** Lets a button say what it has just done, for a moment. */
+/** Shows `words` on a button for a moment. */
 export function flash(button, words) {
   const label = $("span", button);
   button.dataset.label ??= label.textContent;

@@ -1,11 +1,11 @@
-/** The form: which model, which class, how many, from which seed. It knows nothing of jobs. */
+/** The form: model, class, count, seed and truncation. It knows nothing of jobs. */
 
 import { MAX_SEED, get } from "./api.js";
 import { $, h, spoken } from "./dom.js";
 
-const MANY = 24; // more classes than this are found by typing rather than by looking
-const MADE_RIGHT = 0.95; // share of a class that a measuring network names right
-const KEEP = "sagan.form"; // where a reload finds the last choices
+const MANY = 24; // a model with more classes gets a search field
+const MADE_RIGHT = 0.95; // share of a class's images that a measuring network names right
+const KEEP = "sagan.form"; // of sessionStorage: the last choices, for a reload
 
 const listed = new Map();
 /** The classes of a model: [{id, name}]. */
@@ -31,7 +31,7 @@ export class Form {
     $("#filter").addEventListener("input", () => this.filter());
     $("#filter").addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
-      event.preventDefault(); // Enter takes the first class found, it does not generate yet
+      event.preventDefault(); // Enter takes the first class found and does not generate yet
       const first = $("#classes label:not([hidden]) input");
       if (first !== null) this.choose(first.value, true);
     });
@@ -45,7 +45,7 @@ export class Form {
     this.show();
   }
 
-  /** Takes the models that can be asked for now; the choice made so far stays where it can. */
+  /** Offers the models that are served now. The choice made so far stays if it is among them. */
   async offer(models) {
     this.models = models;
     const select = $("#model");
@@ -85,7 +85,7 @@ export class Form {
     const radio = $(`#classes input[value="${id}"]`);
     radio.checked = true;
     if (focus) radio.focus();
-    // only the list scrolls, never the page: on a phone the form would jump away
+    // scrollIntoView would scroll the page too: on a phone the form would jump away
     const box = $("#classes");
     box.scrollTop = radio.parentElement.offsetTop - (box.clientHeight - radio.parentElement.offsetHeight) / 2;
     this.show();
@@ -148,7 +148,7 @@ function faultOf(seed) {
   return `A seed is a whole number from 0 to ${MAX_SEED}.`;
 }
 
-/** Any of the classes that were measured as made right nearly always; without such figures the first. */
+/** One of the classes that the model makes right nearly always; the first where that was not measured. */
 function toBeginWith(classes, metrics) {
   const right = metrics.pretrained?.generated?.probe_accuracy_by_class ?? {};
   const best = classes.filter(({ name }) => right[name] >= MADE_RIGHT);
@@ -168,7 +168,7 @@ function remembered() {
   try {
     return JSON.parse(sessionStorage.getItem(KEEP)) ?? {};
   } catch {
-    return {}; // storage may be forbidden, or hold what an older page wrote
+    return {}; // storage may be forbidden, or hold an older page's data
   }
 }
 

@@ -1,4 +1,4 @@
-/** The jobs on the page: each a card with its place in the line, its progress and its images one by one. */
+/** The jobs on the page: a card for each, with its place in the line, its progress and its images. */
 
 import { at, cancel, ended, follow, source } from "./api.js";
 import { $, announce, copy, flash, h, icon, images, ordinal, spoken } from "./dom.js";
@@ -21,7 +21,7 @@ export class Gallery {
     return [...this.cards.values()];
   }
 
-  /** Shows a job: a new one on top, one that was there before at the end. */
+  /** Shows a job: on top with `first`, else at the end. */
   add(job, { first }) {
     if (this.cards.has(job.id)) return this.cards.get(job.id);
     const card = new Card(job, this.actions);
@@ -37,7 +37,7 @@ class Card {
   constructor(job, actions) {
     this.job = job;
     this.actions = actions;
-    this.waiting = []; // who wants to know when an image is there: [k, resolve, reject]
+    this.waiting = []; // the promises of `ready`: [k, resolve, reject]
     const { spec } = job;
     const name = spoken(spec.class_name);
     const heading = h("h3", { id: `job-${job.id}` }, name);
@@ -103,7 +103,7 @@ class Card {
     const pauses = [...PAUSES_MS];
     picture.addEventListener("error", () => {
       if (!ended(this.job)) {
-        // `done` counts images, and two forwards may end in either order: the next news asks again
+        // it is counted but not there: two forwards of a job may end in either order. The next news asks again
         tile.disabled = true;
         return;
       }
@@ -128,7 +128,7 @@ class Card {
     );
   }
 
-  /** Resolves once image `k` is there; rejects when it never will be. */
+  /** Resolves once more than `k` images are made; rejects when the job ends before. */
   ready(k) {
     return new Promise((resolve, reject) => {
       this.waiting.push([k, resolve, reject]);
@@ -153,7 +153,7 @@ class Card {
     this.show();
   }
 
-  /** How many images are there, from the first on. */
+  /** Images made so far. They need not be the first ones. */
   get done() {
     return this.job.state === "succeeded" ? this.job.spec.count : (this.job.done ?? 0);
   }

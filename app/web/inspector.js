@@ -1,4 +1,4 @@
-/** One image, large: move over it and see at once where that point attended. */
+/** The inspector: one image, large, and where the point under the pointer attended. */
 
 import { Problem, at, ended, source } from "./api.js";
 import { fetchMap } from "./attention.js";
@@ -27,7 +27,7 @@ export class Inspector {
     this.canvas = $("#overlay");
     this.modelOf = modelOf;
     this.moved = moved;
-    this.maps = new Map(); // by link, for as long as the page lives
+    this.maps = new Map(); // by link; kept as long as the page lives
     this.map = null;
     this.point = { x: 0.5, y: 0.5 };
     this.pins = [];
@@ -37,7 +37,7 @@ export class Inspector {
       closed();
     });
     this.dialog.addEventListener("click", (event) => {
-      if (event.target === this.dialog) this.dialog.close(); // beside its content: on the backdrop
+      if (event.target === this.dialog) this.dialog.close(); // the backdrop, not the content
     });
     this.dialog.addEventListener("keydown", (event) => this.turn(event));
     $("#close").addEventListener("click", () => this.dialog.close());
@@ -65,7 +65,7 @@ export class Inspector {
     $("#copy-spec").addEventListener("click", () => this.give($("#copy-spec"), $("#spec").textContent));
   }
 
-  /** Opens image `k` of a job whose images are there up to `done`. */
+  /** Opens image `k` of a job, `done` of whose images are made. */
   open(job, k, done) {
     const { spec } = job;
     Object.assign(this, { job, k, done, map: null, pins: [] });
@@ -126,7 +126,7 @@ export class Inspector {
     if (!this.dialog.open || job.id !== this.job.id) return;
     const waited = !ended(this.job);
     Object.assign(this, { job, done });
-    // an image that `done` counts need not be the one that is shown
+    // the images that `done` counts need not include the one shown
     if (this.picture.complete && this.picture.naturalWidth === 0) this.showPicture();
     $("#next").disabled = this.k >= done - 1;
     if (waited && ended(job) && this.hasSites) this.load();
@@ -140,7 +140,7 @@ export class Inspector {
     this.moved(this.job, k);
   }
 
-  /** Fetches the map of the image and layer, unless it was seen before. */
+  /** Shows the map of the image and layer, fetched unless it was seen before. */
   async load() {
     this.fetching?.abort();
     const fetching = (this.fetching = new AbortController());
@@ -155,7 +155,7 @@ export class Inspector {
         try {
           this.maps.set(link, await fetchMap(link, fetching.signal));
         } catch (error) {
-          // not there yet, or the service is away for a moment: it says when to ask again
+          // not there yet, or the service is away: `retryAfter` says when to ask again
           if (!(error instanceof Problem) || error.retryAfter === null || attempt === PATIENCE) throw error;
           this.say(`${error.message} Trying again.`);
           await new Promise((resolve) => setTimeout(resolve, 1000 * error.retryAfter));
@@ -246,7 +246,7 @@ export class Inspector {
 
   release(event) {
     if (this.pressed === undefined) return;
-    // a drag looks around, a click or tap pins
+    // a drag only moves the point; a click or tap pins it
     const moved = Math.hypot(event.clientX - this.pressed.x, event.clientY - this.pressed.y);
     this.pressed = undefined;
     if (moved < 6 && event.button === 0) this.pin();
@@ -281,7 +281,7 @@ export class Inspector {
     this.draw();
   }
 
-  /** Pins the point, or takes the pin out that sits in the same cell. */
+  /** Pins the point, or removes the pin in the same cell. */
   pin() {
     if (this.map === null) return;
     const cellOf = ({ x, y }) => Object.values(this.map.cell(x, y)).join();
@@ -289,7 +289,7 @@ export class Inspector {
     if (here >= 0) this.pins.splice(here, 1);
     else {
       const free = PIN_COLOURS.find((colour) => this.pins.every((pin) => pin.colour !== colour));
-      // the sixth takes the place of the first
+      // a sixth pin replaces the first
       const colour = free ?? this.pins.shift().colour;
       this.pins.push({ ...this.point, colour });
     }
@@ -319,7 +319,7 @@ export class Inspector {
       button.style.setProperty("--pin", pin.colour);
       return button;
     }));
-    // the figure of the service shows the same points, in pixels of the image
+    // the service's figure shows the pinned points, in pixels of the image
     const size = this.picture.naturalWidth;
     const points = this.pins.map(({ x, y }) => `${Math.floor(x * size)},${Math.floor(y * size)}`).join(";");
     $("#figure").href = this.attentionLink("", { image: this.k, ...(points ? { points } : {}) });

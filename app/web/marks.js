@@ -2,7 +2,7 @@
 
 import { heat } from "./attention.js";
 
-const QUIET = 0.65; // how much of the overlay's strength is left where nothing is attended to
+const QUIET = 0.65; // share of the overlay's opacity that cells without attention keep
 const SHADOW = "rgb(0 0 0 / 0.55)"; // around each line: it stands out on any ground
 
 /** The map of `point` over the whole canvas. `view` is "overlay", "heatmap" or "image", which has no heat. */

@@ -16,7 +16,7 @@ from train.data.pack import open_pack
 from train.recipes.recipe import Recipe, read_recipe
 from train.run.cross_replica import CrossReplicaNorm
 from train.run.distributed import World, joined
-from train.run.loop import train
+from train.run.loop import Session, train
 from train.run.state import TrainingState
 
 STEPS = 6
@@ -55,7 +55,7 @@ def run(
 ) -> list[dict[str, float]]:
     """The losses of each step, as this process saw them."""
     losses = Losses()
-    train(recipe, open_pack(pack), out, world, [losses], resume=resume)
+    train(recipe, open_pack(pack), out, world, [losses], Session(resume=resume))
     return losses.curve
 
 

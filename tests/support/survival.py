@@ -29,9 +29,10 @@ from safetensors.torch import load_file
 
 from train.commands import run
 from train.data.pack import pack
-from train.run.loop import GENERATOR, STATE
+from train.run.loop import GENERATOR, STATE, Session
 from train.run.observers import Grids, Scalars, Served
-from train.run.state import TrainingState, saved_step
+from train.run.saved import saved_step
+from train.run.state import TrainingState
 
 PHASES = ("starting", "loading", "stepping", "logging", "drawing", "serving", "saving")
 STEPS = 4  # of a life that is watched to learn how long things take here
@@ -81,7 +82,7 @@ def live(data: Path, out: Path, steps: int) -> int:
             out,
             console=Console(quiet=True),
             device="cpu",
-            resume=(out / STATE).exists(),
+            session=Session(resume=(out / STATE).exists()),
             settings=[f"optimisation.steps={steps}", *SETTINGS],
         )
         status = 0

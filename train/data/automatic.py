@@ -1,4 +1,4 @@
-"""A recipe chosen by what there is: how many pictures, how large, and on what. Each choice says why."""
+"""A recipe chosen by the number and size of the pictures and by the device. Each line says why."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from model.config import BASE, RESOLUTIONS
 from train.errors import DataError
 from train.recipes.recipe import RecipeError, setting_value
 
-AT_LEAST = 16  # pictures; of fewer nothing can be learned
-MANY = 100_000  # pictures from which DiffAugment is no help any more
-SOME = 10_000  # pictures under which it changes colours as well
-SMALL = 2_000  # pictures under which 128 px are not worth it
+AT_LEAST = 16  # pictures; fewer teach nothing
+MANY = 100_000  # pictures; from here on DiffAugment is no help
+SOME = 10_000  # pictures; with fewer it changes colours as well
+SMALL = 2_000  # pictures; with fewer 128 px are not worth it
 ENOUGH = (
-    20_000  # pictures that, given a GPU, teach SAGAN's discriminator; the pretrained was tried with fewer
+    20_000  # pictures; on a GPU they teach SAGAN's discriminator. The pretrained judge was tried with fewer
 )
 UNCHANGED = 3  # epochs of the pictures as they are, before DiffAugment joins in
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a choice is made by."""
+    """The facts that a recipe is chosen by."""
 
     images: int
-    sides: tuple[int, ...]  # of a sample of the pictures: pixels of the shorter side, sorted; (): not known
-    resolution: int | None = None  # pixels, of pictures that are packed already; None: to be chosen
-    pretrained: bool = False  # whether the network that the pretrained judge sees with is on this machine
+    sides: tuple[int, ...]  # shorter sides of a sample of the pictures, pixels, sorted; (): not known
+    resolution: int | None = None  # pixels of packed pictures; None: to be chosen
+    pretrained: bool = False  # the pretrained judge's network is on this machine
 
     @property
     def small(self) -> int:
@@ -37,7 +37,7 @@ class Survey:
         return self.sides[len(self.sides) // 4] if self.sides else RESOLUTIONS[0]
 
 
-class Choice(NamedTuple):
+class Line(NamedTuple):
     """One line of the recipe."""
 
     section: str
@@ -46,12 +46,12 @@ class Choice(NamedTuple):
     reason: str
 
     def setting(self) -> str:
-        """As it stands in the recipe."""
+        """The line as TOML, without its reason."""
         # numbers, booleans, strings and lists of them are written alike in JSON and in TOML
         return f"{self.name} = {json.dumps(self.value, ensure_ascii=False, default=str)}"
 
 
-def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[Choice]:
+def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[Line]:
     """The recipe's lines for these pictures. `overrides` ("section.field" -> TOML value) win.
 
     Raises DataError for too few pictures, RecipeError for a resolution that no network has.
@@ -63,26 +63,26 @@ def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[C
     judge, why_judge = _judge(survey, on_cpu, asked.get("optimisation.judge"))
     rest = _judged_plainly if judge == "plain" else _judged_by_pretrained
     choices = [
-        Choice("model", "resolution", resolution, why),
-        Choice("optimisation", "judge", judge, why_judge),
-        Choice("optimisation", "flips", True, "mirrored pictures count too; false for writing and the like"),
+        Line("model", "resolution", resolution, why),
+        Line("optimisation", "judge", judge, why_judge),
+        Line("optimisation", "flips", True, "mirrored pictures count too; false for writing and the like"),
         *rest(images, resolution, on_cpu, asked),
     ]
     if on_cpu:
-        choices.append(Choice("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
+        choices.append(Line("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
     return _overridden(choices, asked)
 
 
 def _judged_plainly(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
-) -> Iterator[Choice]:
-    """What SAGAN's own discriminator, which must learn to see, goes well with."""
-    line = partial(Choice, "optimisation")
+) -> Iterator[Line]:
+    """The lines that suit SAGAN's own discriminator, which must learn to see."""
+    line = partial(Line, "optimisation")
     width, why_width = _width(images, on_cpu)
     site = min(resolution // 2, 16 if on_cpu else 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu))
     batch = 32 if on_cpu or images < 500 else 64
-    # images shown in all: each so many times, within what a new network needs and what there is time for
+    # images shown in all: each so many times, but enough for a new network, and no more than time allows
     least, each, most = (200_000, 500, 640_000) if on_cpu else (1_600_000, 2_000, 6_400_000)
     steps = _round(min(max(each * images, least), most) / batch)
     yield line("steps", steps, _why_steps(steps, batch, images))
@@ -95,15 +95,15 @@ def _judged_plainly(
 
 def _judged_by_pretrained(
     images: int, resolution: int, on_cpu: bool, asked: Mapping[str, object]
-) -> Iterator[Choice]:
-    """What small heads on a network that can see already go well with: they teach much in few steps."""
-    line = partial(Choice, "optimisation")
+) -> Iterator[Line]:
+    """The lines that suit heads on a network that sees already: they teach much in few steps."""
+    line = partial(Line, "optimisation")
     large = resolution > 64
     width = (256 if large else 128) if on_cpu else (384 if large else 256)
     why_width = "what a CPU can train in an hour or a few" if on_cpu else "enough under this judge"
     site = min(resolution // 2, 32)
     yield from _networks(resolution, width, why_width, site, _why_site(site, on_cpu=False))
-    yield Choice("model", "class_embedding", 64, "classes begin where the pretrained network sees them")
+    yield Line("model", "class_embedding", 64, "classes begin where the pretrained network sees them")
     batch = _whole(asked, "optimisation.batch", 16 if on_cpu else 64)
     # images shown in all, as above
     least, each, most = (60_000, 200, 640_000) if on_cpu else (1_000_000, 200, 4_000_000)
@@ -127,16 +127,16 @@ def _judged_by_pretrained(
     half_life = 10_000 if on_cpu else 50_000
     yield line("ema_half_life", half_life, "images: what is kept is an average of many steps")
     if on_cpu:
-        yield Choice("schedule", "grid_every", 250, "steps: the first sheet of samples after minutes")
+        yield Line("schedule", "grid_every", 250, "steps: the first sheet of samples after minutes")
 
 
-def _networks(resolution: int, width: int, why_width: str, site: int, why_site: str) -> Iterator[Choice]:
+def _networks(resolution: int, width: int, why_width: str, site: int, why_site: str) -> Iterator[Line]:
     # as SAGAN's: the same at 4 and 8 pixels, then half at each level
     widths = [width >> max(level - 1, 0) for level in range((resolution // BASE).bit_length())]
-    yield Choice("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}")
-    yield Choice("model", "discriminator_widths", widths[::-1], "the same, the other way round")
-    yield Choice("model", "generator_attention", [site], why_site)
-    yield Choice("model", "discriminator_attention", [site], "as in the generator")
+    yield Line("model", "generator_widths", widths, f"channels at 4 to {resolution} px: {why_width}")
+    yield Line("model", "discriminator_widths", widths[::-1], "the same, the other way round")
+    yield Line("model", "generator_attention", [site], why_site)
+    yield Line("model", "discriminator_attention", [site], "as in the generator")
 
 
 def _judge(survey: Survey, on_cpu: bool, asked: object) -> tuple[str, str]:
@@ -154,7 +154,7 @@ def _judge(survey: Survey, on_cpu: bool, asked: object) -> tuple[str, str]:
 
 
 def check_enough(images: int) -> None:
-    """Raises DataError for fewer pictures than anything can be learned of."""
+    """Raises DataError for too few pictures to learn from."""
     if images < AT_LEAST:
         raise DataError(
             f"{pictures(images)} cannot be trained on: {AT_LEAST} are the least, and some hundreds of each "
@@ -162,7 +162,7 @@ def check_enough(images: int) -> None:
         )
 
 
-def to_toml(description: str, choices: Sequence[Choice]) -> str:
+def to_toml(description: str, choices: Sequence[Line]) -> str:
     """The recipe as a file that `read_recipe` reads, each line with its reason."""
     lines = [
         "# Chosen by `sagan train auto`. Change what you like and give this file's path to `sagan train` in",
@@ -219,7 +219,10 @@ def _why_site(site: int, on_cpu: bool) -> str:
 
 
 def _augment(images: int, colour: bool) -> tuple[str, str]:
-    """colour: whether it may change; in short runs under the pretrained judge that bleaches whites."""
+    """DiffAugment's kinds, and why.
+
+    colour: whether colours may change; in short runs under the pretrained judge that bleaches whites.
+    """
     if images >= MANY:
         return "", f"no DiffAugment: {MANY:,} pictures and more do without"
     if images >= SOME or not colour:
@@ -236,14 +239,14 @@ def _why_steps(steps: int, batch: int, images: int) -> str:
 
 
 def _whole(asked: Mapping[str, object], key: str, otherwise: int) -> int:
-    """What was asked for where it is a number of steps or images; what it is not is refused later."""
+    """The positive whole number asked for; anything else is refused when the recipe is read."""
     value = asked.get(key)
     return value if isinstance(value, int) and value > 0 else otherwise
 
 
-def _overridden(choices: list[Choice], asked: Mapping[str, object]) -> list[Choice]:
+def _overridden(choices: list[Line], asked: Mapping[str, object]) -> list[Line]:
     result = [
-        Choice(c.section, c.name, asked[key], "asked for") if (key := f"{c.section}.{c.name}") in asked else c
+        Line(c.section, c.name, asked[key], "asked for") if (key := f"{c.section}.{c.name}") in asked else c
         for c in choices
     ]
     known = {f"{c.section}.{c.name}" for c in choices}
@@ -252,13 +255,13 @@ def _overridden(choices: list[Choice], asked: Mapping[str, object]) -> list[Choi
         if not dot:
             raise RecipeError(f"--set {key}={value}: write it as section.field=value.")
         if key not in known:
-            result.append(Choice(section, name, value, "asked for"))
+            result.append(Line(section, name, value, "asked for"))
     order = ("model", "optimisation", "schedule")
     return sorted(result, key=lambda c: order.index(c.section) if c.section in order else len(order))
 
 
 def _round(steps: float) -> int:
-    """To two figures."""
+    """`steps` to two figures."""
     scale = int(10 ** max(len(str(int(steps))) - 2, 0))
     return max(round(steps / scale) * scale, 1)
 

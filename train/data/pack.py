@@ -1,22 +1,20 @@
-"""Labelled images, packed once into one file that opens at once, or into shards and an index of them.
+"""The pack: labelled images in one file that opens at once, or in shards with an index.
 
 A pack is a safetensors file: `images` uint8 [N, 3, R, R], `labels` int64 [N], and JSON metadata under
 the key `pack`. A shard is a pack as well; an index has all labels and names the shards, which lie beside it.
-Every file is written beside its final name and renamed when all are whole, the index last.
+All files get their names when all are whole, the index last. `train.data.packing` makes their bytes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from imaging.files import written_whole
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
 from train.data.sources import open_source
@@ -32,13 +31,13 @@ from train.errors import DataError, NotAPack
 
 MIN_CROP = 48  # source pixels; the shortest crop around a box that is kept
 MAX_IN_MEMORY = 2 * 2**30  # bytes; a raw source above it must be packed first
-MAX_SHARDS = 512  # files that are open at once while they are written
+MAX_SHARDS = 512  # all are open at once while they are written
 
 
 class Shards:
-    """Images of several files as if they were one tensor, uint8 [N, 3, R, R].
+    """Images of several files, indexed like one tensor uint8 [N, 3, R, R].
 
-    A file is opened when one of its images is first asked for, so a host needs only the shards it reads.
+    A file is opened when one of its images is first read, so a host needs only the shards it reads.
     """
 
     dtype = torch.uint8
@@ -54,7 +53,7 @@ class Shards:
         return self.shape[0]
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """A copy of the images at `index`, int64 [B] or a slice. Raises DataError for a shard not here."""
+        """A copy of the images at `index`, int64 [B] or a slice. Raises DataError for a missing shard."""
         if isinstance(index, slice):
             index = torch.arange(len(self))[index]
         of = torch.bucketize(index, self._ends, right=True)
@@ -75,9 +74,9 @@ class Shards:
 class Pack:
     """Labelled images in memory or mapped from a file.
 
-    images: uint8 [N, 3, R, R]. labels: int64 [N], indices into class_names. metadata: source, kind,
-    licence, how (cropped and resized), sha256 (of the pixels, then labels, then class names; of the shards'
-    own where there are several), counts.
+    images: uint8 [N, 3, R, R]. labels: int64 [N], indices into class_names. metadata: source, kind, licence,
+    how (cropped and resized), counts, and sha256: of the pixels, then labels, then class names; of several
+    shards, of their own hashes.
     """
 
     images: Tensor | Shards
@@ -85,7 +84,7 @@ class Pack:
     class_names: tuple[str, ...]
     resolution: int
     metadata: dict[str, object]
-    shards: tuple[int, ...] = ()  # images in each file, which follow each other; (): all in one
+    shards: tuple[int, ...] = ()  # images in each file, in order; (): all in one file
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -112,10 +111,10 @@ def pack(
 
     resolution: pixels, a multiple of 4 from 8 to 1024; None: the images' own size, which must then be the
     same square for all. min_crop: the shortest crop around a box (Stanford Dogs), source pixels; 0 keeps all.
-    shards: files to deal the images to, each a fair sample of every class; 1: none but `out`.
-    name, licence: what the metadata says; None: the file's name, what the format tells. progress: one that
-    runs (inside its `with`); None: silent.
-    Raises DataError (nothing is left behind then); a picture that cannot be read is only reported.
+    shards: number of files that the images are dealt to, each a fair sample of every class; 1: `out` alone.
+    name, licence: for the metadata; None: the file's name, and the licence that its format states.
+    progress: a running bar (inside its `with`); None: silent.
+    Raises DataError, and leaves nothing behind; a picture that cannot be read is only reported.
     """
     if resolution is not None and (resolution % 4 or not 8 <= resolution <= 1024):
         raise DataError(
@@ -129,7 +128,7 @@ def pack(
         if name is not None or licence is not None:
             pictures = replace(pictures, name=name or pictures.name, licence=licence or pictures.licence)
         try:
-            with _written_together(paths) as files:
+            with written_whole(paths) as files:
                 writer = Writer(files, pictures, resolution)
                 chunks = decode_all(pictures, resolution, min_crop)
                 for chunk in shown(chunks, len(pictures.entries), progress):
@@ -141,10 +140,10 @@ def pack(
 
 
 def open_pack(path: Path) -> Pack:
-    """The pack in a file, its pixels mapped and not read: open at once, whatever its size.
+    """The pack in a file. Its pixels are mapped, not read, so any size opens at once.
 
     The map is read-only: copy (index, clone) before writing. An index opens its shards when they are read.
-    Raises NotAPack for anything else.
+    Raises NotAPack for any other file.
     """
     try:
         with safe_open(path, framework="np") as file:  # checks the header and every offset in it
@@ -176,10 +175,10 @@ def open_pack(path: Path) -> Pack:
 
 
 def open_data(path: Path, resolution: int | None = None, *, progress: Progress | None = None) -> Pack:
-    """A pack, or any source that `pack` knows, packed for this once in memory (2 GiB at most).
+    """A pack, or any source that `pack` knows, packed in memory (2 GiB at most) for this call alone.
 
-    progress: one that runs (inside its `with`). Raises DataError; also for a pack of another resolution
-    than asked for.
+    resolution: pixels that the images must have; None: any. progress: a running bar (inside its `with`).
+    Raises DataError.
     """
     if not is_source(path):
         opened = open_pack(path)
@@ -208,7 +207,7 @@ def open_data(path: Path, resolution: int | None = None, *, progress: Progress |
 
 
 def is_source(path: Path) -> bool:
-    """Whether what is at `path` has yet to be packed; so with nothing there, which packing then tells."""
+    """Whether `path` is still to be packed. True also where there is nothing: packing reports that."""
     return not path.is_file() or _is_archive(path)
 
 
@@ -225,31 +224,8 @@ def _shard_paths(out: Path, shards: int) -> list[Path]:
 
 
 @contextmanager
-def _written_together(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """Files that get their names, in this order, when all are whole; none of them if anything fails."""
-    paths[0].parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        files = []
-        for path in paths:
-            file = stack.enter_context(
-                tempfile.NamedTemporaryFile(
-                    dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
-                )
-            )
-            stack.callback(Path(file.name).unlink, missing_ok=True)
-            files.append(file)
-        yield cast("list[BinaryIO]", files)
-        for file in files:
-            file.flush()
-            os.fsync(file.fileno())
-            os.chmod(file.name, 0o666 & ~_umask())
-        for file, path in zip(files, paths, strict=True):
-            Path(file.name).replace(path)
-
-
-@contextmanager
 def _no_pillow_warnings() -> Iterator[None]:
-    """A bomb is refused instead of warned of; Pillow's remarks on odd files are not for who packs them."""
+    """Refuse decompression bombs, which Pillow only warns of, and hide its remarks on odd files."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -257,9 +233,9 @@ def _no_pillow_warnings() -> Iterator[None]:
 
 
 def _mapped(path: Path, name: str) -> Tensor:
-    """A uint8 tensor of a safetensors file that has been checked, mapped read-only.
+    """A uint8 tensor of a safetensors file whose header is checked, mapped read-only.
 
-    safetensors itself maps it copy-on-write, which Linux refuses for a pack larger than the memory.
+    safetensors itself maps copy-on-write, which Linux refuses for a pack larger than the memory.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -275,7 +251,7 @@ def _mapped(path: Path, name: str) -> Tensor:
 
 
 def _stacked(index: Path, about: dict[str, object], shards: object) -> Shards:
-    """The images that an index names. Raises NotAPack when it is damaged."""
+    """The images of the shards in an index. Raises NotAPack when it is damaged."""
     resolution = about.pop("resolution", None)
     if (
         not isinstance(shards, list)
@@ -319,9 +295,3 @@ def _is_archive(path: Path) -> bool:
         start = file.read(512)
     # a safetensors file starts with a length of 8 bytes and "{"; anything else is a source or a mistake
     return start[8:9] != b"{"
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -1,7 +1,7 @@
 """Pictures of a source to the bytes of a pack, in order and a few at a time.
 
-The size of a pack is bounded by the disk and not by the memory: pixels go to the file as they come. A pack
-in shards is dealt like cards: every shard gets its share of every class.
+The disk bounds the size of a pack, not the memory: pixels go to the file as they come. Images are dealt to
+shards like cards: every shard gets its share of every class.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ from train.data.sources.base import Unreadable
 from train.errors import DataError, NoImages
 
 FORMAT = "sagan-pack-1"
-INDEX_FORMAT = "sagan-pack-index-1"  # of a file that names the shards of a pack
+INDEX_FORMAT = "sagan-pack-index-1"  # the file that names the shards of a pack
 FEW = 50  # images; a class with fewer is named in the report
 _CHUNK = 16  # pictures a task of the decoding pool
-_NAMED = 100_000  # pictures left out that the report names; the others are counted
+_NAMED = 100_000  # left-out pictures that the report names; the others are counted
 
-Decoded = list[tuple[Entry, npt.NDArray[np.uint8] | str]]  # pixels, or the reason why there are none
+Decoded = list[tuple[Entry, npt.NDArray[np.uint8] | str]]  # pixels, or why there are none
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What was packed and what was left out."""
+    """The contents of a new pack, and the pictures left out of it."""
 
     path: Path
     images: int
@@ -102,7 +102,7 @@ class _Rate(ProgressColumn):
 
 
 def image_progress(console: Console | None = None) -> Progress:
-    """A progress bar with images/s and time left; to standard error unless told."""
+    """A progress bar with images/s and time left. console: None: on standard error."""
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -115,7 +115,7 @@ def image_progress(console: Console | None = None) -> Progress:
 
 
 class _Shard:
-    """One file of pixels: they come as they are decoded, labels and the header at the end."""
+    """One file: pixels as they are decoded, then the labels, and the header last, in the room left for it."""
 
     def __init__(self, file: BinaryIO, room: int) -> None:
         self.file, self.room = file, room
@@ -129,7 +129,7 @@ class _Shard:
         self.labels.append(label)
 
     def finish(self, number: Mapping[int, int], resolution: int, about: Mapping[str, object]) -> int:
-        """Write what is missing; the file's size in bytes. number: the label that each label becomes."""
+        """Write labels and header; the file's size in bytes. number: new label of each label."""
         labels = np.array([number[label] for label in self.labels], "<i8").tobytes()
         self.file.write(labels)
         self.digest.update(labels)
@@ -153,7 +153,7 @@ class Writer:
 
     def __init__(self, files: Sequence[BinaryIO], source: Source, resolution: int | None):
         self.source = source
-        self.resolution = resolution  # None until the first picture has told it
+        self.resolution = resolution  # None until the first picture is decoded
         self.skipped: list[tuple[str, str]] = []
         self.skipped_count = 0
         names = len(json.dumps(json.dumps(source.class_names)))
@@ -190,7 +190,7 @@ class Writer:
             self._next_shard(entry.label).add(pixels.tobytes(), entry.label)
 
     def finish(self, out: Path, paths: Sequence[Path], started: float) -> PackReport:
-        """Close the pack `out`, whose files are to be named `paths`."""
+        """Write the ends of all files of the pack `out`, which will be named `paths`."""
         counts = Counter(label for shard in self.shards for label in shard.labels)
         if self.resolution is None or not counts:
             first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
@@ -212,7 +212,7 @@ class Writer:
             "kind": self.source.kind,
             "licence": self.source.licence or "not stated",
             "how": f"{self.source.crop}, {HOW}",
-            "sha256": "",  # of the file's own content: each fills it in, here for its place in the order
+            "sha256": "",  # each file fills in that of its own content; here for its place in the order
             "skipped": self.skipped_count,
             "class_names": class_names,
         }
@@ -231,12 +231,7 @@ class Writer:
                 "resolution": self.resolution,
                 "shards": shards,
             }
-            # every label, so that any process knows the whole pack while it opens only its own shards
-            labels = np.array([number[n] for shard in self.shards for n in shard.labels], np.int64)
-            content = save({"labels": labels}, {"pack": json.dumps({**about, **index})})
-            self.index.write(content)
-            self.index.flush()
-            size += len(content)
+            size += self._write_index(self.index, number, about | index)
         return PackReport(
             path=out,
             images=counts.total(),
@@ -252,10 +247,18 @@ class Writer:
             shards=len(self.shards),
         )
 
-    def _next_shard(self, label: int) -> _Shard:
-        """That with the fewest images of this class, then the fewest in all, then by a fixed lot.
+    def _write_index(self, file: BinaryIO, number: Mapping[int, int], about: Mapping[str, object]) -> int:
+        """Write the index; its size in bytes. It has every label: any process knows the whole pack by it."""
+        labels = np.array([number[n] for shard in self.shards for n in shard.labels], np.int64)
+        content = save({"labels": labels}, {"pack": json.dumps(about)})
+        file.write(content)
+        file.flush()
+        return len(content)
 
-        The lot keeps what is regular in a source's order (pairs, bursts) from becoming a shard's own.
+    def _next_shard(self, label: int) -> _Shard:
+        """The shard with the fewest images of this class, then the fewest in all, then by a seeded lot.
+
+        The lot keeps a source's regular order (pairs, bursts) from making the shards differ.
         """
 
         def fullness(i: int) -> tuple[int, int, float]:
@@ -274,7 +277,7 @@ class Writer:
 
 
 def decode_all(source: Source, resolution: int | None, min_crop: int) -> Iterator[Decoded]:
-    """Every picture in order, decoded by a small pool; only a few chunks are in memory at once."""
+    """Every picture in order, decoded by a few threads; only a few chunks are in memory at once."""
 
     def decode(entries: list[Entry]) -> Decoded:
         return [(entry, _decode(source, entry, resolution, min_crop)) for entry in entries]

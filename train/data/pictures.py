@@ -8,7 +8,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from train.data.sources.base import Box, Unreadable
 
-MAX_PIXELS = 80_000_000  # of one picture; a file that unfolds to more is taken for a decompression bomb
+MAX_PIXELS = 80_000_000  # of one picture; a larger one counts as a decompression bomb
 HOW = "EXIF rotation applied, transparency on white, Lanczos (antialiased) to the resolution"
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
@@ -16,11 +16,11 @@ _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 def to_square(
     image: Image.Image, box: Box | None, resolution: int | None, min_crop: int
 ) -> npt.NDArray[np.uint8]:
-    """Pixels [3, R, R].
+    """A picture's square crop as pixels [3, R, R].
 
-    The crop is the centre square, or the square around the box moved and shortened to stay in the
-    picture. `resolution` None keeps its size. `min_crop` is the shortest crop in source pixels that is
-    used around a box. Raises Unreadable with the reason.
+    The crop is the centre square, or the square around the box, moved and shortened to stay in the picture.
+    resolution: pixels; None: the crop's own size. min_crop: the shortest crop around a box, source pixels.
+    Raises Unreadable with the reason.
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -72,7 +72,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     image.load()
     if image.mode in _DEEP:
         values = np.asarray(image)
-        # 16 bits in whatever container: to 8 by the same scale for every picture, never by its own range
+        # 16 bits, whatever the container, become 8 by one scale for all pictures, never by a picture's range
         deep = image.mode != "I" or values.max(initial=0) > 255
         image = Image.fromarray(np.clip(values // 257 if deep else values, 0, 255).astype(np.uint8))
     if image.mode == "F":

@@ -25,7 +25,7 @@ from train.data.pack import Pack
 from train.errors import ExperimentError
 from train.experiments.disorder import Disturbance, disturbances
 from train.experiments.measure import METRICS, Metric, distances
-from train.measure.features import Extractor, Seen, look
+from train.measure.features import Extractor, FeatureSet, look
 
 STRENGTHS = (0.05, 0.1, 0.2, 0.4, 0.7, 1.0)
 SPLITS = 10  # measured undisturbed
@@ -56,7 +56,7 @@ class Study:
     extractor: NamedExtractor
     samples: int  # images of each half
     device: str
-    _reference: tuple[int, Seen] | None = None  # (split, its reference), of the last split
+    _reference: tuple[int, FeatureSet] | None = None  # (split, its reference), of the last split
 
     def undisturbed(self, split: int) -> dict[str, float]:
         return self._kept(f"undisturbed-{split}", split, None, 0.0)
@@ -91,12 +91,12 @@ class Study:
         half = len(order) // 2
         return order[: min(half, self.samples)], order[half : half + self.samples]
 
-    def _known(self, split: int, indices: npt.NDArray[np.int64]) -> Seen:
+    def _known(self, split: int, indices: npt.NDArray[np.int64]) -> FeatureSet:
         if self._reference is None or self._reference[0] != split:
             self._reference = split, self._look(self.pack.images[from_numpy(indices)])
         return self._reference[1]
 
-    def _look(self, images: Tensor) -> Seen:
+    def _look(self, images: Tensor) -> FeatureSet:
         return look(self.extractor.network, images, np.zeros(len(images), np.int64), self.device)
 
 

@@ -20,7 +20,8 @@ from train.experiments.catalogue import Experiment, Variant, find, milestones
 from train.experiments.measure import Ruler
 from train.experiments.runs import DIVERGED, perform, task
 from train.experiments.settings import SETTINGS, Request, agreed
-from train.measure.features import Features, open_trusted, train_features
+from train.measure.features import Features, open_trusted
+from train.measure.features_training import train_features
 from train.measure.inception import open_inception
 from train.recipes.recipe import Recipe, overrides_of, read_recipe
 from train.run.distributed import World, joined

@@ -14,8 +14,9 @@ from train.data.pack import Pack
 from train.data.sources.base import spoken
 from train.errors import FeaturesError
 from train.measure.distances import NEIGHBOURS, frechet, kernel_distance, neighbourhoods
-from train.measure.features import Extractor, Features, Seen, look, split
-from train.measure.metrics import NEIGHBOUR_IMAGES, REFERENCE_IMAGES, GeneratorSampler, stratified
+from train.measure.features import Extractor, Features, FeatureSet, look, split
+from train.measure.figures import NEIGHBOUR_IMAGES
+from train.measure.metrics import REFERENCE_IMAGES, GeneratorSampler, stratified
 
 NOISE_SEED = 0  # of every image that is measured or shown
 SHOWN = 12  # images in a strip
@@ -83,7 +84,7 @@ class Ruler:
             labels = self.labels[first : first + _BATCH]
             images = sampler(torch.from_numpy(labels), NOISE_SEED, first)
             parts.append(look(self.network, images, labels, self.device))
-        return self._figures(Seen.joined(parts))
+        return self._figures(FeatureSet.joined(parts))
 
     def real(self) -> dict[str, float]:
         """The same for real images that neither the extractor nor the reference has: what to aim for."""
@@ -97,19 +98,21 @@ class Ruler:
         )
         return sampler(labels, NOISE_SEED, self.samples)
 
-    def _figures(self, seen: Seen) -> dict[str, float]:
+    def _figures(self, seen: FeatureSet) -> dict[str, float]:
         right = seen.logits.argmax(1) == seen.labels
         found = {**distances(self.known, seen, self.device), "accuracy": float(right.mean())}
         return {metric.key: found[metric.key] for metric in METRICS}
 
 
-def look_at(extractor: Extractor, pack: Pack, indices: npt.NDArray[np.int64], device: str) -> Seen:
+def look_at(extractor: Extractor, pack: Pack, indices: npt.NDArray[np.int64], device: str) -> FeatureSet:
     """What an extractor sees in some images of a pack."""
     chosen = [torch.from_numpy(indices[i : i + _BATCH]) for i in range(0, len(indices), _BATCH)]
-    return Seen.joined([look(extractor, pack.images[i], pack.labels[i].numpy(), device) for i in chosen])
+    return FeatureSet.joined(
+        [look(extractor, pack.images[i], pack.labels[i].numpy(), device) for i in chosen]
+    )
 
 
-def distances(known: Seen, images: Seen, device: str) -> dict[str, float]:
+def distances(known: FeatureSet, images: FeatureSet, device: str) -> dict[str, float]:
     """METRICS by key but for the accuracy: how far images lie from a reference."""
     rng = np.random.Generator(np.random.Philox(key=[NOISE_SEED, 0]))
     kid, _ = kernel_distance(known.features, images.features, rng, device=device)

@@ -36,9 +36,10 @@ from train.recipes.recipe import Recipe
 from train.run.distributed import World
 from train.run.ema import recompute_statistics
 from train.run.execution import Execution
-from train.run.loop import STATE, Diverged, Observer, Outcome, train
+from train.run.loop import STATE, Diverged, Observer, Outcome, Session, train
 from train.run.observers import ProgressBar, Scalars
-from train.run.state import TrainingState, saved_step
+from train.run.saved import saved_step
+from train.run.state import TrainingState
 
 MILESTONES = "milestones"
 DIVERGED = "diverged.json"
@@ -167,9 +168,11 @@ def perform(
                 task.folder,
                 world,
                 observers,
-                resume=saved.exists(),
-                stop_after=stop_after,
-                execution=Execution.fitting(world.device, world.size, compile=False),  # many short runs
+                Session(
+                    resume=saved.exists(),
+                    stop_after=stop_after,
+                    execution=Execution.fitting(world.device, world.size, compile=False),  # many short runs
+                ),
             )
         except Diverged:
             write_whole(task.folder / DIVERGED, json.dumps({"step": keeper.step}).encode())

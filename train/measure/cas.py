@@ -1,4 +1,4 @@
-"""Classification accuracy score: what a classifier that saw only generated images knows of real ones.
+"""Classification accuracy score: accuracy on real images of a classifier that saw only generated ones.
 
 Ravuri and Vinyals 2019, with the small classifier of `train.measure.features` in place of their ResNet.
 """
@@ -16,10 +16,11 @@ from torch import Tensor
 from train.data.pack import Pack
 from train.errors import FeaturesError
 from train.measure.distances import Labels
-from train.measure.features import FeaturesRecipe, fit, fitting_batch, held_out_accuracy, split
+from train.measure.features import split
+from train.measure.features_training import FeaturesRecipe, fit, fitting_batch, held_out_accuracy
 from train.measure.metrics import SAMPLES, Sampler, check_classes, generate, some, stratified
 
-_SEEN = 50_000  # images that a classifier sees in training, at least; few are shown again and again
+_SEEN = 50_000  # images that a classifier sees in training, at least; few are repeated
 _EPOCHS = (8, 30)  # fewest, most
 
 
@@ -34,8 +35,8 @@ def classification_accuracy(
 ) -> dict[str, object]:
     """Accuracy on real held-out images of a classifier trained on `samples` generated images alone.
 
-    Beside it that of the same classifier trained, with the same recipe, on as many real images of the nine
-    tenths of the pack that `split` names (which bounds `samples`); both are tested on the other tenth.
+    Beside it stands that of the same classifier trained on as many real images, of the nine tenths of the
+    pack that `split` names; their number bounds `samples`. Both are tested on the other tenth.
     recipe: None: as many epochs as show 50,000 images, 8 to 30, in batches that fit as many images.
     Returns {"protocol", "generated", "real"}, ready for JSON.
     Raises FeaturesError where classes, sizes or numbers do not fit.
@@ -55,18 +56,15 @@ def classification_accuracy(
 
     generate(sampler, labels, seed, keep, progress)
     made = replace(pack, images=torch.cat(parts), labels=torch.from_numpy(labels), shards=())
-    if made.images.shape[1:] != pack.images.shape[1:]:
-        raise FeaturesError(
-            f"The generator makes {made.images.shape[-1]} px and the reference has {pack.resolution} px."
-        )
+    if (side := made.images.shape[-1]) != pack.resolution:
+        raise FeaturesError(f"The generator makes {side} px and the reference has {pack.resolution} px.")
     # the first images whiten the stem: they must not be of the first classes alone
     order = np.random.Generator(np.random.Philox(key=[recipe.seed, samples])).permutation(samples)
     sources = {"generated": (made, order), "real": (pack, some(train, samples)[order])}
-    tested = torch.from_numpy(held)
     scores = {}
     for name, (source, chosen) in sources.items():
         network = fit(source, torch.from_numpy(chosen), recipe, device=device, progress=progress)
-        scores[name] = held_out_accuracy(network, pack, tested, device)
+        scores[name] = held_out_accuracy(network, pack, torch.from_numpy(held), device)
     return {
         "protocol": {
             "score": "accuracy of a small classifier, trained on these images alone, on real ones",

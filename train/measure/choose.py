@@ -1,8 +1,8 @@
-"""Which of a run's snapshots to serve, with the run's last discriminator as the judge.
+"""The choice of a run's snapshot to serve, by the run's last discriminator.
 
-A discriminator that has seen the whole run ranks the generators it played before (skill rating, Olsson et al.
-2018) and costs nothing to train. Whether its ranking is any good is another question: where there is an
-extractor, the Fréchet distance in own features stands beside each score, and their rank correlation below.
+A discriminator that has seen the whole run ranks the run's generators (skill rating, Olsson et al. 2018) and
+costs no training. Its ranking can be checked: with an extractor, the Fréchet distance in own features stands
+beside each score, and their rank correlation below.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from train.run.state import saved_judge
 
 CHOSEN = "chosen.safetensors"  # in the run's folder
 SAMPLES = 2000  # images of each snapshot
-FEW = 3  # snapshots under which a rank correlation says nothing
+FEW = 3  # snapshots; with fewer a rank correlation says nothing
 
 Array = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -51,25 +51,25 @@ class ChoiceError(TrainError):
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One snapshot before the judge."""
+class RankedSnapshot:
+    """One snapshot and the judge's view of it."""
 
     path: Path
     step: int
     score: float  # mean of the discriminator's scores; higher looks more real to it
     convincing: float  # share of its images that score above the median real one, 0 to 1
-    frechet: float | None  # in own features, lower is better; None: there was no extractor
+    frechet: float | None  # in own features, lower is better; None: without an extractor
 
 
 @dataclass(frozen=True)
-class Choice:
+class Ranking:
     """Every snapshot, the best first, and how far to trust the order."""
 
-    ranked: tuple[Judged, ...]
+    ranked: tuple[RankedSnapshot, ...]
     judge: int  # step of the discriminator
     samples: int  # images of each snapshot
-    real: float  # mean score of as many real images, at most
-    doubt: str | None = None  # why the distances are not to be trusted; None: nothing speaks against it
+    real: float  # mean score of real images, at most `samples` of them
+    doubt: str | None = None  # why the distances are not to be trusted; None: no reason is known
 
     def table(self) -> Table:
         """For a terminal."""
@@ -85,7 +85,7 @@ class Choice:
         return table
 
     def verdict(self) -> tuple[str, ...]:
-        """Whether the choice is the distance's too, and what speaks against these; none without distances."""
+        """Lines on whether the distance agrees with the choice, and doubts about it; () without distances."""
         distances = [one.frechet for one in self.ranked if one.frechet is not None]
         if not distances:
             return ()
@@ -111,14 +111,14 @@ def choose(
     seed: int = 0,
     device: str = "cpu",
     shown: Callable[[Sequence[Path]], Iterable[Path]] = iter,
-) -> Choice:
+) -> Ranking:
     """Judge every snapshot in the folder `run`, and write the best one to `chosen.safetensors` there.
 
-    Every snapshot makes the same images: one noise, the pack's classes in proportion. They and the real ones
-    are shown to the discriminator as in training, with the recipe's DiffAugment, the same for all.
-    The real ones are the tenth of the pack that the extractor never saw; the discriminator did, unless the
-    pack is another than it was trained on. shown: wraps the snapshots in a progress bar, or not.
-    Raises TrainError or ModelError; nothing is written then.
+    Every snapshot makes its images of the same noise, with the pack's classes in proportion. As in training,
+    the discriminator sees them and the real ones under the recipe's DiffAugment, with the same draws for all.
+    The real ones are the tenth of the pack that the extractor never saw; the discriminator saw them, unless
+    it was trained on another pack. shown: a wrapper of the snapshots, such as a progress bar.
+    Raises TrainError or ModelError, and then writes nothing.
     """
     paths = _candidates(run)
     names = load_generator(paths[0]).class_names
@@ -141,7 +141,7 @@ def choose(
         sampler = GeneratorSampler(found.generator.to(device), names, device=device)
         scores = judge.scores(sampler, labels, eye)
         judged.append(
-            Judged(
+            RankedSnapshot(
                 path=path,
                 step=_steps(path, found),
                 score=float(scores.mean()),
@@ -158,11 +158,11 @@ def choose(
         "seed": seed,
     }
     save_generator(run / CHOSEN, best.generator, names, best.metrics, {**best.metadata, "chosen": about})
-    return Choice(ranked, step, samples, float(real.mean()), eye.doubt if eye else None)
+    return Ranking(ranked, step, samples, float(real.mean()), eye.doubt if eye else None)
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's: Pearson's of the ranks, equal values sharing the mean of theirs; nan for a constant."""
+    """Spearman's: Pearson's of the ranks, where equal values share their mean rank; nan for a constant."""
     ranks = []
     for values in (np.asarray(a), np.asarray(b)):
         below = (values[:, None] > values).sum(1)
@@ -183,7 +183,7 @@ def _steps(path: Path, found: Checkpoint) -> int:
 
 
 def _candidates(run: Path) -> list[Path]:
-    """The snapshots, and the generator that the run ended with where it is not one of them."""
+    """The snapshots, and the run's last generator if it is none of them."""
     snapshots = sorted((run / SNAPSHOTS).glob("*.safetensors"))
     if not run.is_dir():
         raise ChoiceError(f"There is no folder {run}: give the --out of a run of `sagan train`.")
@@ -198,14 +198,14 @@ def _candidates(run: Path) -> list[Path]:
 
 
 class _Judge:
-    """The discriminator, and images changed for it as in training: image i alike in every set."""
+    """The discriminator, and DiffAugment as in training: image i of every set has the same draws."""
 
     def __init__(self, judge: Judge, kinds: Sequence[str], samples: int, seed: int, device: str) -> None:
         self.judge, self.kinds, self.seed, self.device = judge, kinds, seed, device
         self.draws = draw(samples, torch.Generator().manual_seed(seed)).to(device)
 
     def scores(self, sampler: Sampler, labels: Labels, eye: _Eye | None) -> Array:
-        """Of the sampler's images of the classes [N], [N]; `eye` looks at them too."""
+        """Scores [N] of the sampler's images of the classes `labels` [N]; `eye` looks at them too."""
         parts: list[Array] = []
 
         @torch.inference_mode()
@@ -224,7 +224,7 @@ class _Judge:
 
 
 class _Eye:
-    """An extractor that collects what it sees, until it is asked how far that is from real images."""
+    """An extractor that collects features until their distance from real images is asked for."""
 
     def __init__(self, file: Path, pack: Pack, device: str) -> None:
         features = open_trusted(file)
@@ -240,7 +240,7 @@ class _Eye:
         self.seen.append(look(self.network, images, labels, self.device).features)
 
     def distance(self) -> float:
-        """Of all seen since the last time."""
+        """Fréchet distance from real images of all those seen since the last call."""
         seen, self.seen = np.concatenate(self.seen), []
         return frechet(self.known, seen, self.device)
 

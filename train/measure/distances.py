@@ -1,4 +1,4 @@
-"""Figures from features alone: how far two sets of images lie apart, and what the logits of one say.
+"""Distances between two sets of features, and scores of one set's logits.
 
 Features are float [N, D]; the arithmetic is float64, on `device`, in pieces that bound the memory.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from train.errors import FeaturesError
 
 Array = npt.NDArray[np.float64]
-Points = npt.NDArray[np.floating[Any]]  # features as an extractor gives them, [N, D]
+Points = npt.NDArray[np.floating[Any]]  # an extractor's features, [N, D]
 Labels = npt.NDArray[np.int64]
 
 NEIGHBOURS = 5  # k of precision, recall, density and coverage (Naeem et al. 2020)
@@ -62,8 +62,8 @@ def frechet(a: Points, b: Points, device: str = "cpu") -> float:
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, device: str = "cpu") -> float:
     """Squared Fréchet distance of two Gaussians: |a - b|² + tr(A + B - 2 (A½ B A½)½).
 
-    Dowson and Landau 1982. Only symmetric eigenvalues are taken: the usual square root of A·B is not
-    symmetric, and turns complex or fails where a covariance is singular.
+    Dowson and Landau 1982. Only eigenvalues of symmetric matrices are taken: the usual square root of A·B,
+    which is not symmetric, turns complex or fails where a covariance is singular.
     """
     a, b = (torch.as_tensor(cov, dtype=torch.float64).to(device) for cov in (cov_a, cov_b))
     values, vectors = torch.linalg.eigh(a)
@@ -84,8 +84,8 @@ def intra_class(
 ) -> tuple[float | None, dict[str, float]]:
     """Fréchet distance within each class that has two images in both sets, and their mean.
 
-    Miyato and Koyama 2018, intra-FID. None: there is no such class. With fewer images a class than
-    features the distances are far too large, and compare only at the same numbers of images.
+    Miyato and Koyama 2018, intra-FID. None: there is no such class. With fewer images than features in a
+    class the distances are far too large, and compare only at equal numbers of images.
     """
     found = {}
     for label, name in enumerate(class_names):
@@ -98,12 +98,12 @@ def intra_class(
 def within_class_variance(
     reference: Points, reference_labels: Labels, images: Points, labels: Labels, class_names: Sequence[str]
 ) -> tuple[float | None, dict[str, float]]:
-    """Variance of `images` within their classes, as a share of the reference's, and that of each class.
+    """Variance of `images` within their classes, as a share of the reference's; and the share of each class.
 
-    A class's variance is the trace of the unbiased covariance of its features, so that few images do not
-    make it smaller; the share is that of the means over all classes with two images in both sets, and so 1
-    for images as varied as the reference, 0 for one image a class. None: no such class, or its reference
-    does not vary; such a class has no share of its own either.
+    A class's variance is the trace of the unbiased covariance of its features: it does not shrink with few
+    images. Classes with two images in both sets count. The share is of the mean variances: 1 for images as
+    varied as the reference, 0 for one image a class. None: no class counts, or the reference does not vary;
+    a class whose reference does not vary has no share of its own.
     """
     made, real, names = [], [], []
     for label, name in enumerate(class_names):
@@ -149,20 +149,20 @@ def kernel_distance(
 def neighbourhoods(real: Points, fake: Points, k: int = NEIGHBOURS, device: str = "cpu") -> dict[str, object]:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    Features [N, D] of as many real as generated images, more than k. A point's neighbourhood is the ball
-    that reaches to its k-th nearest other point of its own set.
+    Features [N, D] of equally many real and generated images, more than k. A point's neighbourhood is the
+    ball around it that reaches its k-th nearest other point in its own set.
     """
     if min(len(real), len(fake)) <= k:
         raise FeaturesError(
             f"Neighbourhoods of {k} need more than {k} images, not {min(len(real), len(fake))}."
         )
     x, y = (torch.as_tensor(part).to(device).double() for part in (real, fake))
-    # k + 1: the nearest point of one's own set is oneself, at 0
+    # k + 1: the nearest point in its own set is the point itself, at 0
     reach_x, reach_y = (
         torch.cat([d.topk(k + 1, largest=False).values[:, k] for _, d in _distances(part, part)])
         for part in (x, y)
     )
-    around = torch.zeros(len(y), dtype=torch.int64, device=device)  # real balls that a generated point is in
+    around = torch.zeros(len(y), dtype=torch.int64, device=device)  # real balls around each generated point
     recalled, covered = torch.zeros((), device=device), torch.zeros((), device=device)
     for rows, between in _distances(x, y):
         reach = reach_x[rows]
@@ -180,9 +180,9 @@ def neighbourhoods(real: Points, fake: Points, k: int = NEIGHBOURS, device: str 
 def nearest(
     points: Points, among: Points, k: int, device: str = "cpu", own: Labels | None = None
 ) -> tuple[Array, Labels]:
-    """Distances and numbers [N, k] of the k points of `among` [M, D] that are nearest to each of `points`.
+    """Distances and numbers [N, k] of the k points in `among` [M, D] nearest to each of `points` [N, D].
 
-    own: the number in `among` of each point itself, which is no neighbour of its own.
+    own: each point's own number in `among`, where it does not count; None: the points are not in `among`.
     """
     x, y = (torch.as_tensor(part).to(device).double() for part in (points, among))
     distances, numbers = [], []
@@ -196,7 +196,7 @@ def nearest(
 
 
 def _distances(x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Distances [n, M] of a few rows of x after the other to all of y."""
+    """Distances [n, M] to all of y, for a few rows of x at a time."""
     rows = max(1, _DISTANCES // len(y))
     for start in range(0, len(x), rows):
         part = slice(start, min(start + rows, len(x)))
@@ -223,7 +223,7 @@ def inception_score(logits: Points, device: str = "cpu") -> tuple[float, float]:
 
 
 def accuracy(labels: Labels, guessed: Labels, class_names: Sequence[str]) -> dict[str, object]:
-    """Share of images that the extractor's classifier takes for the class they were asked to be."""
+    """Share of images that a classifier takes for the class they were asked to be, in all and by class."""
     right = labels == guessed
     by_class = {
         name: round(float(right[labels == label].mean()), 4)

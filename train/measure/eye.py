@@ -1,8 +1,7 @@
-"""Generated images in the features of a network that ImageNet taught, and that no generator here learnt from.
+"""Figures in the features of an ImageNet network that no generator here learnt from.
 
-The judge of a run with a pretrained one sees through EfficientNet-Lite0; this looks through Lite2, so that
-what was trained with is not what measures. The figures have names of their own: FID and IS are defined by
-another network.
+A run's pretrained judge sees through EfficientNet-Lite0. This looks through Lite2: a network that trained a
+generator must not measure it. The figures have names of their own: FID and IS are defined by Inception.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from train.data.pack import Pack
 from train.efficientnet import STRIDES, EfficientNetLite, open_network
 from train.errors import FeaturesError
 from train.measure.distances import KID_SIZE, KID_SUBSETS, NEIGHBOURS, Labels, accuracy, within_class_variance
-from train.measure.features import Seen, split
+from train.measure.features import FeatureSet, split
+from train.measure.figures import NEIGHBOUR_IMAGES, figures
 from train.measure.metrics import (
-    NEIGHBOUR_IMAGES,
     REFERENCE_IMAGES,
     SAMPLES,
     Sampler,
@@ -27,15 +26,14 @@ from train.measure.metrics import (
     check_classes,
     choose_reference,
     compare,
-    figures,
     look_at_pack,
     some,
 )
 from train.measure.probe import DECAY, Probe, fit_probe
 
 NETWORK = "lite2"
-# px. The network learnt from 260, and sees little in small images as they are: the probe names the breed of
-# 33 of 100 held-back dogs at 64 px, and of 66 in the same enlarged to 128.
+# px. The network learnt from 260 px and sees little in smaller images: the probe names the breed of 33 of 100
+# held-back dogs at 64 px, and of 66 in the same images enlarged to 128.
 LEAST_SIDE = 128
 _BATCH = 32  # images a forward: more are no faster on a CPU
 _NO_PROBE: dict[str, object] = {"probe_accuracy": None, "probe_accuracy_by_class": {}}
@@ -44,8 +42,8 @@ _NO_PROBE: dict[str, object] = {"probe_accuracy": None, "probe_accuracy_by_class
 class Enlarged(nn.Module):
     """Images uint8 [B, 3, R, R], bilinearly enlarged to `side` -> features [B, 1280].
 
-    side: 128; of larger images the next multiple of 32. Float32 wherever it runs: figures must not depend on
-    what a machine has for bf16.
+    side: 128, or for larger images the next multiple of 32. It runs in float32 everywhere: figures must not
+    depend on a machine's bf16.
     """
 
     def __init__(self, network: EfficientNetLite, resolution: int) -> None:
@@ -72,7 +70,7 @@ class Enlarged(nn.Module):
 
 
 class PretrainedEye:
-    """What the network sees in a pack; each real image is looked at once, however many generators follow."""
+    """The network's view of a pack: each real image is looked at once, for however many generators."""
 
     def __init__(
         self,
@@ -89,20 +87,20 @@ class PretrainedEye:
         self._progress = progress
         self._probe: Probe | None = None
         self._known = np.zeros(len(pack), np.bool_)
-        # the system gives memory only for what is written
+        # the system gives memory only for rows that are written
         self._features = np.empty((len(pack), network.classify.in_features), np.float32)
 
-    def see(self, indices: Labels) -> Seen:
-        """The pack's images of these numbers."""
+    def see(self, indices: Labels) -> FeatureSet:
+        """Features of the pack's images of these numbers, without places or logits."""
         new = indices[~self._known[indices]]
         if len(new):
             seen = look_at_pack(self.extractor, self.pack, new, self.device, self._progress)
             self._features[new], self._known[new] = seen.features, True
         found = self._features[indices]
-        return Seen(found, found[:, :0], found[:, :0], self.pack.labels.numpy()[indices])
+        return FeatureSet(found, found[:, :0], found[:, :0], self.pack.labels.numpy()[indices])
 
     def measure(self, sampler: Sampler, samples: int = SAMPLES, seed: int = 0) -> dict[str, object]:
-        """Every figure of one generator, as `evaluate_with_pretrained`."""
+        """The report of one generator, as `evaluate_with_pretrained` returns it."""
         check_classes("reference", self.pack.class_names, "generator", sampler.class_names)
         chosen = choose_reference(self.reference, len(self.pack), samples, REFERENCE_IMAGES)
         yardstick = Yardstick(
@@ -110,16 +108,15 @@ class PretrainedEye:
             NEIGHBOURS + 1,
             lambda known, images: self._figures(known, images, seed),
             self._protocol(),
+            self.see,
         )
-        report = compare(
-            sampler, yardstick, self.pack, chosen, samples, seed, self.device, self._progress, self.see
-        )
+        report = compare(sampler, yardstick, self.pack, chosen, samples, seed, self.device, self._progress)
         row = report["real_held_back"]
         if self.reference == "held-out" and isinstance(row, dict):
-            row.update(_NO_PROBE)  # it would flatter these images: it learnt from them
+            row.update(_NO_PROBE)  # it would flatter these images, as it learnt from them
         return report
 
-    def _figures(self, known: Seen, images: Seen, seed: int) -> dict[str, object]:
+    def _figures(self, known: FeatureSet, images: FeatureSet, seed: int) -> dict[str, object]:
         share, by_class = within_class_variance(
             known.features, known.labels, images.features, images.labels, self.pack.class_names
         )
@@ -134,11 +131,11 @@ class PretrainedEye:
         return found
 
     def _taught(self) -> Labels:
-        """Numbers of the images that the probe learns from."""
+        """Numbers of the images for the probe to learn from."""
         return some(split(len(self.pack))[0], REFERENCE_IMAGES)
 
     def _fitted(self) -> Probe | None:
-        """The probe; None: there are not two classes to tell apart."""
+        """The probe; None: the pack has a single class."""
         if self._probe is None:
             seen = self.see(self._taught())
             if len(np.unique(seen.labels)) < 2:
@@ -165,7 +162,7 @@ class PretrainedEye:
 def open_eye(
     pack: Pack, device: str = "cpu", reference: str = "train", progress: Progress | None = None
 ) -> PretrainedEye:
-    """The installed network before a pack. Raises PretrainedError where it is not installed."""
+    """The installed network and a pack. Raises PretrainedError where it is not installed."""
     return PretrainedEye(pack, open_network(NETWORK), device, reference, progress)
 
 
@@ -181,8 +178,8 @@ def evaluate_with_pretrained(
 ) -> dict[str, object]:
     """Fréchet distance, KID, precision ... coverage, variance within classes, a probe; else as `evaluate`.
 
-    probe_accuracy is the share of images that a linear probe, taught by real images of nine tenths of the
-    pack, takes for the class they were asked to be; that of real_held_back is its ceiling.
+    probe_accuracy is the share of images that a linear probe takes for the class they were asked to be. The
+    probe learns from real images of nine tenths of the pack; its accuracy on real_held_back is the ceiling.
     """
     eye = PretrainedEye(reference_pack, network, device, reference, progress)
     return eye.measure(sampler, samples, seed)

@@ -1,6 +1,6 @@
-"""The Inception network that FID and its relatives are defined by, as torch-fidelity has it.
+"""The Inception network that defines FID and its relatives, from torch-fidelity.
 
-Its weights are no part of this project: they come from a file, or from torch-fidelity's own download.
+Its weights are no part of this project: they come from a file, or by torch-fidelity's own download.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 from train.errors import FeaturesError
 from train.measure.features import SPATIAL_CHANNELS
 
-PUBLISHED = "6726825d"  # begins the sha256 of torch-fidelity's copy of the network of 2015-12-05
+PUBLISHED = "6726825d"  # beginning of the sha256 of torch-fidelity's copy of the network of 2015-12-05
 _BATCH = 50  # images at 299×299 a forward; the largest map of 50 takes 280 MB
 
 
 class Inception(nn.Module):
     """Images uint8 [B, 3, R, R] -> features [B, 2048], of `mixed_6/conv` [B, 2023], logits [B, 1008].
 
-    The second is what sFID compares (Nash et al. 2021): the first 7 channels of a 17×17 map, here
-    Mixed_6d.branch1x1. The logits are without bias, as the Inception score's authors have them.
+    sFID compares the second (Nash et al. 2021): the first 7 channels of a 17×17 map, here
+    Mixed_6d.branch1x1. The logits have no bias, as in the Inception score's own code.
     """
 
     def __init__(self, network: nn.Module, sha256: str, version: str) -> None:
@@ -40,7 +40,7 @@ class Inception(nn.Module):
 
     @property
     def published(self) -> bool:
-        """Whether the weights are those that FID is defined by."""
+        """Whether these are the weights that define FID."""
         return self.sha256.startswith(PUBLISHED)
 
     @property
@@ -70,7 +70,7 @@ class Inception(nn.Module):
 
 
 def open_inception(weights: Path | None = None) -> Inception:
-    """The network with the weights of a file; None: those that torch-fidelity downloads, or has.
+    """The network with the weights in a file; None: with torch-fidelity's download, or its earlier copy.
 
     Raises FeaturesError without torch-fidelity, without weights, and for any other file.
     """
@@ -86,7 +86,7 @@ def open_inception(weights: Path | None = None) -> Inception:
     except OSError as error:
         raise FeaturesError(f"The Inception weights {path} cannot be read ({error.strerror}).") from error
     try:
-        # the library unpickles whatever is in the file: here it must be tensors and nothing else
+        # the library unpickles anything in the file: first make sure that it holds tensors alone
         with warnings.catch_warnings(action="ignore"):  # remarks on odd pickles: they are refused anyway
             torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         network = FeatureExtractorInceptionV3(
@@ -105,7 +105,7 @@ def open_inception(weights: Path | None = None) -> Inception:
 
 
 def _downloaded(url: str) -> Path:
-    """The file where torch keeps what it loads, fetched if it is not there."""
+    """The weights in torch's folder of downloads, fetched if they are not there."""
     file = Path(torch.hub.get_dir()) / "checkpoints" / _name(url)
     try:
         if not file.exists():

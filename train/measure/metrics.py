@@ -1,8 +1,7 @@
-"""How good generated images are: an extractor, a reference, a number of images, and figures with all three.
+"""Reports on generated images: figures with their extractor, reference and number of images.
 
-In our own classifier's features nothing is FID or IS, which are defined by the Inception network: those
-figures have their own names, and compare only where the extractor's hash, the reference and the number of
-samples agree. With Inception's weights at hand they are FID and its relatives, under the same condition.
+Figures compare only where all three agree. FID and IS are defined by the Inception network: figures in our
+own classifier's features have names of their own.
 """
 
 from __future__ import annotations
@@ -33,39 +32,34 @@ from train.measure.distances import (
     NEIGHBOURS,
     SPLITS,
     Labels,
-    Points,
-    accuracy,
-    frechet,
-    inception_score,
-    intra_class,
-    kernel_distance,
-    neighbourhoods,
 )
-from train.measure.distances import frechet_distance as frechet_distance
-from train.measure.distances import moments as moments
 from train.measure.features import (
     SPATIAL_CHANNELS,
     SPLIT_SEED,
     Extractor,
     Features,
-    Seen,
+    FeatureSet,
     look,
     open_trusted,
     split,
 )
+from train.measure.figures import (
+    INCEPTION_KID_SUBSETS,
+    INCEPTION_NEIGHBOUR_IMAGES,
+    NEIGHBOUR_IMAGES,
+    inception_figures,
+    own_figures,
+)
 from train.measure.inception import Inception
 
 SAMPLES = 5000  # generated images, unless told
-REFERENCE_IMAGES = 10_000  # of "train", at most: more cost minutes on a CPU and move little
-NEIGHBOUR_IMAGES = 5000  # of each set, at most, but with Inception
-INCEPTION_NEIGHBOUR_IMAGES = 10_000
-INCEPTION_KID_SUBSETS = 100  # as torch-fidelity
-INCEPTION_SAMPLES = (10_000, 50_000)  # a smaller pack's, and one's of at least as many images
+REFERENCE_IMAGES = 10_000  # of "train", at most: more take minutes on a CPU and change little
+INCEPTION_SAMPLES = (10_000, 50_000)  # the second for packs of at least as many images
 _BATCH = 250  # images
 
 
 class Sampler(Protocol):
-    """What is measured: a source of images of given classes."""
+    """A source of images of given classes, to be measured."""
 
     @property
     def class_names(self) -> Sequence[str]: ...
@@ -108,9 +102,9 @@ def evaluate(
 ) -> dict[str, object]:
     """Every figure in own features for `samples` generated images, and the same for real ones.
 
-    Classes are drawn as often as the reference has them. reference: "train", of the nine tenths of the pack
-    that `split` names 10,000 at most; "held-out", the tenth it holds back; "all". The second row is of real
-    images that are not in its reference, and tells how far a perfect generator would come with that many.
+    Classes are drawn as often as the reference has them. reference: "train": at most 10,000 images of the
+    nine tenths of the pack that `split` names; "held-out": the other tenth; "all". The second row is of real
+    images outside of its reference: a perfect generator's figures at that number of images.
     Returns {"protocol", "generated", "real_held_back"}, ready for JSON; where the extractor is a poor judge,
     or the images are few, the protocol has a "warning". Raises FeaturesError where classes, sizes or numbers
     do not fit, and for an extractor that only guesses.
@@ -173,57 +167,6 @@ def evaluate_with_inception(
     return compare(sampler, yardstick, reference_pack, chosen, samples, seed, device, progress)
 
 
-def own_figures(
-    reference: Seen, images: Seen, class_names: Sequence[str], seed: int = 0, device: str = "cpu"
-) -> dict[str, object]:
-    """All that own features tell of `images` against `reference`."""
-    within, by_class = _intra_class(reference, images, class_names, device)
-    return (
-        figures(reference.features, images.features, seed, device)
-        | {
-            "spatial_frechet_own_features": frechet(reference.spatial, images.spatial, device),
-            "intra_class_frechet_own_features": within,
-            "intra_class_frechet_own_features_by_class": by_class,
-        }
-        | accuracy(images.labels, images.logits.argmax(1), class_names)
-    )
-
-
-def inception_figures(
-    reference: Seen, images: Seen, class_names: Sequence[str], seed: int = 0, device: str = "cpu"
-) -> dict[str, object]:
-    """FID and its relatives of `images` against `reference`, both seen by Inception."""
-    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    score, score_spread = inception_score(images.logits, device)
-    kid, spread = kernel_distance(reference.features, images.features, rng, INCEPTION_KID_SUBSETS, device)
-    within, by_class = _intra_class(reference, images, class_names, device)
-    return {
-        "images": len(images),
-        "fid": frechet(reference.features, images.features, device),
-        "sfid": frechet(reference.spatial, images.spatial, device),
-        "inception_score": score,
-        "inception_score_std": score_spread,
-        "kid": kid,
-        "kid_std": spread,
-        "intra_fid": within,
-        "intra_fid_by_class": by_class,
-    } | _neighbourhoods(reference.features, images.features, rng, INCEPTION_NEIGHBOUR_IMAGES, device)
-
-
-def figures(
-    reference: Points, images: Points, seed: int = 0, device: str = "cpu", eye: str = "own_features"
-) -> dict[str, object]:
-    """All distances between two sets of features [N, D] and [M, D]; `eye` is part of their names."""
-    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    kid, spread = kernel_distance(reference, images, rng, KID_SUBSETS, device)
-    return {
-        "images": len(images),
-        f"frechet_{eye}": frechet(reference, images, device),
-        f"kid_{eye}": kid,
-        f"kid_{eye}_std": spread,
-    } | _neighbourhoods(reference, images, rng, NEIGHBOUR_IMAGES, device)
-
-
 def stratified(labels: Labels, samples: int) -> Labels:
     """`samples` labels in the proportions of `labels`, in order of class."""
     return np.sort(labels)[((np.arange(samples) + 0.5) * len(labels) / samples).astype(np.int64)]
@@ -246,19 +189,21 @@ def generate(
 
 
 def some(indices: Labels, count: int) -> Labels:
-    """At most `count` of them, always the same ones, sorted."""
+    """At most `count` of the indices, always the same ones, sorted."""
     rng = np.random.Generator(np.random.Philox(key=[SPLIT_SEED, len(indices)]))
     return np.sort(rng.permutation(indices)[:count])
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What looks at images, what it tells of a set beside a reference, and how that is to be read."""
+    """An extractor with the figures in its features, and how they are to be read."""
 
     extractor: Extractor
     least: int  # images that a set must have
-    measure: Callable[[Seen, Seen], dict[str, object]]  # reference, images
+    measure: Callable[[FeatureSet, FeatureSet], dict[str, object]]  # reference, images
     protocol: Mapping[str, object]
+    # features of the pack's images of these numbers; None: the extractor looks at them
+    see: Callable[[Labels], FeatureSet] | None = None
 
 
 @dataclass(frozen=True)
@@ -304,11 +249,10 @@ def compare(
     seed: int,
     device: str,
     progress: Progress | None,
-    see: Callable[[Labels], Seen] | None = None,
 ) -> dict[str, object]:
-    """The report of one yardstick. see: what it sees in the pack's images of these numbers; None: looks."""
+    """The report of one yardstick."""
     extractor, least = yardstick.extractor, yardstick.least
-    see = see or partial(look_at_pack, extractor, pack, device=device, progress=progress)
+    see = yardstick.see or partial(look_at_pack, extractor, pack, device=device, progress=progress)
     if min(samples, len(reference.images), len(reference.real)) < least:
         raise FeaturesError(
             f"At least {least} generated and {10 * least} real images are needed, "
@@ -316,7 +260,7 @@ def compare(
         )
     started = time.monotonic()
     known = see(reference.images)
-    parts: list[Seen] = []
+    parts: list[FeatureSet] = []
     generate(
         sampler,
         stratified(known.labels, samples),
@@ -326,20 +270,13 @@ def compare(
     )
     real = see(reference.real)
     rows = {
-        "generated": yardstick.measure(known, Seen.joined(parts)),
+        "generated": yardstick.measure(known, FeatureSet.joined(parts)),
         "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
     }
-    doubts = [str(doubt) for doubt in [yardstick.protocol.get("warning")] if doubt]
-    width, fewest = known.features.shape[1], min(samples, len(reference.images))
-    if fewest <= width:
-        doubts.append(
-            f"A Fréchet distance of {fewest:,} images in {width:,} features mostly tells how few they are: "
-            "go by KID, or measure with more."
-        )
+    protocol = _warned(yardstick.protocol, min(samples, len(reference.images)), known.features.shape[1])
     return {
         "protocol": {
-            **yardstick.protocol,
-            **({"warning": " ".join(doubts)} if doubts else {}),
+            **protocol,
             "reference": pack.metadata.get("source"),
             "reference_sha256": pack.metadata.get("sha256"),
             "reference_images": len(reference.images),
@@ -362,9 +299,20 @@ def compare(
     }
 
 
+def _warned(protocol: Mapping[str, object], images: int, width: int) -> dict[str, object]:
+    """The protocol, with a warning where so few images are too few for a Fréchet distance of that width."""
+    doubts = [str(protocol["warning"])] if protocol.get("warning") else []
+    if images <= width:
+        doubts.append(
+            f"A Fréchet distance of {images:,} images in {width:,} features mostly tells how few they are: "
+            "go by KID, or measure with more."
+        )
+    return {**protocol, **({"warning": " ".join(doubts)} if doubts else {})}
+
+
 def look_at_pack(
     extractor: Extractor, pack: Pack, indices: Labels, device: str, progress: Progress | None
-) -> Seen:
+) -> FeatureSet:
     """What the extractor sees in the pack's images `indices`, in their order."""
     parts = []
     task = progress.add_task("real images", total=len(indices)) if progress else None
@@ -373,25 +321,7 @@ def look_at_pack(
         parts.append(look(extractor, pack.images[index], pack.labels[index].numpy(), device))
         if progress and task is not None:
             progress.advance(task, len(index))
-    return Seen.joined(parts)
-
-
-def _intra_class(
-    reference: Seen, images: Seen, class_names: Sequence[str], device: str
-) -> tuple[float | None, dict[str, float]]:
-    mean, by_class = intra_class(
-        reference.features, reference.labels, images.features, images.labels, class_names, device
-    )
-    return mean, {name: round(distance, 4) for name, distance in by_class.items()}
-
-
-def _neighbourhoods(
-    reference: Points, images: Points, rng: np.random.Generator, limit: int, device: str
-) -> dict[str, object]:
-    # as many real images as generated ones: the neighbourhoods of both must be equally dense
-    count = min(len(reference), len(images), limit)
-    real, made = (part[rng.choice(len(part), count, replace=False)] for part in (reference, images))
-    return neighbourhoods(real, made, NEIGHBOURS, device)
+    return FeatureSet.joined(parts)
 
 
 def _check(sampler: Sampler, features: Features, pack: Pack) -> None:

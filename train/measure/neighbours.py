@@ -1,7 +1,7 @@
-"""Which real images generated ones come closest to, in a pretrained network's features: copies would show.
+"""The real images nearest to generated ones, in a pretrained network's features: copies would show.
 
-The measure is how close real images come to each other. An image that is merely plain lies nearer to the
-others than a real one as well, so that a ratio somewhat below 1 is no copying; half is.
+The yardstick is the distance of real images to each other. A merely plain image also lies nearer to others
+than a real one does: a ratio somewhat below 1 is no copying, half is.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from torch import Tensor
 from train.errors import FeaturesError
 from train.measure.distances import Labels, nearest
 from train.measure.eye import PretrainedEye
-from train.measure.features import Seen, look
+from train.measure.features import FeatureSet, look
 from train.measure.metrics import Sampler, check_classes, generate, some, stratified
 
-SAMPLES = 1000  # generated images, unless told; of real ones the same number
 _TILE = 96  # px, about: smaller images are drawn at a multiple of their size
 _CAPTION = 14  # px below a tile
 _GAP = 4
@@ -30,13 +29,22 @@ _APART = 12  # px more between a generated image and the real ones
 
 
 @dataclass(frozen=True)
+class Sheet:
+    """How many images are measured and shown."""
+
+    samples: int = 1000  # generated images measured, beside as many real ones
+    columns: int = 8  # real images beside a generated one
+    rows: int = 10  # generated images shown
+
+
+@dataclass(frozen=True)
 class Neighbours:
-    """What was found, and drawn."""
+    """The distances to the nearest real images, and the sheet that shows them."""
 
     picture: bytes  # PNG
     samples: int
     generated: float  # median distance of a generated image to the nearest real one
-    real: float  # the same of a real one to the nearest other
+    real: float  # median distance of a real image to the nearest other
 
     @property
     def ratio(self) -> float | None:
@@ -54,25 +62,23 @@ class Neighbours:
 def find_neighbours(
     sampler: Sampler,
     eye: PretrainedEye,
-    samples: int = SAMPLES,
-    columns: int = 8,
-    rows: int = 10,
+    sheet: Sheet,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Neighbours:
-    """A row a generated image, the real ones of the whole pack that are nearest to it beside it.
+    """A row for each generated image shown, with the nearest real images of the whole pack beside it.
 
-    The rows are evenly spread over `samples` images of all classes, not picked; the last is that of the
-    image which comes closest of all. Raises FeaturesError where classes, sizes or numbers do not fit.
+    The rows are evenly spread over `samples` images of all classes, not picked; the last row is the image
+    that comes closest of all. Raises FeaturesError where classes, sizes or numbers do not fit.
     """
     pack = eye.pack
     check_classes("reference", pack.class_names, "generator", sampler.class_names)
     if len(pack) < 2:
         raise FeaturesError("A pack of one image has no other to compare it with.")
-    samples = min(samples, len(pack))
+    samples = min(sheet.samples, len(pack))
     asked = stratified(pack.labels.numpy(), samples)
     made: list[Tensor] = []
-    seen: list[Seen] = []
+    seen: list[FeatureSet] = []
 
     def keep(images: Tensor, labels: Labels) -> None:
         made.append(images)
@@ -81,24 +87,26 @@ def find_neighbours(
     generate(sampler, asked, seed, keep, progress)
     everything = np.arange(len(pack))
     known = eye.see(everything).features
-    distances, found = nearest(Seen.joined(seen).features, known, min(columns, len(pack)), eye.device)
+    distances, found = nearest(
+        FeatureSet.joined(seen).features, known, min(sheet.columns, len(pack)), eye.device
+    )
     compared = some(everything, samples)
     others, _ = nearest(known[compared], known, 1, eye.device, compared)
-    shown = np.unique(np.linspace(0, samples - 1, min(rows, samples)).round().astype(np.int64))
+    shown = np.unique(np.linspace(0, samples - 1, min(sheet.rows, samples)).round().astype(np.int64))
     closest = int(distances[:, 0].argmin())
     images = torch.cat(made)
-    sheet = []
+    drawn = []
     for number in (*shown, closest):
         title = pack.class_names[asked[number]]
         line = [_Tile(_pixels(images[number]), title)]
         for index, distance in zip(found[number], distances[number], strict=True):
             real = pack.images[torch.tensor([index])][0]
             line.append(_Tile(_pixels(real), f"{distance:.1f}  {pack.class_names[pack.labels[index]]}"))
-        sheet.append(line)
+        drawn.append(line)
     medians = float(np.median(distances[:, 0])), float(np.median(others))
     last = f"The last row: the closest of {samples:,}."
     result = Neighbours(b"", samples, *medians)
-    return replace(result, picture=_drawn(sheet, [last, result.line()]))
+    return replace(result, picture=_drawn(drawn, [last, result.line()]))
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 
 def _fitting(text: str, font: _Font, width: int) -> str:
-    """As much of it as there is room for."""
+    """The text, cut to `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:

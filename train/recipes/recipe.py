@@ -6,10 +6,13 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
+from pydantic.dataclasses import dataclass as checked
 
 from model.config import ModelConfig
 from model.errors import ConfigError
@@ -18,60 +21,108 @@ from train.errors import TrainError
 from train.run.augment import AUGMENTATIONS
 
 RECIPES = Path(__file__).parent
+STRICT = ConfigDict(extra="forbid", strict=True)  # of settings: 1 is no bool, and "3" is no number
+T = TypeVar("T")
 
 
 class RecipeError(TrainError):
     """A recipe that does not exist, cannot be read, or asks for what cannot be."""
 
 
-@dataclass(frozen=True)
-class Optimisation:
-    """How the two networks play. SAGAN's values are the defaults."""
+def within(least: float, limit: float) -> AfterValidator:
+    """A number of at least `least` and under `limit`."""
 
-    steps: int  # generator steps in all
-    batch: int = 64  # images a discriminator step, over all processes
-    discriminator_steps: int = 1  # for each generator step
-    judge_first: int = 0  # steps at the start in which D alone learns: for a generator that has begun already
-    generator_lr: float = 1e-4  # Adam step of G; TTUR keeps it below D's
-    discriminator_lr: float = 4e-4
-    beta1: float = 0.0
-    beta2: float = 0.9
+    def check(value: float) -> float:
+        if not least <= value < limit:  # so that nan fails
+            raise ValueError(f"is {value}; it must be at least {least:g} and under {limit:g}.")
+        return value
+
+    return AfterValidator(check)
+
+
+def named(choices: Collection[str], *, several: bool = False) -> AfterValidator:
+    """One of these names; where `several`, a comma list of any number of them."""
+
+    def check(value: str) -> str:
+        for part in comma_list(value) if several else [value]:
+            if part not in choices:
+                raise ValueError(_no_choice(part, choices))
+        return value
+
+    return AfterValidator(check)
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """ "translation, cutout" as a tuple of names; "" as none."""
+    return tuple(part for part in map(str.strip, text.split(",")) if part)
+
+
+Count = Annotated[int, within(1, 2**31)]
+CountOr0 = Annotated[int, within(0, 2**31)]
+Seed = Annotated[int, within(0, 2**63)]
+Real = Annotated[float, within(0, 3e38)]
+Share = Annotated[float, within(0, 1)]
+# TOML has no word for None
+RealOrNone = Annotated[Real | None, BeforeValidator(lambda value: None if value == "none" else value)]
+
+
+@checked(frozen=True, config=STRICT)
+class Optimisation:
+    """The game of the two networks. SAGAN's values are the defaults."""
+
+    steps: Count  # generator steps in all
+    batch: Count = 64  # images a discriminator step, over all processes
+    discriminator_steps: Count = 1  # for each generator step
+    judge_first: CountOr0 = (
+        0  # steps at the start in which D alone learns: for a generator that is no new one
+    )
+    generator_lr: Real = 1e-4  # Adam step of G; TTUR keeps it below D's
+    discriminator_lr: Real = 4e-4
+    beta1: Share = 0.0
+    beta2: Share = 0.9
     generator_spectral_norm: bool = True
     discriminator_spectral_norm: bool = True
-    attention_scale: float = (
-        1.0  # a fixed factor on G's queries, folded into what is saved; under 1: softer maps
-    )
+    # a fixed factor on G's queries, folded into the saved weights; under 1: softer maps; at 0 it cannot learn
+    attention_scale: Annotated[float, within(1e-6, 1e6)] = 1.0
     flips: bool = True  # mirror half of the real images
-    precision: str = "auto"  # of the passes: "float32", "bf16", or bf16 where the device has it
-    augment: str = ""  # DiffAugment on all that D sees: a comma list of AUGMENTATIONS; "": none
-    augment_after: int = 0  # generator steps without it at the start
-    judge: str = "plain"  # SAGAN's D; "pretrained": heads on a frozen pretrained network; or "both"
-    guide: float = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
-    guide_steps: int = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
-    variety: float = 0.0  # weight in G's loss of what the pretrained judge misses in variety within classes
+    precision: Literal["auto", "float32", "bf16"] = (
+        "auto"  # of the passes; auto: bf16 where the device has it
+    )
+    augment: Annotated[str, named(AUGMENTATIONS, several=True)] = (
+        ""  # DiffAugment on all that D sees; "": none
+    )
+    augment_after: CountOr0 = 0  # generator steps without it at the start
+    # plain: SAGAN's D; pretrained: heads on a frozen pretrained network
+    judge: Literal["plain", "pretrained", "both"] = "plain"
+    guide: Real = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
+    guide_steps: CountOr0 = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
+    variety: Real = 0.0  # weight in G's loss of the variety within classes that the pretrained judge misses
     pixel_head: bool = True  # one of the pretrained judge's heads looks at the pixels: the maps miss colours
-    initialisation: str = "xavier"  # one of INITIALISATIONS; the projections of a class embedding have it too
-    ema_half_life: float = 10_000  # images; 0: no average, the generator as it is
-    ema_ramp: float | None = 0.05  # the half-life is at most this share of the images seen; "none": no ramp
+    # of weights, and of the projections of a class embedding
+    initialisation: Annotated[str, named(INITIALISATIONS)] = "xavier"
+    ema_half_life: Real = 10_000  # images; 0: no average, the generator as it is
+    ema_ramp: RealOrNone = (
+        0.05  # the half-life is at most this share of the images seen; None ("none"): no ramp
+    )
     cross_replica_norm: bool = False  # batch norm over all processes' batch; False: each over its own share
-    seed: int = 0
+    seed: Seed = 0
 
 
-@dataclass(frozen=True)
+@checked(frozen=True, config=STRICT)
 class Schedule:
     """When to look, in generator steps."""
 
-    log_every: int = 50
-    grid_every: int = 500
-    save_every: int = 500
-    statistics_batches: int = 100  # of noise, for the served copy's batch norms; 0: its running averages
-    weights: str = "float32"  # of the served copy; "bf16" rounds its matrices, which halves the file
-    snapshot_every: int = 0  # keep the generator as it is then, for `sagan choose`; 0: never
+    log_every: Count = 50
+    grid_every: Count = 500
+    save_every: Count = 500
+    statistics_batches: CountOr0 = 100  # of noise, for the served copy's batch norms; 0: its running averages
+    weights: Literal["float32", "bf16"] = "float32"  # of the served copy; bf16 rounds matrices, half the file
+    snapshot_every: CountOr0 = 0  # keep the generator as it is then, for `sagan choose`; 0: never
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what a run computes, but for the data."""
+    """Everything that a run computes by, except the data."""
 
     name: str
     model: Mapping[str, Any]  # ModelConfig less `classes`, which the data decides
@@ -100,9 +151,9 @@ class Recipe:
 
 
 def read_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe called `name`: one of ours, or the path of a TOML file.
+    """The recipe called `name`: one of ours, or the path of a TOML file. Raises RecipeError.
 
-    `overrides` are "section.field" -> TOML value, as `sagan train --set` takes them.
+    overrides: "section.field" -> TOML value, as `sagan train --set` takes them.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     try:
@@ -129,7 +180,14 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
     for section in ("model", "optimisation", "schedule"):
         if not isinstance(values.setdefault(section, {}), dict):
             raise RecipeError(f"recipe {name}: {section} must be a table of settings, [{section}].")
-    optimisation = _section(name, Optimisation, values["optimisation"])
+    recipe = Recipe.from_json({"description": "", **values, "name": name})
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Raises RecipeError for settings that are right one by one and contradict each other."""
+    name, optimisation = recipe.name, recipe.optimisation
     if optimisation.variety and optimisation.judge == "plain":
         raise RecipeError(f'recipe {name}: the plain judge knows no variety: choose judge = "pretrained".')
     if optimisation.judge_first >= optimisation.steps:
@@ -137,34 +195,28 @@ def parse_recipe(name: str, text: str, overrides: Mapping[str, str] | None = Non
             f"recipe {name}: judge_first ({optimisation.judge_first}) leaves the generator none of "
             f"{optimisation.steps} steps to learn in: lower it."
         )
-    if optimisation.attention_scale != 1 and values["model"].get("attention_form") == "gaussian":
+    if optimisation.attention_scale != 1 and recipe.model.get("attention_form") == "gaussian":
         raise RecipeError(f"recipe {name}: attention_scale is a factor on queries, and gaussian has none.")
     if optimisation.variety and optimisation.batch % 2:
         raise RecipeError(
             f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
         )
-    return Recipe(
-        name=name,
-        model=values["model"],
-        optimisation=optimisation,
-        schedule=_section(name, Schedule, values["schedule"]),
-        description=values.get("description", ""),
-    )
 
 
-def settings_of(section: str, kind: type[Any], settings: Sequence[str]) -> dict[str, Any]:
-    """What `--set` was given where there is one section alone: its dataclass's fields, checked.
+def settings_of(section: str, kind: type[T], settings: Sequence[str]) -> dict[str, Any]:
+    """The checked fields of the dataclass `kind` that `--set` names, where it is the only section.
 
     settings: "field=value" or "section.field=value". Raises RecipeError.
     """
     values = {
         key.removeprefix(f"{section}."): setting_value(text) for key, text in overrides_of(settings).items()
     }
-    return _checked(section, kind, values)
+    read = _section(section, kind, values)
+    return {name: getattr(read, name) for name in values}
 
 
 def overrides_of(settings: Sequence[str]) -> dict[str, str]:
-    """What `--set` was given, "section.field=value" each, as `read_recipe` takes it. Raises RecipeError."""
+    """Arguments of `--set`, "section.field=value" each, as `read_recipe` takes them. Raises RecipeError."""
     overrides = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
@@ -178,7 +230,7 @@ def overrides_of(settings: Sequence[str]) -> dict[str, str]:
 
 
 def setting_value(text: str) -> object:
-    """What `--set section.field=text` means: a TOML value, or else the text itself."""
+    """The value in `--set section.field=text`: as TOML reads it, or else the text itself."""
     try:
         value: object = tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
@@ -186,75 +238,42 @@ def setting_value(text: str) -> object:
     return value
 
 
-_KINDS: Mapping[str, Any] = {
-    "int": (int,),
-    "float": (int, float),
-    "float | None": (int, float, type(None)),
-    "bool": (bool,),
-    "str": (str,),
-}
-_FROM_0 = ("statistics_batches", "snapshot_every", "augment_after", "guide_steps", "judge_first")
-_BOUNDS: Mapping[str, tuple[float, float]] = {  # of numbers: at least, and under
-    "seed": (0, 2**63),
-    **dict.fromkeys(_FROM_0, (0, 2**31)),
-    **dict.fromkeys(("beta1", "beta2", "shift"), (0, 1)),
-    "attention_scale": (1e-6, 1e6),  # at 0 attention would learn nothing
-}
-_CHOICES: Mapping[str, tuple[str, ...]] = {
-    "augment": tuple(AUGMENTATIONS),
-    "judge": ("plain", "pretrained", "both"),
-    "precision": ("auto", "float32", "bf16"),
-    "weights": ("float32", "bf16"),
-    "initialisation": tuple(INITIALISATIONS),
-}
-_LISTS = ("augment",)  # of which more than one may be named, or none
-
-
-def _section(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> Any:
+def _section(recipe: str, kind: type[T], values: Mapping[str, Any]) -> T:
+    """A section's settings as its dataclass `kind`. Raises RecipeError for the first that is wrong."""
     try:
-        return kind(**_checked(recipe, kind, values))
-    except TypeError:
-        needed = [f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING]
-        raise RecipeError(f"recipe {recipe}: it must say {', '.join(needed)}.") from None
-
-
-def _checked(recipe: str, kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a section, each of a field that `kind` has, of its type and within its bounds."""
-    fields = {f.name: f for f in dataclasses.fields(kind)}
-    read: dict[str, Any] = {}
-    for name, value in values.items():
-        if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(fields)}."
+        return kind(**values)
+    except ValidationError as wrong:
+        # first the names that do not exist: of a misspelt one another may seem to be missing
+        order = ("unexpected_keyword_argument", "", "missing")
+        error = min(wrong.errors(), key=lambda e: order.index(e["type"] if e["type"] in order else ""))
+    name, value, hints = str(error["loc"][0]), error["input"], _hints(kind)
+    match error["type"]:
+        case "unexpected_keyword_argument":
+            near = difflib.get_close_matches(name, hints, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(hints)}."
             raise RecipeError(f"recipe {recipe}: unknown setting {name!r}. {hint}")
-        wanted = str(fields[name].type)
-        if wanted == "float | None" and value == "none":  # TOML has no word for it
-            value = None
-        if not isinstance(value, _KINDS[wanted]) or (wanted != "bool" and isinstance(value, bool)):
-            raise RecipeError(f"recipe {recipe}: {name} is {value!r}; it must be of type {wanted}.")
-        if value is not None and wanted.removesuffix(" | None") in ("int", "float"):
-            whole = wanted == "int"
-            least, limit = _BOUNDS.get(name, (1, 2**31) if whole else (0, 3e38))
-            if not least <= value < limit:  # so that nan fails
-                raise RecipeError(
-                    f"recipe {recipe}: {name} is {value}; it must be at least {least:g} and under {limit:g}."
-                )
-            value = value if whole else float(value)
-        if name in _CHOICES:
-            _check_choice(recipe, name, value)
-        read[name] = value
-    return read
+        case "missing":
+            raise RecipeError(f"recipe {recipe}: it must say {name}.")
+        case "value_error":
+            said = str(error["ctx"]["error"])
+        case "literal_error" if isinstance(value, str):
+            said = _no_choice(value, get_args(hints[name]))
+        case _:
+            wanted = {"string_type": "str", "literal_error": "str"}.get(
+                error["type"], error["type"].removesuffix("_type")
+            )
+            none = ' or "none"' if type(None) in get_args(hints[name]) else ""
+            said = f"is {value!r}; it must be of type {wanted}{none}."
+    raise RecipeError(f"recipe {recipe}: {name} {said}")
 
 
-def _check_choice(recipe: str, name: str, value: str) -> None:
-    choices = _CHOICES[name]
-    for part in comma_list(value) if name in _LISTS else [value]:
-        if part not in choices:
-            near = difflib.get_close_matches(part, choices, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"It can be {', '.join(choices)}."
-            raise RecipeError(f"recipe {recipe}: {name} has no {part!r}. {hint}")
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the settings that `kind` has, by name, without their bounds."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
 
 
-def comma_list(text: str) -> tuple[str, ...]:
-    """ "translation, cutout" as a tuple of names; "" as none."""
-    return tuple(part for part in map(str.strip, text.split(",")) if part)
+def _no_choice(value: str, choices: Collection[str]) -> str:
+    near = difflib.get_close_matches(value, choices, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"It can be {', '.join(choices)}."
+    return f"has no {value!r}. {hint}"

@@ -1,4 +1,4 @@
-"""What happens to a batch of pixels on its way into the discriminator."""
+"""The way of a batch of pixels into the discriminator: to floats, mirrored, augmented."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-TRANSLATION = 1 / 8  # of the side, the farthest an image moves in each direction
-CUTOUT = 1 / 2  # of the side, the square that is cut out
+TRANSLATION = 1 / 8  # of the side: an image moves at most so far in each direction
+CUTOUT = 1 / 2  # of the side: the square that is cut out
 DRAWS = 7  # numbers an image: brightness, saturation, contrast; down, right; top, left
 
 
@@ -18,14 +18,14 @@ def to_network(pixels: Tensor) -> Tensor:
 
 
 def flip(images: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror left and right those images [B, C, H, W] for which `mirrored` [B] is true."""
+    """Mirror left and right the images [B, C, H, W] where `mirrored` [B] is true."""
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)
 
 
 def draw(batch: int, generator: torch.Generator) -> Tensor:
     """The randomness of one `augment`: uniform in [0, 1), [batch, DRAWS], float32 on the CPU.
 
-    Always all of it, so that one kind more or less leaves what the others do as it was.
+    All kinds have their draws, used or not: one kind more or less leaves the others as they were.
     """
     return torch.rand(batch, DRAWS, generator=generator)
 
@@ -39,8 +39,8 @@ def augment(images: Tensor, draws: Tensor, kinds: Sequence[str]) -> Tensor:
     """DiffAugment (Zhao et al. 2020): `images` [B, C, R, R] in [-1, 1], each changed by its own draws.
 
     draws: [B, DRAWS] in [0, 1), on the device of the images. kinds: names out of AUGMENTATIONS, applied in
-    the order they have there. Gradients flow through to the images; both players must see it, reals and
-    fakes alike, or the generator learns to make augmented images. Channels last stays so.
+    the order they have there. Gradients flow through to the images. Reals and fakes must both be augmented,
+    in both networks' losses: else the generator learns to make augmented images. Channels last stays so.
     """
     for name, change in AUGMENTATIONS.items():
         if name in kinds:
@@ -59,7 +59,7 @@ def _colour(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _translation(images: Tensor, draws: Tensor) -> Tensor:
-    """Move by whole pixels, each direction up to TRANSLATION of the side; what comes in is 0."""
+    """Move by whole pixels, each direction up to TRANSLATION of the side; the uncovered edge is 0."""
     batch, channels, height, width = images.shape
     rows, has_row = _moved(height, draws[:, 3:4])
     columns, has_column = _moved(width, draws[:, 4:5])
@@ -71,20 +71,20 @@ def _translation(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _moved(side: int, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row comes from after a move [B, side], and whether there is such a row."""
+    """The source of each row after a move [B, side], and whether it lies inside the image."""
     reach = int(side * TRANSLATION + 0.5)
     source = torch.arange(side, device=draws.device) - (draws * (2 * reach + 1)).long() + reach
     return source.clamp(0, side - 1), (source >= 0) & (source < side)
 
 
 def _cutout(images: Tensor, draws: Tensor) -> Tensor:
-    """A square of CUTOUT of the side becomes 0; its centre is anywhere, so that part of it may be outside."""
+    """A square of CUTOUT of the side becomes 0; its centre is anywhere, so part of it may lie outside."""
     rows, columns = _cut(images.shape[2], draws[:, 5:6]), _cut(images.shape[3], draws[:, 6:7])
     return images * ~(rows[:, :, None] & columns[:, None, :])[:, None]
 
 
 def _cut(side: int, draws: Tensor) -> Tensor:
-    """Which rows [B, side] the square covers."""
+    """Whether the square covers each row, [B, side]."""
     size = int(side * CUTOUT + 0.5)
     first = (draws * (side + 1 - size % 2)).long() - size // 2
     place = torch.arange(side, device=draws.device)

@@ -17,10 +17,10 @@ CHANNEL_DIMS = (0, 2, 3)
 
 
 class CrossReplicaNorm(nn.BatchNorm2d):
-    """A BatchNorm2d that in training sees every process's share, [B/processes, C, H, W], as one batch.
+    """A BatchNorm2d that in training sees the shares of all processes, [B/processes, C, H, W], as one batch.
 
-    Same parameters, buffers and names, so a checkpoint is the same with it and without. The shares must be
-    of one size. One message a pass forward, [2, C] float32 of each process, and one backward.
+    Its parameters, buffers and names are BatchNorm2d's, so a checkpoint is the same with and without it. The
+    shares must have one size. Each pass sends one message: [2, C] float32 of each process.
     """
 
     def __init__(self, source: nn.BatchNorm2d, world: World) -> None:
@@ -31,7 +31,7 @@ class CrossReplicaNorm(nn.BatchNorm2d):
         self.world = world
         self.train(source.training)
 
-    # Dynamo cannot follow a message between processes; the layers around it are compiled all the same
+    # Dynamo cannot follow a message between processes; the layers around it are still compiled
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
@@ -73,14 +73,14 @@ class _Normalise(torch.autograd.Function):
         x, weight, mean, variance = ctx.saved_tensors
         inverse = torch.rsqrt(variance + ctx.eps)
         scale = inverse if weight is None else weight * inverse
-        # as if the statistics were constants: the sums over our share of g and of g·x̂ come with it
+        # the gradient for constant statistics; the sums of g and of g·x̂ over our share come with it
         through, along, plain = torch.ops.aten.native_batch_norm_backward(
             gradients[0], x, torch.ones_like(mean) if weight is None else weight,
             mean, variance, None, None, False, ctx.eps, [True, True, True],
         )  # fmt: skip
         sums = ctx.world.sum(torch.stack([along, plain]).float())
         slope, level = (sums / (ctx.world.size * (x.numel() // x.shape[1]))).unbind()
-        # what the statistics carry back: -scale·(mean of g + x̂·mean of g·x̂), with x̂ = (x - mean)·inverse
+        # the statistics' own part: -scale·(mean of g + x̂·mean of g·x̂), with x̂ = (x - mean)·inverse
         slope = scale * inverse * slope
         level = scale * level - slope * mean
         carried = torch.addcmul(_by_channel(level), x, _by_channel(slope))
@@ -93,7 +93,7 @@ def _by_channel(values: Tensor) -> Tensor:
 
 
 def join_norms(network: nn.Module, world: World) -> None:
-    """Make every batch norm of `network` one over all processes, in place."""
+    """Turn every batch norm of `network`, in place, into one over all processes."""
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.BatchNorm2d:

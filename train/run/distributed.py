@@ -1,4 +1,4 @@
-"""The few words that several processes exchange; alone, each is a no-op. `torchrun` sets the environment."""
+"""The messages between the processes of a run; none is sent by one alone. `torchrun` sets the environment."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 
 from train.errors import TrainError
 
-PATIENCE = timedelta(minutes=30)  # with a silent peer: process 0 packs, draws and saves meanwhile
+PATIENCE = timedelta(minutes=30)  # with a silent peer: process 0 may be packing, drawing or saving
 
 
 class PeerLost(TrainError):
     """Another process ended or fell silent."""
 
     def __init__(self, wrong: object) -> None:
-        # gloo begins with a place in its source and goes on with advice
+        # gloo's message begins with a place in its source and ends with advice
         first = re.sub(r"^\[[^]]*\] ", "", str(wrong).strip()).split(". ")[0] or type(wrong).__name__
         super().__init__(
             f"another process of this run ended, or did not answer for {PATIENCE.seconds // 60} minutes "
@@ -32,7 +32,7 @@ class PeerLost(TrainError):
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. Each of its words raises PeerLost when one of them is gone."""
+    """This process among its peers. Every message raises PeerLost when one of them is gone."""
 
     rank: int = 0
     size: int = 1
@@ -44,12 +44,12 @@ class World:
         return self.rank == 0
 
     def rows(self, batch: int) -> range:
-        """Which rows of a batch are this process's part; the batch divides by the processes."""
+        """This process's rows of a batch, which divides by the processes."""
         each = batch // self.size
         return range(self.rank * each, (self.rank + 1) * each)
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch that every process drew alike."""
+        """This process's rows of a batch that every process has drawn alike."""
         rows = self.rows(len(batch))
         return batch[rows.start : rows.stop]
 
@@ -78,7 +78,7 @@ class World:
         torch._foreach_copy_(list(tensors), [m.view_as(t) for m, t in zip(means, tensors, strict=True)])
 
     def average_gradients(self, parameters: Iterable[nn.Parameter], *figures: Tensor) -> None:
-        """Mean of the gradients, and of figures that go with them, over all processes in one message."""
+        """Mean of the gradients and of some figures over all processes, in one message."""
         self.average([*(p.grad for p in parameters if p.grad is not None), *figures])
 
     def follow(self, tensors: Iterable[Tensor]) -> None:
@@ -92,10 +92,10 @@ class World:
             tensor.detach().copy_(copy)
 
     def anyone(self, flag: bool) -> bool:
-        """Whether `flag` is true in any process: all must stop at the same step."""
+        """Whether `flag` is true in any process; for all to stop at the same step."""
         if self.size == 1:
             return flag
-        # on the CPU, whatever the device: the GPUs' queues go on meanwhile
+        # on the CPU, whatever the device: a GPU's queue is not waited for
         return bool(self.sum(torch.tensor(float(flag))).item())
 
     def wait(self) -> None:
@@ -141,7 +141,7 @@ def check_device(device: str) -> None:
 
 @contextmanager
 def _peers() -> Iterator[None]:
-    """What the back ends raise when a peer is gone, as one error of ours."""
+    """Errors of the back ends at a lost peer as PeerLost."""
     try:
         yield
     except RuntimeError as wrong:  # gloo's own; dist.DistError is one too

@@ -1,4 +1,4 @@
-"""The averaged generator: what is sampled, shown and shipped (Karras et al. 2018, section 3)."""
+"""The averaged generator, which is sampled, shown and shipped (Karras et al. 2018, section 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Ema:
     """An exponential moving average of a generator's effective weights (spectral norm folded).
 
     half_life: images after which a weight counts half. ramp: the half-life is at most this share of the
-    images seen so far, so that the blurry beginning is forgotten; None: no ramp.
+    images seen so far, which forgets the blurry beginning; None: no ramp.
     """
 
     def __init__(self, source: Generator, half_life: float, ramp: float | None) -> None:
@@ -30,7 +30,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, source: Generator, weight: Tensor) -> None:
-        """Move towards `source` by `weight`, a scalar on the device: a recorded step is given another."""
+        """Move towards `source` by `weight`, a scalar on the device, where a recorded step can vary it."""
         effective = effective_state(source)
         names, averages = zip(*self.network.named_parameters(), strict=True)
         apart = torch._foreach_sub([effective[name] for name in names], averages)

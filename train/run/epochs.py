@@ -1,8 +1,9 @@
-"""Which images a batch has: epochs without replacement, in an order that every process knows.
+"""Which images make a batch: epochs without replacement, in an order that every process knows.
 
-The batch over all processes is, shard by shard, batch/shards images of each, drawn from that shard in epochs
-of its own. A process takes its rows of it and reads only the shards they lie in. So what a step sees depends
-on the seed, the step and the number of shards (a pack in one file being one), never on that of processes.
+The batch over all processes has batch/shards images of each shard, shard after shard. Each shard has epochs
+of its own. A process takes its rows of the batch and reads only the shards that they come from. The images of
+a step so depend on the seed, the step and the number of shards (a pack in one file is one shard), never on
+the number of processes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from train.errors import TrainError
 
 
 class Epochs:
-    """The rows of one process.
+    """The batches of one process.
 
-    lengths: images in each shard. batch: images over all processes. rows: which of them are ours. draw: a
-    generator for a purpose and a number, the same in every process.
+    lengths: images in each shard. batch: images over all processes. rows: this process's rows of
+    the batch. draw: a generator for a purpose and a number, the same in every process.
     Raises TrainError for a batch that the shards cannot share evenly.
     """
 
@@ -39,7 +40,7 @@ class Epochs:
         self.lengths, self.rows, self._draw = lengths, rows, draw
         self._starts = list(accumulate(lengths, initial=0))
         self._each = batch // len(lengths)
-        self._orders: dict[int, tuple[int, Tensor]] = {}  # shard -> (epoch, how its images come in it)
+        self._orders: dict[int, tuple[int, Tensor]] = {}  # shard -> (epoch, order of its images)
 
     @property
     def shards(self) -> range:
@@ -53,24 +54,22 @@ class Epochs:
 
     @property
     def read_first(self) -> range:
-        """Of these, those that no process before this one reads: all processes' make the whole pack, once."""
+        """Of `images`, those that no earlier process reads: over all processes every image once."""
         first = -(-self.rows.start // self._each)  # the first shard that begins in our rows
         return range(self._starts[first], self.images.stop)
 
-    def indices(self, play: int) -> Tensor:
-        """This process's images of batch number `play`: int64 [rows], indices into the whole pack."""
+    def indices(self, number: int) -> Tensor:
+        """This process's images of batch `number`: int64 [rows], indices into the whole pack."""
         chosen = []
         for shard in self.shards:
-            before = (
-                play - shard
-            ) * self._each  # what makes row r of the batch this shard's image before + r
+            before = (number - shard) * self._each  # row r of the batch is the shard's image before + r
             first = max(self.rows.start, shard * self._each)
             last = min(self.rows.stop, (shard + 1) * self._each)
             chosen += self._drawn(shard, before + first, before + last)
         return torch.cat(chosen)
 
     def _drawn(self, shard: int, first: int, last: int) -> list[Tensor]:
-        """Images `first` to `last` of those that a shard gives one after the other, epoch upon epoch."""
+        """A shard's images `first` to `last`, counted through all of its epochs."""
         total, drawn = self.lengths[shard], []
         while first < last:
             epoch, offset = divmod(first, total)

@@ -1,4 +1,4 @@
-"""How a step is carried out: its precision, its compilation, its recording as a CUDA graph."""
+"""The execution of a step: its precision, its compilation, its recording as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class CaptureFailed(TrainError):
 
 @dataclass(frozen=True)
 class Execution:
-    """What the machine offers; nothing here changes what a step means."""
+    """How fast a step is made; nothing here changes its meaning. None: not decided yet, so not done."""
 
-    compile: bool = False  # torch.compile both losses: minutes at the start on a CPU, some 40 s on a GPU
-    graph: bool = False  # record the whole step once and replay it: no launches from Python; CUDA only
+    compile: bool | None = (
+        None  # torch.compile both losses: minutes at the start on a CPU, some 40 s on a GPU
+    )
+    graph: bool | None = None  # record the whole step once and replay it: no launches from Python; CUDA only
 
     @classmethod
     def fitting(
@@ -39,7 +41,7 @@ class Execution:
         compile: bool | None = None,
         graph: bool | None = None,
     ) -> Execution:
-        """What pays on this device. None lets the device decide. Raises TrainError for what cannot be."""
+        """The fastest on this device; None lets it decide. Raises TrainError for an impossible graph."""
         cuda = device.type == "cuda"
         recordable = cuda and processes == 1  # messages between processes are not recorded
         if graph and not recordable:
@@ -57,18 +59,18 @@ class Passes:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of a network that never learns, and so needs no float32 copy."""
+        """Type of a frozen network's weights: they need no float32 copy."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     def autocast(self) -> torch.autocast:
-        # each weight is cast once a pass anyway, and a graph must not remember a cast of the step before
+        # each weight is cast once a pass anyway, and a graph must not replay a cast of an earlier step
         return torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False
         )
 
 
 def precision(wanted: str, device: torch.device) -> Precision:
-    """What a recipe's "auto" is on a device: bf16 where it has the instructions."""
+    """A recipe's precision on a device; "auto" is bf16 where the device has the instructions."""
     if wanted == "auto":
         return "bf16" if has_bf16(device) else "float32"
     return "bf16" if wanted == "bf16" else "float32"
@@ -92,7 +94,7 @@ class Replayed:
     def __call__(self, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
         self.calls += 1
         if self.calls <= WARM_UP:
-            # not on the default stream: recording wants gradients that were never there
+            # not on the default stream: recording needs gradients that were never made on it
             self.stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self.stream):
                 outputs = self.compute(inputs)

@@ -1,7 +1,7 @@
-"""Pictures of one's own: looked over, packed once into the run's folder, and what is wrong with them named.
+"""A person's own pictures for a run: looked over, packed once into the run's folder, faults named.
 
-A run's folder then has `data.safetensors` (the pack), `data.json` (what it was made of) and, where
-pictures were left out, `skipped.txt` with all of their names and the reason for each.
+The run's folder then has `data.safetensors` (the pack), `data.json` (its origin) and, where pictures were
+left out, `skipped.txt` with their names and the reason for each.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ from train.efficientnet import installed
 from train.errors import DataError
 from train.recipes.recipe import Recipe, parse_recipe, read_recipe
 from train.run.pretrained_judge import NETWORK
-from train.run.state import StateError, check_judge
+from train.run.saved import StateError
+from train.run.state import check_judge
 
 PACK = "data.safetensors"
 ABOUT = "data.json"
 SKIPPED = "skipped.txt"
 RECIPE = "recipe.toml"
-AUTO = "auto"  # the recipe that is chosen by the pictures
-LOOKED_AT = 200  # pictures whose size is looked up before a resolution is chosen
-NAMED = 20  # pictures, or classes, that are named on the screen
+AUTO = "auto"  # names the recipe that is chosen by the pictures
+LOOKED_AT = 200  # pictures, at least, whose sizes the resolution is chosen by
+NAMED = 20  # pictures or classes on the screen; the others are counted
 
 
 @dataclass(frozen=True)
 class _About:
-    """What the pack in a run's folder was made of."""
+    """The origin of the pack in a run's folder."""
 
     source: str  # the path given, made absolute
     listing: str  # sha256 of names, sizes and times of change
@@ -60,10 +61,10 @@ def prepare(
     *,
     resume: bool,
 ) -> tuple[Recipe, Pack]:
-    """The recipe called `name`, or that of the run that goes on, and the images for it.
+    """The recipe called `name`, or the resumed run's own, and the images for it.
 
-    Pictures that are no pack yet are packed into `out`, so that the next start does not read them again.
-    A run that goes on keeps the images it began with. Raises TrainError.
+    Pictures that are no pack yet are packed into `out`: the next start does not read them again. A resumed
+    run keeps the images it began with. Raises TrainError.
     """
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
@@ -87,13 +88,13 @@ def prepare(
 
 
 def _resolution(recipe: Recipe) -> int:
-    """Its images', in pixels. What cannot be trained here is refused now, before anything is written."""
+    """The resolution of a recipe's images, pixels. Raises for a recipe that cannot be trained here."""
     check_judge(recipe)
     return recipe.config(classes=1).resolution
 
 
 def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:
-    """The recipe that an `auto` run wrote into its folder, as it stands there now. Raises TrainError."""
+    """The recipe in the folder of an `auto` run, with any changes made there. Raises TrainError."""
     path = out / RECIPE
     try:
         return parse_recipe(AUTO, path.read_text(), overrides)
@@ -131,7 +132,7 @@ def _sides(source: Source) -> tuple[int, ...]:
 
 
 def _images(data: Path, out: Path, resolution: int, console: Console, *, resume: bool) -> Pack:
-    """The images at `data` at this resolution, out of the run's folder where they lie packed."""
+    """The images at `data` at this resolution, from the run's folder if they lie packed there."""
     _check_writable(out)
     if not is_source(data):
         images = open_data(data, resolution)
@@ -162,7 +163,7 @@ def _images(data: Path, out: Path, resolution: int, console: Console, *, resume:
 
 
 def _check_writable(out: Path) -> None:
-    """Raises DataError where nothing can be written, before an hour is spent on it."""
+    """Raises DataError where nothing can be written, before the long work."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -172,7 +173,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _pack(data: Path, out: Path, resolution: int, progress: Progress) -> PackReport:
-    (out / ABOUT).unlink(missing_ok=True)  # without it a pack counts for nothing, should this be cut short
+    (out / ABOUT).unlink(missing_ok=True)  # a pack without it is ignored, should this be cut short
     report = pack(data, out / PACK, resolution, progress=progress)
     if report.skipped:
         lines = [f"{name}: {reason}\n" for name, reason in report.skipped]
@@ -214,7 +215,7 @@ def _name_small_classes(images: Pack, console: Console) -> None:
 
 
 def _listing(data: Path) -> tuple[str, int]:
-    """A hash that changes with the names, sizes or times of change of the pictures; and their number."""
+    """A hash of the names, sizes and times of change of the pictures, and their number."""
     digest = hashlib.sha256()
     with open_source(data) as source:
         for entry in source.entries:
@@ -232,7 +233,7 @@ def _stamp(path: Path) -> str:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
-        return ""  # no file of its own: a member of an archive
+        return ""  # a member of an archive is no file of its own
     return f"{status.st_size}/{status.st_mtime_ns}"
 
 
@@ -257,5 +258,5 @@ def _shown_name(path: Path) -> str:
 
 
 def _say(console: Console, text: str, style: str | None = None) -> None:
-    text = text.encode(errors="replace").decode()  # a file's name may be no text
+    text = text.encode(errors="replace").decode()  # a file's name may not be UTF-8
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,8 +1,7 @@
-"""What tells real images from made ones, and so what the generator learns from.
+"""The judge: it tells real images from generated ones, and the generator learns from its scores.
 
 It is SAGAN's discriminator, or small heads on a frozen network (see `train.run.pretrained_judge`), or both.
-
-A judge looks at the fakes once a step; both players then go by what it saw.
+A judge looks at the fakes once a step; the losses of both networks are of that one look.
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from train.run.execution import Passes
 from train.run.losses import discriminator_hinge, generator_hinge
 
 
-class Play(NamedTuple):
-    """What one discriminator step is made of, but for the networks: this process's share, B images."""
+class StepInputs(NamedTuple):
+    """The inputs of one discriminator step: this process's share, B images."""
 
     pixels: Tensor  # uint8 [B, 3, R, R]
     labels: Tensor  # [B]
@@ -32,7 +31,7 @@ class Play(NamedTuple):
     y: Tensor  # [B], the fakes' labels
     for_reals: Tensor  # [B, DRAWS], DiffAugment's
     for_fakes: Tensor
-    for_answers: Tensor  # the same fakes, when the generator answers and the judge looks at them anew
+    for_generator: Tensor  # for the same fakes in the generator's loss, where the judge looks at them anew
 
     def reals(self) -> Tensor:
         """[B, 3, R, R] in [-1, 1], some mirrored."""
@@ -40,37 +39,37 @@ class Play(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of one discriminator step."""
+    """The outcome of one discriminator step."""
 
-    loss: Tensor  # what the judge's own optimiser lowers
+    loss: Tensor  # for the judge's own optimiser
     figures: Mapping[str, Tensor]  # scalars to log, without gradient: score_real, score_fake ...
 
 
 class Judge(Protocol):
-    """One way to judge. Nothing in it waits for the device, so that a step can be recorded."""
+    """One way to judge. It never waits for the device: a step can be recorded as a CUDA graph."""
 
     @property
     def network(self) -> nn.Module:
-        """What its optimiser moves and a state saves: all of it that learns."""
+        """All of the judge that learns: its optimiser moves it and a state saves it."""
 
     def normalise(self) -> None:
         """Put spectral norm on the network."""
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
-        """What it sees in images [B, 3, R, R] in [-1, 1]; gradients lead back to them."""
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
+        """Its view of images [B, 3, R, R] in [-1, 1]; gradients lead back to them."""
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
-        """The reals beside the fakes `seen`, which carry no gradient here."""
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
+        """The loss of the reals and of the fakes `seen`, which carry no gradient here."""
 
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
-        """The generator's loss. guide: weight of what else the judge can teach it, a scalar."""
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        """The generator's loss. guide: weight of the class's cross-entropy in it, a scalar."""
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:
-        """Of images [B, 3, R, R] in [-1, 1] as they are: [B], higher for what looks real."""
+        """Scores [B] of images [B, 3, R, R] in [-1, 1], unaugmented; higher: more real."""
 
 
 class PlainJudge:
-    """SAGAN's own: the discriminator looks at pixels, for each player under draws of their own."""
+    """SAGAN's own: the discriminator looks at pixels, in each network's loss under draws of its own."""
 
     def __init__(self, config: ModelConfig, optimisation: Optimisation, passes: Passes) -> None:
         self.network = Discriminator(config, optimisation.initialisation)
@@ -80,23 +79,23 @@ class PlainJudge:
     def normalise(self) -> None:
         spectral_normalise(self.network)
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
         return [fakes]
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         # one pass over both halves: every weight is normalised once
-        images = torch.cat([play.reals(), seen[0]])
-        images = augment(images, torch.cat([play.for_reals, play.for_fakes]), self.kinds)
+        images = torch.cat([inputs.reals(), seen[0]])
+        images = augment(images, torch.cat([inputs.for_reals, inputs.for_fakes]), self.kinds)
         with self.passes.autocast():
-            scores = self.network(images, torch.cat([play.labels, play.y]))
+            scores = self.network(images, torch.cat([inputs.labels, inputs.y]))
         real, fake = scores.chunk(2)
         figures = {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}
         return Verdict(discriminator_hinge(real, fake), figures)
 
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
-        images = augment(seen[0], play.for_answers, self.kinds)
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        images = augment(seen[0], inputs.for_generator, self.kinds)
         with self.passes.autocast():
-            return generator_hinge(self.network(images, play.y))
+            return generator_hinge(self.network(images, inputs.y))
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:
         scores: Tensor = self.network(images, y)
@@ -104,7 +103,7 @@ class PlainJudge:
 
 
 class BothJudges:
-    """Two judges whose losses are added; where both have a figure, the second's is logged."""
+    """Two judges whose losses are added; of a figure that both have, the second's is logged."""
 
     def __init__(self, first: Judge, second: Judge) -> None:
         self.judges = (first, second)
@@ -114,20 +113,21 @@ class BothJudges:
         for judge in self.judges:
             judge.normalise()
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
-        seen = [judge.look(fakes, play) for judge in self.judges]
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
+        seen = [judge.look(fakes, inputs) for judge in self.judges]
         self._first = len(seen[0])
         return [tensor for part in seen for tensor in part]
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
-        a, b = (judge.judge(play, part) for judge, part in zip(self.judges, self._parts(seen), strict=True))
-        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
-
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         a, b = (
-            judge.answer(play, part, guide)
+            judge.discriminator_loss(inputs, part)
             for judge, part in zip(self.judges, self._parts(seen), strict=True)
         )
+        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
+
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+        parts = zip(self.judges, self._parts(seen), strict=True)
+        a, b = (judge.generator_loss(inputs, part, guide) for judge, part in parts)
         return a + b
 
     def scores(self, images: Tensor, y: Tensor) -> Tensor:

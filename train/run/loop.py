@@ -1,4 +1,4 @@
-"""The training loop: step, let the observers look, stop when told to, leave everything saved."""
+"""The training loop: step, show the state to the observers, stop on request, leave everything saved."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from imaging.files import forget_parts
 from train.data.pack import Pack
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
 from train.run.distributed import World
 from train.run.execution import CaptureFailed, Execution
-from train.run.state import StateError, TrainingState, saved_step
+from train.run.saved import StateError, saved_step
+from train.run.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-STATE = "state.safetensors"  # in the run's folder: what --resume goes on from
-GENERATOR = "generator.safetensors"  # in the run's folder: what is sampled and served
+STATE = "state.safetensors"  # in the run's folder; --resume goes on from it
+GENERATOR = "generator.safetensors"  # in the run's folder; it is sampled and served
 
 
 class Diverged(TrainError):
@@ -48,39 +50,34 @@ class Outcome:
     reason: str
 
 
+@dataclass(frozen=True)
+class Session:
+    """One sitting of a run: how it begins, how it works, when it ends."""
+
+    resume: bool = False  # go on from the saved state
+    start: Path | None = None  # a generator to begin with; None: a new one
+    stop_after: float | None = None  # seconds; None: run to the recipe's last step
+    execution: Execution = field(default_factory=Execution)  # nothing compiled, nothing recorded
+
+
 def train(
     recipe: Recipe,
     pack: Pack,
     out: Path,
     world: World,
     observers: Sequence[Observer],
-    *,
-    resume: bool = False,
-    start: Path | None = None,  # a generator to begin with; None: a new one
-    stop_after: float | None = None,  # seconds; None: run to the recipe's last step
-    execution: Execution | None = None,  # None: nothing compiled or recorded
+    session: Session | None = None,  # None: a new run, to its end
 ) -> Outcome:
     """Run `recipe` on `pack`, leaving the state and the averaged generator in `out`.
 
-    SIGINT and SIGTERM end it after the step in hand, with everything saved; so does `stop_after`.
+    SIGINT and SIGTERM end it after the current step, with everything saved; so does `stop_after`.
     Raises TrainError: a batch that the processes cannot share, a folder in use, a state that does not fit,
     a network that diverged (the last good state stays on disk), CaptureFailed.
     """
-    batch = recipe.optimisation.batch
-    if batch % world.size:
-        raise TrainError(f"batch {batch} does not divide by {world.size} processes.")
-    if recipe.optimisation.variety and len(world.rows(batch)) % 2:
-        raise TrainError(f"variety compares pairs, so each process's share of batch {batch} must be even.")
-    state = TrainingState(recipe, pack, world, execution)
+    session = session or Session()
+    state = _begun(recipe, pack, out, world, session)
     saved = out / STATE
-    if world.leads:
-        if starting_step(out, resume):
-            state.load(saved)
-        elif start is not None and not state.begin_from(start):
-            log.warning("%s has other classes than the data: they begin anew.", start)
-        _forget_halves(out)
-    state.follow()
-    deadline = time.monotonic() + stop_after if stop_after is not None else float("inf")
+    deadline = time.monotonic() + (float("inf") if session.stop_after is None else session.stop_after)
     total = recipe.optimisation.steps
     reason = "finished"
     with _stop_requested() as stop:
@@ -111,6 +108,24 @@ def train(
     return Outcome(state.step, state.step >= total, reason)
 
 
+def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session) -> TrainingState:
+    """The state to go on from, the same in every process. Raises TrainError."""
+    batch = recipe.optimisation.batch
+    if batch % world.size:
+        raise TrainError(f"batch {batch} does not divide by {world.size} processes.")
+    if recipe.optimisation.variety and len(world.rows(batch)) % 2:
+        raise TrainError(f"variety compares pairs, so each process's share of batch {batch} must be even.")
+    state = TrainingState(recipe, pack, world, session.execution)
+    if world.leads:
+        if starting_step(out, session.resume):
+            state.load(out / STATE)
+        elif session.start is not None and not state.begin_from(session.start):
+            log.warning("%s has other classes than the data: they begin anew.", session.start)
+        forget_parts(out)  # of a run killed here, of its pack too
+    state.follow()
+    return state
+
+
 def starting_step(out: Path, resume: bool) -> int:
     """Steps that the run in `out` has done; 0: a new one. Raises StateError when it must not start."""
     saved = out / STATE
@@ -121,15 +136,9 @@ def starting_step(out: Path, resume: bool) -> int:
     return saved_step(saved) if resume else 0
 
 
-def _forget_halves(out: Path) -> None:
-    """Remove what a killed run was writing: `write_whole` had not come to the renaming."""
-    for half in out.rglob(".*.part"):
-        half.unlink()
-
-
 @contextmanager
 def _compiling() -> Iterator[None]:
-    """What torch.compile raises as one line with a way out."""
+    """Errors of torch.compile as one line with a way out."""
     try:
         yield
     except Exception as wrong:

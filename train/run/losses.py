@@ -1,4 +1,4 @@
-"""The hinge loss of both players (Lim & Ye 2017; SAGAN eq. 4)."""
+"""The hinge losses of both networks (Lim & Ye 2017; SAGAN eq. 4)."""
 
 from __future__ import annotations
 

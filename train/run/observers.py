@@ -1,4 +1,4 @@
-"""What looks at a run while it trains: progress, a log, TensorBoard, sample grids, the served copy."""
+"""The observers of a run: progress, a log, TensorBoard, sample grids, the served copy."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ SAMPLES = "samples"  # in the run's folder: the grids
 SNAPSHOTS = "snapshots"  # in the run's folder: generators of earlier steps
 GRID_ROWS = 10  # classes in a sample grid, spread over all of them
 GRID_COLUMNS = 10  # images a class
-SETTLED = 30_000  # images seen before which grey samples are only young
-LITTLE_VARIETY = 0.25  # of the variety of real images, under which a collapse is told
-PLAYERS = ("discriminator", "generator")  # whose losses stand in the bar
-QUICK = 300  # seconds; a run that takes less needs no advice how to end it sooner
-LONG = 24 * 3600  # seconds; a run on a CPU that takes more is warned of
+SETTLED = 30_000  # images seen; before them samples are grey because the run is young
+LITTLE_VARIETY = 0.25  # share of the variety of real images; less is reported as a collapse
+SHORT = ("discriminator", "generator")  # losses that the bar shows
+QUICK = 300  # seconds; a shorter run needs no advice on ending it sooner
+LONG = 24 * 3600  # seconds; a longer run on a CPU is warned of
 HALF_A_DAY = 12 * 3600  # seconds
 LIGHTER = "a smaller batch, or narrower widths in a new --out"
-CERTAIN = 0.02  # discriminator loss under which it has won, and the generator learns nothing more
+CERTAIN = 0.02  # discriminator loss; under it the generator learns nothing more
 
 
 class Pace:
-    """How long a step takes, told apart from what the first ones take on top (compiling, warming up)."""
+    """The time of a step, apart from the extra time of the first ones (compiling, warming up)."""
 
     def __init__(self) -> None:
         self.started = self.last = time.monotonic()
         self.steps: list[float] = []  # seconds of each
 
     def step(self, state: TrainingState) -> bool:
-        """Note a step; true once there are enough of them to tell by."""
-        state.losses["generator"].item()  # waits for the device: else only the asking is timed
+        """Note a step; true once there are enough of them for a forecast."""
+        state.losses["generator"].item()  # waits for the device: else only the launch is timed
         now = time.monotonic()
         self.steps.append(now - self.last)
         self.last = now
@@ -63,21 +63,21 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """Of one step: the median, for which single slow ones (a compilation, a capture) do not count."""
+        """Seconds of one step: the median, which ignores single slow ones (a compilation, a capture)."""
         return max(statistics.median(self.steps[1:]), 1e-9)
 
     @property
     def start_up(self) -> float:
-        """Seconds gone that were not spent on steps at that pace: what made the networks ready."""
+        """Seconds so far beyond the steps at that pace: the making ready of the networks."""
         return max(self.last - self.started - len(self.steps) * self.seconds, 0)
 
 
 class ProgressBar:
-    """Steps, images/s, losses and the time left; one line now and then where there is no terminal.
+    """Steps, images/s, losses and the time left; without a terminal, a line now and then.
 
-    After the first few steps, which count like any other, it says how long the whole will take.
-    stop_after: seconds, when the run is to end before; None: it is not. data_seconds: what opening the
-    images took. lighter: what of the recipe to change for quicker steps.
+    After the first few steps it says how long the whole will take. state_step: step that the run begins at.
+    total: the recipe's steps. stop_after: seconds after which the run ends; None: at its last step.
+    data_seconds: time that opening the images took. lighter: advice for quicker steps.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class ProgressBar:
         self.console, self.log_every = console, log_every
         self.stop_after, self.data_seconds, self.lighter = stop_after, data_seconds, lighter
         self.started, self.first = time.monotonic(), state_step
-        self.pace: Pace | None = Pace()  # None: told
-        self.start_up = 0.0  # seconds that are no steps, once known
+        self.pace: Pace | None = Pace()  # None: the forecast has been made
+        self.start_up = 0.0  # seconds spent on no step, once known
         self.bar = Progress(
             TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
             BarColumn(),
@@ -116,12 +116,12 @@ class ProgressBar:
             self.bar.update(self.task, completed=state.step)
             return
         steps = state.step - self.first
-        # the first line is that of the first step, of which nearly all is starting
+        # the first line is about the first step, which is nearly all start-up
         seconds = time.monotonic() - self.started - self.start_up
         losses = {name: value.item() for name, value in state.losses.items()}
         rate = "" if self.pace is not None else f"{_rate(state, seconds / steps)}, "
         # the bar has room for the two losses alone
-        short = " ".join(f"{name[0].upper()} {losses[name]:.2f}" for name in losses if name in PLAYERS)
+        short = " ".join(f"{name[0].upper()} {losses[name]:.2f}" for name in losses if name in SHORT)
         self.bar.update(self.task, completed=state.step, description=rate + short)
         if not self.console.is_terminal:
             total = state.recipe.optimisation.steps
@@ -133,7 +133,7 @@ class ProgressBar:
         self.bar.stop()
 
     def _foretell(self, state: TrainingState, step: float) -> None:
-        """Say how long it took to start, and how long the rest will take at `step` seconds a step."""
+        """Print the time of the start and a forecast of the rest, at `step` seconds a step."""
         self._say(
             f"Ready in {span(self.data_seconds + self.start_up)}, "
             f"{span(self.data_seconds)} of it for the data."
@@ -172,7 +172,7 @@ def span(seconds: float) -> str:
     minutes = round(seconds / 60)
     if minutes < 90:
         return f"{minutes} min"
-    hours, minutes = divmod(round(minutes, -1), 60)  # nobody can foretell it closer
+    hours, minutes = divmod(round(minutes, -1), 60)  # no forecast is closer
     if hours >= 10:
         hours, minutes = round(seconds / 3600), 0
     if hours < 48:
@@ -188,7 +188,7 @@ def _half(seconds: float) -> str:
 
 
 def _rate(state: TrainingState, step: float) -> str:
-    """Images/s where a step takes `step` seconds."""
+    """Images/s at `step` seconds a step."""
     optimisation = state.recipe.optimisation
     rate = optimisation.batch * optimisation.discriminator_steps / step
     return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
@@ -233,7 +233,7 @@ class Scalars:
 
 
 class Grids:
-    """The same noise, drawn by the averaged generator every so often; a collapse shows here first."""
+    """Sample grids of one noise by the averaged generator, every so often; a collapse shows here first."""
 
     def __init__(self, out: Path, pack: Pack, recipe: Recipe, console: Console) -> None:
         self.folder, self.console = out / SAMPLES, console
@@ -281,7 +281,7 @@ class Grids:
 
 
 class Served:
-    """The averaged generator as it serves, written beside the state whenever that is saved."""
+    """The averaged generator as it serves, written whenever the state is saved."""
 
     def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
         self.path, self.metadata = path, metadata
@@ -312,12 +312,12 @@ class Snapshots:
 
 
 def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object]) -> None:
-    """Write the averaged generator with its standing statistics, and where it comes from.
+    """Write the averaged generator with its standing statistics and its origin.
 
-    Nothing where it has diverged: what was there before is the last good one, and the loop tells.
+    A diverged one is not written: the file keeps the last good one, and the loop raises Diverged.
     """
     schedule, optimisation = state.recipe.schedule, state.recipe.optimisation
-    served = state.ema.network.folded()  # a copy: what looks at a run must not change it
+    served = state.ema.network.folded()  # a copy: an observer must not change the run
     if not all(torch.isfinite(tensor).all() for tensor in served.state_dict().values()):
         return
     if schedule.weights == "bf16":
@@ -355,7 +355,7 @@ def _variety(images: Tensor) -> float:
 
 
 def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines that a killed run wrote after the state it resumes from."""
+    """Drop the lines that a killed run wrote after its last saved state."""
     if log.exists():
         lines = [line for line in log.read_text().splitlines() if _step(line) <= step]
         write_whole(log, "".join(line + "\n" for line in lines).encode())

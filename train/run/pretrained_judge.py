@@ -1,9 +1,9 @@
-"""A judge that already knows how to see: small heads on the maps of a frozen, pretrained network.
+"""A judge that sees from the start: small heads on the maps of a frozen, pretrained network.
 
-Projected GANs (Sauer et al. 2021): maps at several strides, each mixed by a fixed random 1×1 convolution, and
-a small discriminator on each; the class by projection, on an embedding that begins at what the network sees
-of the class, as in StyleGAN-XL (Sauer et al. 2022). The maps hardly tell colours, so one more head looks at
-the pixels. A linear probe of the class, learned from reals, can guide the generator by its cross-entropy.
+Projected GANs (Sauer et al. 2021): maps at several strides, each mixed by a fixed random 1×1 convolution and
+seen by a small discriminator. The class enters by projection, on an embedding that begins at the network's
+own view of the class, as in StyleGAN-XL (Sauer et al. 2022). The maps hardly tell colours, so one more head
+looks at the pixels. A linear probe of the class learns from reals; its cross-entropy can guide the generator.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from train.recipes.recipe import Optimisation, comma_list
 from train.run.augment import augment, draw, to_network
 from train.run.distributed import World
 from train.run.execution import Passes
-from train.run.judge import Play, Verdict
+from train.run.judge import StepInputs, Verdict
 from train.run.losses import discriminator_hinge, generator_hinge
 
 NETWORK = "lite0"
-SIDES: Mapping[int, int] = {32: 64, 64: 96, 128: 128}  # px to which images of a resolution are enlarged
-MIXED: Mapping[int, int] = {4: 64, 8: 64, 16: 128, 32: 256}  # strides looked at: channels after mixing
-POOLED = (16, 32)  # strides whose means know the class
+SIDES: Mapping[int, int] = {32: 64, 64: 96, 128: 128}  # resolution: side to which images are enlarged, px
+MIXED: Mapping[int, int] = {4: 64, 8: 64, 16: 128, 32: 256}  # stride of a map: channels after mixing
+POOLED = (16, 32)  # strides; the means of these maps know the class
 WIDTH = 64  # channels of a head; the pixels' has half
 GRID = 6  # largest side of a head's map of scores
-MEASURED = 2_400  # reals by which maps are normalised, at least 16 a class
+MEASURED = 2_400  # reals, at least 16 a class, that maps are normalised by
 _AT_ONCE = 100  # images in one forward while measuring
-_LEAST = 1e-6  # a variance under which a channel counts as constant
-_LEAST_SPREAD = 1e-2  # and one within a class, as a share of that over all
+_LEAST = 1e-6  # variance; a channel with less counts as constant
+_LEAST_SPREAD = 1e-2  # least variance within a class, as a share of that over all
 _EMBEDDED = 0.5  # standard deviation of the class embedding at the start
 
 
@@ -59,7 +59,7 @@ class Head(nn.Module):
         nn.init.normal_(self.project.weight, std=1 / math.sqrt(known))
 
     def forward(self, x: Tensor, y: Tensor, known: Tensor) -> Tensor:
-        """known: [B, known], what is known of each label's class."""
+        """known: [B, known], the network's view of each label's class."""
         h = self.body(x)
         direction = F.normalize((self.table(y) + self.project(known)).float(), dim=1)
         of_class = (h.float() * direction[:, :, None, None]).sum(1)
@@ -68,7 +68,7 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """All of the judge that learns, and what was measured of the reals before it began."""
+    """All of the judge that learns, with the statistics of the reals that were measured before it began."""
 
     mean: Tensor
     deviation: Tensor
@@ -86,7 +86,7 @@ class Heads(nn.Module):
             self.mix[str(stride)] = FrozenConv(weight, torch.zeros(channels))
         self.register_buffer("mean", torch.zeros(length))  # of pooled maps
         self.register_buffer("deviation", torch.ones(length))
-        self.register_buffer("known", torch.zeros(config.classes, length))  # what is seen of each class
+        self.register_buffer("known", torch.zeros(config.classes, length))  # the network's view of each class
         self.register_buffer("spread", torch.ones(config.classes))  # variance within each class
         side = SIDES[config.resolution]
         shapes = {str(stride): (c, side // stride, WIDTH) for stride, c in MIXED.items()}
@@ -104,7 +104,7 @@ class Heads(nn.Module):
 
 
 class PretrainedJudge:
-    """Heads on `eye`, whose weights no state and no checkpoint ever holds."""
+    """Heads on `eye`, a frozen network: no state and no checkpoint holds its weights."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class PretrainedJudge:
 
     @property
     def seen_with(self) -> dict[str, str]:
-        """How states and checkpoints name the network."""
+        """The frozen network's name and hash, for states and checkpoints."""
         return {"network": f"efficientnet-{NETWORK}", "sha256": self.eye.sha256}
 
     def normalise(self) -> None:
@@ -131,37 +131,37 @@ class PretrainedJudge:
             spectral_normalise(head.body)
             spectral_normalise(head.score)
 
-    def look(self, fakes: Tensor, play: Play) -> list[Tensor]:
-        return self._look(augment(fakes, play.for_fakes, self.kinds))
+    def look(self, fakes: Tensor, inputs: StepInputs) -> list[Tensor]:
+        return self._look(augment(fakes, inputs.for_fakes, self.kinds))
 
-    def judge(self, play: Play, seen: Sequence[Tensor]) -> Verdict:
+    def discriminator_loss(self, inputs: StepInputs, seen: Sequence[Tensor]) -> Verdict:
         with torch.no_grad():
-            *reals, pooled = self._look(augment(play.reals(), play.for_reals, self.kinds))
+            *reals, pooled = self._look(augment(inputs.reals(), inputs.for_reals, self.kinds))
         both = [torch.cat([r.to(f.dtype), f]) for r, f in zip(reals, seen[:-1], strict=True)]
         with self.passes.autocast():
-            scores = [s.chunk(2) for s in self.network(both, torch.cat([play.labels, play.y]))]
+            scores = [s.chunk(2) for s in self.network(both, torch.cat([inputs.labels, inputs.y]))]
         loss = torch.stack([discriminator_hinge(real, fake) for real, fake in scores]).sum()
         if self.network.probe is not None:
-            loss = loss + F.cross_entropy(self.network.probe(pooled), play.labels)
+            loss = loss + F.cross_entropy(self.network.probe(pooled), inputs.labels)
         real, fake = (torch.stack([s.detach().mean() for s in of]).mean() for of in zip(*scores, strict=True))
         figures = {"score_real": real, "score_fake": fake}
         if self.variety:
-            figures["variety"] = self._variety(seen[-1], play.y)
+            figures["variety"] = self._variety(seen[-1], inputs.y)
         return Verdict(loss, figures)
 
-    def answer(self, play: Play, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
+    def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         *maps, pooled = seen
         with self.passes.autocast():
-            scores = self.network(maps, play.y)
+            scores = self.network(maps, inputs.y)
         loss = torch.stack([generator_hinge(part) for part in scores]).sum()
         if self.network.probe is not None:
-            loss = loss + guide * F.cross_entropy(self.network.probe(pooled), play.y)
+            loss = loss + guide * F.cross_entropy(self.network.probe(pooled), inputs.y)
         if self.variety:
-            loss = loss + self.variety * F.relu(1 - self._variety(pooled, play.y))
+            loss = loss + self.variety * F.relu(1 - self._variety(pooled, inputs.y))
         return loss
 
     def _variety(self, pooled: Tensor, y: Tensor) -> Tensor:
-        """How far pairs of one class lie apart, as a share of what real ones do: 1 for as varied as real.
+        """Distance of the pairs of one class, as a share of that of real pairs: 1 is as varied as real.
 
         Mode seeking GANs (Mao et al. 2019) reward any distance; here the reals' own is enough.
         """
@@ -174,7 +174,7 @@ class PretrainedJudge:
             return torch.stack([part.mean(1) for part in self.network(maps, y)]).sum(0)
 
     def _look(self, images: Tensor) -> list[Tensor]:
-        """The maps that the heads take, in their order, and last the pooled ones [B, known], float32."""
+        """The maps for the heads, in their order, and last the pooled maps [B, known], float32."""
         maps = self._maps(images)
         pooled = (_pooled(maps) - self.network.mean) / self.network.deviation
         mixed = [self.network.mix[str(stride)](maps[stride]) for stride in MIXED]
@@ -183,7 +183,7 @@ class PretrainedJudge:
     def _maps(self, images: Tensor) -> dict[int, Tensor]:
         x = images.to(self.passes.dtype)
         if x.shape[-1] != self.side:
-            # as two products: torch's own enlargement has a gradient on GPUs that differs from run to run
+            # as two products: on GPUs the gradient of torch's own enlargement differs from run to run
             x = self.enlarge @ x.contiguous() @ self.enlarge.T
         return self.eye.maps(x)
 
@@ -191,7 +191,7 @@ class PretrainedJudge:
 
     @torch.no_grad()
     def measure(self, pack: Pack, ours: range, world: World) -> None:
-        """Normalise maps, and know the classes, by MEASURED reals; each process looks at those of `ours`."""
+        """Normalise the maps and place the classes by MEASURED reals. ours: those that this process reads."""
         classes, length = self.network.known.shape
         chosen = _of_each_class(pack.labels, classes, max(16, MEASURED // classes))
         chosen = chosen[(chosen >= ours.start) & (chosen < ours.stop)]
@@ -229,7 +229,7 @@ class PretrainedJudge:
 
     @torch.no_grad()
     def place_classes(self, generator: Generator) -> None:
-        """Begin the generator's class embedding, if it has one, where the eye sees the classes."""
+        """Begin the generator's class embedding, if it has one, at the network's view of the classes."""
         if generator.shared is None:
             return
         table = generator.shared.weight
@@ -242,7 +242,7 @@ class PretrainedJudge:
 
 
 class _Sums:
-    """Of values [N, C], by class, in float64 on the CPU."""
+    """Sums of values [N, C] and of their squares, by class, in float64 on the CPU."""
 
     def __init__(self, classes: int, channels: int) -> None:
         self.count = torch.zeros(classes, 1, dtype=torch.float64)
@@ -260,7 +260,7 @@ class _Sums:
         return mean, (self.square.sum(0) / self.count.sum() - mean.square()).clamp_min(_LEAST)
 
     def means(self) -> Tensor:
-        """Of each class, [K, C]."""
+        """Mean of each class, [K, C]."""
         means: Tensor = self.total / self.count.clamp_min(1)
         return means
 
@@ -275,7 +275,7 @@ def _pooled(maps: Mapping[int, Tensor]) -> Tensor:
 
 
 def _of_each_class(labels: Tensor, classes: int, most: int) -> Tensor:
-    """Indices of at most so many images of each class, the same ones wherever they are asked for; sorted."""
+    """Sorted indices of at most `most` images of each class: the same ones in every process."""
     draw = torch.Generator().manual_seed(0)
     order = torch.randperm(len(labels), generator=draw)
     return torch.cat([order[labels[order] == label][:most] for label in range(classes)]).sort().values

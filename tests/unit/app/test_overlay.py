@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from app import overlay
-from app.overlay import FigureStyle, Point
+from app.colours import POINT_COLOURS, Colormap, colours
+from app.overlay import FigureStyle
+from app.points import Point, default_points, row_of, target_of
 from jobs.job import AttentionMap
 
 R = 32  # side of the image, pixels
@@ -53,7 +55,7 @@ def test_a_planted_map_is_found_at_its_place(query: Point, key: Point) -> None:
     at_border = min(key) == 0 or max(key) == 7
     centre = (x[hot].mean() + 0.5, y[hot].mean() + 0.5)
     assert centre == pytest.approx((key[0] * 32 + 16, key[1] * 32 + 16), abs=8 if at_border else 0.5)
-    assert overlay.target_of(overlay.row_of(attention, point, R), R) == (key[0] * 4 + 2, key[1] * 4 + 2)
+    assert target_of(row_of(attention, point, R), R) == (key[0] * 4 + 2, key[1] * 4 + 2)
 
 
 @pytest.mark.parametrize(("query", "key"), PLACES)
@@ -62,7 +64,7 @@ def test_the_arrow_runs_from_the_point_to_the_hottest_place(query: Point, key: P
     point = (query[0] * 2, query[1] * 2 + 1)
     # alpha 0: no heat, so that nothing but marker and arrow has colour
     drawn = array(overlay.overlay(GREY, planted(query, key), point, FigureStyle(size, alpha=0.0)))
-    blue = np.abs(drawn.astype(int) - overlay.POINT_COLOURS[0]).sum(axis=2) < 30
+    blue = np.abs(drawn.astype(int) - POINT_COLOURS[0]).sum(axis=2) < 30
     ys, xs = np.nonzero(blue)
     start = ((point[0] + 0.5) / R * size, (point[1] + 0.5) / R * size)
     tip = ((key[0] + 0.5) / 8 * size, (key[1] + 0.5) / 8 * size)
@@ -94,10 +96,10 @@ def test_the_overlay_is_brightest_where_the_map_is() -> None:
 
 def test_grids_that_are_not_square_keep_their_axes() -> None:
     attention = planted((2, 1), (5, 1), queries=(4, 8), keys=(2, 6))
-    row = overlay.row_of(attention, (2 * 4 + 1, 1 * 8 + 3), R)
+    row = row_of(attention, (2 * 4 + 1, 1 * 8 + 3), R)
     assert row.shape == (2, 6)
     assert np.unravel_index(int(row.argmax()), row.shape) == (1, 5)
-    x, y = overlay.target_of(row, R)
+    x, y = target_of(row, R)
     assert (x, y) == (pytest.approx(5.5 / 6 * R), pytest.approx(1.5 / 2 * R))
 
 
@@ -105,14 +107,14 @@ def test_every_pixel_falls_into_its_own_cell() -> None:
     identity = AttentionMap("16x16", (16, 16), (16, 16), 1.0, 1.0, np.eye(256, dtype=np.float16))
     for x in range(R):
         for y in range(0, R, 5):
-            row = overlay.row_of(identity, (x, y), R)
+            row = row_of(identity, (x, y), R)
             assert np.unravel_index(int(row.argmax()), row.shape) == (y // 2, x // 2)
 
 
 def test_a_point_that_attends_to_itself_gets_a_ring() -> None:
     attention = planted((8, 8), (4, 4))
     drawn = array(overlay.overlay(GREY, attention, (17, 17), FigureStyle(256, alpha=0.0)))
-    blue = np.abs(drawn.astype(int) - overlay.POINT_COLOURS[0]).sum(axis=2) < 60
+    blue = np.abs(drawn.astype(int) - POINT_COLOURS[0]).sum(axis=2) < 60
     centre = (17.5 / R * 256, 17.5 / R * 256)
     ys, xs = np.nonzero(blue)
     distance = np.hypot(xs + 0.5 - centre[0], ys + 0.5 - centre[1])
@@ -124,7 +126,7 @@ class TestDefaultPoints:
     def test_they_are_apart_and_away_from_the_border(self) -> None:
         rng = np.random.default_rng(0)
         values = rng.dirichlet(np.full(64, 0.3), size=256).astype(np.float16)
-        points = overlay.default_points(AttentionMap("l", (16, 16), (8, 8), 0.5, 0.1, values), R)
+        points = default_points(AttentionMap("l", (16, 16), (8, 8), 0.5, 0.1, values), R)
         assert len(set(points)) == 5
         assert all(R / 8 <= x < R * 7 / 8 and R / 8 <= y < R * 7 / 8 for x, y in points)
         gaps = [math.dist(a, b) for a in points for b in points if a != b]
@@ -139,22 +141,22 @@ class TestDefaultPoints:
             values[query] = 0.1 / 63
             values[query, peak] = 0.9
         attention = AttentionMap("l", (16, 16), (8, 8), 0.5, 0.1, values)
-        rows = [overlay.row_of(attention, point, R) for point in overlay.default_points(attention, R)]
+        rows = [row_of(attention, point, R) for point in default_points(attention, R)]
         assert {int(row.argmax()) for row in rows if row.max() > 0.5} == set(peaks)
 
     def test_an_even_map_still_gives_five_starting_in_the_middle(self) -> None:
         even = AttentionMap("l", (8, 8), (4, 4), 0.0, 0.0, np.full((64, 16), 1 / 16, np.float16))
-        points = overlay.default_points(even, R)
+        points = default_points(even, R)
         assert len(set(points)) == 5
         assert math.dist(points[0], (16, 16)) < 4
 
     def test_a_grid_with_fewer_cells_gives_what_it_has(self) -> None:
         tiny = AttentionMap("l", (2, 2), (1, 1), 0.5, 0.1, np.ones((4, 1), np.float16))
-        assert len(set(overlay.default_points(tiny, R))) == 4
+        assert len(set(default_points(tiny, R))) == 4
 
     def test_they_are_the_same_each_time(self) -> None:
         attention = planted((3, 12), (6, 1))
-        assert overlay.default_points(attention, R) == overlay.default_points(attention, R)
+        assert default_points(attention, R) == default_points(attention, R)
 
 
 class TestFigure:
@@ -170,12 +172,12 @@ class TestFigure:
         assert widths[2] - widths[1] == pytest.approx(3 * (128 + 12), abs=24)
 
     def test_points_have_their_colours_on_the_image_and_on_their_panel(self) -> None:
-        points = overlay.default_points(planted((3, 12), (6, 1)), R)
+        points = default_points(planted((3, 12), (6, 1)), R)
         drawn = array(overlay.figure(GREY, planted((3, 12), (6, 1)), points, FigureStyle(256), "cat")).astype(
             int
         )
         image_end = 256 + 30
-        for colour in overlay.POINT_COLOURS[:5]:
+        for colour in POINT_COLOURS[:5]:
             near = np.abs(drawn - colour).sum(axis=2) < 12
             assert near[:, :image_end].sum() > 50
             assert near[:, image_end:].sum() > 200
@@ -217,8 +219,8 @@ class TestFigure:
 
 
 @pytest.mark.parametrize("name", ["inferno", "magma", "viridis", "turbo", "grey"])
-def test_colormaps_run_between_their_ends(name: overlay.Colormap) -> None:
-    table = overlay.colours(name).astype(int)
+def test_colormaps_run_between_their_ends(name: Colormap) -> None:
+    table = colours(name).astype(int)
     assert table.shape == (256, 3)
     assert np.abs(np.diff(table, axis=0)).max() < 12  # no jumps
     if name != "turbo":

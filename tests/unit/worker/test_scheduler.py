@@ -295,7 +295,7 @@ def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
 
     accept_all: Callable[..., Callable[[], set[str]]] = lambda entering, *_: lambda: set(entering)  # noqa: E731
     with pytest.raises(FileNotFoundError, match="no model"):
-        Scheduler(load, accept_all, lambda images: None).start()
+        Scheduler(load, accept_all, lambda made: None).start()
 
 
 def test_small_forwards_do_not_make_what_waits_look_like_more(bench: Bench) -> None:

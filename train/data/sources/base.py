@@ -6,7 +6,7 @@ import io
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Unreadable(Exception):
 
 
 class Box(NamedTuple):
-    """A rectangle in stored pixels of a picture that is `width` × `height` pixels, or is scaled to them."""
+    """A rectangle in stored pixels of a picture of `width` × `height`, or of a scaled copy of that size."""
 
     left: int
     top: int
@@ -40,7 +40,7 @@ class Box(NamedTuple):
 class Entry(NamedTuple):
     """One picture of a source. Plain and small: ImageNet has 1.3 million of them in memory."""
 
-    name: str  # as the report names it, and as the source finds it again
+    name: str  # in the report, and for the source to find the picture by
     label: int
     box: Box | None = None  # None: the centre square
 
@@ -58,9 +58,9 @@ class Source:
     class_names: tuple[str, ...]
     entries: list[Entry]
     read: Callable[[Entry], Image.Image]
-    licence: str | None = None  # None: this source's format does not tell
-    crop: str = "centre square"  # which part of a picture is used
-    notes: tuple[str, ...] = field(default=())  # what was seen and left out, for the report
+    licence: str | None = None  # None: the source's format states none
+    crop: str = "centre square"  # the part of a picture that is used
+    notes: tuple[str, ...] = ()  # on files left out, for the report
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -83,14 +83,14 @@ def class_order(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether both are the same classes in the same order, written as folders or as people write them."""
+    """Whether both are the same classes in the same order; case and underscores make no difference."""
     return [n.casefold() for n in spoken(names)] == [n.casefold() for n in spoken(others)]
 
 
 def spoken(names: Sequence[str]) -> tuple[str, ...]:
     """Class names as people write them, in the same order: `Border_collie` is "Border collie".
 
-    Those that would become one keep the underscores that tell them apart.
+    Names that would become the same keep their underscores.
     """
     said = [" ".join(name.replace("_", " ").split()) if "_" in name else name for name in names]
     keys = [unicodedata.normalize("NFC", one).casefold().strip() for one in said]
@@ -103,9 +103,7 @@ def spoken(names: Sequence[str]) -> tuple[str, ...]:
 @cache
 def _formats() -> tuple[str, ...]:
     Image.init()
-    return tuple(
-        form for form in _FORMATS if form in Image.OPEN
-    )  # not every Pillow is built with all of them
+    return tuple(form for form in _FORMATS if form in Image.OPEN)  # not every Pillow is built with all
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -116,5 +114,5 @@ def open_picture(content: bytes) -> Image.Image:
 
 
 def is_hidden(parts: Iterable[str]) -> bool:
-    """True for what file managers leave behind (.DS_Store, __MACOSX) and for any part with a dot in front."""
+    """True for the leavings of file managers (.DS_Store, __MACOSX) and for any part with a leading dot."""
     return any(part.startswith(".") or part == "__MACOSX" for part in parts)

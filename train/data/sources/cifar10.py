@@ -1,8 +1,8 @@
 """CIFAR-10 as its authors ship it: Python pickles, read without letting them run anything.
 
 The files are pickles of a dict with an array of uint8 [10000, 3072] (`data`) and a list of numbers
-(`labels`). The reader below knows the three names that such a pickle needs and gives each a stand-in of
-its own, so neither NumPy's unpickling nor any other code is reached; every other name is refused.
+(`labels`). The reader below gives the few names that such a pickle needs stand-ins of its own and refuses
+every other name: neither NumPy's unpickling nor any other code runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MAX_BATCH_BYTES = 64 * 2**20  # a real batch has 31 MB
 
 @contextmanager
 def open_cifar10(path: Path) -> Iterator[Source]:
-    """The training images of a `cifar-10-batches-py` folder or of the tar.gz; of a batch file, that batch."""
+    """The training images of a `cifar-10-batches-py` folder or of its tar.gz, or those of one batch file."""
     if path.is_dir():
         batches = [_read_file(path / name) for name in BATCHES]
     elif tarfile.is_tarfile(path):
@@ -124,7 +124,7 @@ def _new_array(*_: object) -> _Array:
 
 
 def _encode(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes in protocol 2."""
+    """Stands for _codecs.encode, by which Python 3 writes bytes in protocol 2."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"text in {encoding!r}")
     return text.encode("latin1")
@@ -152,9 +152,9 @@ class _Refused(Exception):
 
 
 def restricted_loads(content: bytes, name: str) -> object:
-    """What a pickle of arrays, bytes, str, int, list and dict holds.
+    """The contents of a pickle of arrays, bytes, str, int, list and dict.
 
-    Raises UnsafeSource where it asks for anything else, DataError where it is damaged.
+    Raises UnsafeSource for any other name in it, DataError where it is damaged.
     """
     try:
         return _RestrictedUnpickler(io.BytesIO(content), encoding="bytes").load()

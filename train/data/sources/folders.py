@@ -38,8 +38,8 @@ def open_folder(path: Path) -> Iterator[Source]:
         with file.open("rb") as opened:
             return open_picture(opened.read(MAX_FILE_BYTES + 1))
 
-    # a class folder may be a link (data sets are often put together so); links deeper down are not
-    # followed, since they may go round in a circle
+    # a class folder may be a link: data sets are often made so; deeper links are not followed, as they may go
+    # round in a circle
     names: list[str] = []
     try:
         tops = sorted(os.scandir(path), key=lambda item: item.name)
@@ -81,7 +81,7 @@ def open_zip(path: Path) -> Iterator[Source]:
 
 
 def _arrange(path: Path, kind: str, names: list[str], read: Callable[[Entry], Image.Image]) -> Source:
-    """Which files are images of which class; a folder that wraps all of the classes is looked through."""
+    """The images of each class. A folder that wraps all classes is no class itself."""
     visible = [parts for name in names if not is_hidden(parts := PurePosixPath(name).parts)]
     images = [parts for parts in visible if PurePosixPath(parts[-1]).suffix.lower() in SUFFIXES]
     if not images:
@@ -113,7 +113,7 @@ def _arrange(path: Path, kind: str, names: list[str], read: Callable[[Entry], Im
 def _one_class(
     path: Path, kind: str, images: list[tuple[str, ...]], others: int, read: Callable[[Entry], Image.Image]
 ) -> Source:
-    """Pictures that lie side by side: one class, named after what they lie in."""
+    """Pictures side by side: one class, named after their folder or archive."""
     at = path.resolve()
     class_names = class_order([at.name if kind == "folder" else at.stem])
     entries = sorted(Entry("/".join(parts), 0) for parts in images)

@@ -1,4 +1,4 @@
-"""Which kind of source a path is."""
+"""The kind of source at a path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KNOWN = (
 
 
 def open_source(path: Path) -> AbstractContextManager[Source]:
-    """The pictures at a path, to be used in a `with`. Raises UnknownSource where nothing fits."""
+    """The pictures at a path, for a `with`. Raises UnknownSource where no kind fits."""
     if path.is_dir():
         if (path / cifar10.BATCHES[0]).is_file():
             return open_cifar10(path)

@@ -70,14 +70,14 @@ def open_stanford_dogs(path: Path) -> Iterator[Source]:
 
 
 def _breeds(folders: set[str]) -> dict[str, str]:
-    """n02085620-Chihuahua -> Chihuahua; the whole folder name where two breeds would be the same."""
+    """n02085620-Chihuahua -> Chihuahua; the whole folder name where two breeds would have the same."""
     breeds = {folder: folder.partition("-")[2] or folder for folder in folders}
     count = Counter(breed.casefold() for breed in breeds.values())
     return {folder: breed if count[breed.casefold()] == 1 else folder for folder, breed in breeds.items()}
 
 
 def _tree(path: Path, folder: str, tar: str, stack: ExitStack) -> tuple[list[str], Callable[[str], bytes]]:
-    """Names `breed/file` below a folder, or in a tar that has it at its top, and how to read one."""
+    """Names `breed/file` in a folder, or in a tar of it, and a function that reads one."""
     root = path if path.is_dir() else path.parent
     if path.is_dir() and (root / folder).is_dir():
         base = root / folder
@@ -120,14 +120,14 @@ def _visible(names: list[str]) -> list[str]:
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    """Refuses a document type, and with it every entity that could be declared."""
+    """Refuses a document type: without one no entity can be declared."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("a document type is not allowed in an annotation")
 
 
 def _boxes(content: bytes) -> list[Box]:
-    """Every valid box of an annotation; none of one that cannot be read."""
+    """Every valid box of an annotation; an unreadable one has none."""
     if len(content) > _MAX_XML_BYTES:
         return []
     try:

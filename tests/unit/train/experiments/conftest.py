@@ -14,7 +14,7 @@ from rich.console import Console
 from train.data.pack import open_pack, pack
 from train.experiments.command import run_experiment
 from train.experiments.settings import Request
-from train.measure.features import FeaturesRecipe, train_features
+from train.measure.features_training import FeaturesRecipe, train_features
 
 SCALE = 0.0004  # attention-sites at 1, 2, 4, 6, 8, 10 and 12 steps
 SETTINGS = ("optimisation.batch=4", "schedule.statistics_batches=1")

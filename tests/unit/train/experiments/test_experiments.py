@@ -17,7 +17,7 @@ from train.data.pack import Pack
 from train.errors import ExperimentError, FeaturesError
 from train.experiments.catalogue import BASELINE, EXPERIMENTS, MAP_LIMIT, map_bytes, milestones
 from train.experiments.runs import Task
-from train.measure.features import FeaturesRecipe, train_features
+from train.measure.features_training import FeaturesRecipe, train_features
 from train.recipes.recipe import RecipeError, read_recipe
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 from train.data.pack import Pack
 from train.errors import FeaturesError
 from train.measure.cas import classification_accuracy
-from train.measure.features import FeaturesRecipe
+from train.measure.features_training import FeaturesRecipe
 
 QUICK = FeaturesRecipe(epochs=2, batch=32, learning_rate=0.05)
 

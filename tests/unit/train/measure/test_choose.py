@@ -20,19 +20,21 @@ from typer.testing import CliRunner
 from cli import app
 from model.checkpoint import load_generator, save_generator
 from model.errors import CheckpointError
-from tests.unit.train.run.test_training import make_pack, tiny
+from tests.unit.train.tiny import make_pack, tiny
 from train.data.pack import Pack
 from train.data.pack import pack as write_pack
 from train.errors import TrainError
-from train.measure.choose import CHOSEN, Choice, ChoiceError, Judged, choose, rank_correlation
+from train.measure.choose import CHOSEN, ChoiceError, RankedSnapshot, Ranking, choose, rank_correlation
 from train.measure.distances import frechet
-from train.measure.features import FeaturesRecipe, extract, open_features, split, train_features
+from train.measure.features import extract, open_features, split
+from train.measure.features_training import FeaturesRecipe, train_features
 from train.measure.metrics import GeneratorSampler, stratified
 from train.run.augment import to_network
 from train.run.distributed import World
 from train.run.loop import GENERATOR, STATE, train
 from train.run.observers import SNAPSHOTS, Served, Snapshots
-from train.run.state import StateError, TrainingState, saved_judge
+from train.run.saved import StateError
+from train.run.state import TrainingState, saved_judge
 
 SETTINGS = {
     "optimisation__steps": "5",
@@ -176,9 +178,11 @@ def test_with_an_extractor_the_distance_stands_beside_the_score(
         assert f"{one.score:+.3f}" in shown.getvalue()
 
 
-def judged(*pairs: tuple[float, float]) -> Choice:
-    ranked = [Judged(Path(f"{i}"), i, score, 0.5, distance) for i, (score, distance) in enumerate(pairs)]
-    return Choice(tuple(ranked), judge=9, samples=10, real=1.0)
+def judged(*pairs: tuple[float, float]) -> Ranking:
+    ranked = [
+        RankedSnapshot(Path(f"{i}"), i, score, 0.5, distance) for i, (score, distance) in enumerate(pairs)
+    ]
+    return Ranking(tuple(ranked), judge=9, samples=10, real=1.0)
 
 
 def test_the_verdict_says_where_the_distance_puts_the_chosen_one() -> None:

@@ -16,16 +16,14 @@ from train.errors import FeaturesError
 from train.measure.features import (
     FeatureNet,
     FeaturesConfig,
-    FeaturesRecipe,
-    Seen,
-    augment,
+    FeatureSet,
     extract,
     look,
     open_features,
     open_trusted,
     split,
-    train_features,
 )
+from train.measure.features_training import FeaturesRecipe, augment, train_features
 
 QUICK = FeaturesRecipe(epochs=4, batch=32, learning_rate=0.05)
 WIDTHS = (8, 8, 16)
@@ -166,7 +164,7 @@ def test_what_is_seen_can_be_taken_in_parts_and_joined() -> None:
     pack = coloured_pack(20)
     seen = look(network, pack.images, pack.labels.numpy(), batch=6)
     parts = [seen[np.arange(8)], seen[np.arange(20) >= 8]]
-    again = Seen.joined(parts)
+    again = FeatureSet.joined(parts)
     assert len(parts[1]) == 12
     assert np.array_equal(again.logits, seen.logits)
     assert np.array_equal(again.labels, pack.labels.numpy())

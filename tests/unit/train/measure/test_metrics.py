@@ -17,8 +17,10 @@ from model.generator import Generator
 from networks import judge_with
 from train.data.pack import Pack
 from train.errors import FeaturesError
-from train.measure.features import FeaturesRecipe, split, train_features
-from train.measure.metrics import GeneratorSampler, check_classes, evaluate, figures, stratified
+from train.measure.features import split
+from train.measure.features_training import FeaturesRecipe, train_features
+from train.measure.figures import figures
+from train.measure.metrics import GeneratorSampler, check_classes, evaluate, stratified
 
 
 def colours(labels: Tensor, seed: int) -> Tensor:

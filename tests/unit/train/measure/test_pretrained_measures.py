@@ -27,7 +27,7 @@ from train.measure import eye
 from train.measure.distances import nearest, within_class_variance
 from train.measure.eye import Enlarged, PretrainedEye, open_eye
 from train.measure.features import split
-from train.measure.neighbours import find_neighbours
+from train.measure.neighbours import Sheet, find_neighbours
 from train.measure.probe import fit_probe
 
 COLOURS = ("red", "green")
@@ -270,11 +270,11 @@ def test_a_copy_is_much_nearer_to_a_real_image_than_real_images_are_to_each_othe
         images = found.pack.images[torch.cat(of_class)].int()
         return (images + torch.arange(32) % 2).clamp(0, 255).to(torch.uint8)
 
-    copied = find_neighbours(_Made(copies), found, 20, columns=3, rows=4)
+    copied = find_neighbours(_Made(copies), found, Sheet(20, columns=3, rows=4))
     assert copied.ratio is not None
     assert copied.ratio < 0.2
     network.looked.clear()
-    own = find_neighbours(Colours(), found, 20, columns=3, rows=4)
+    own = find_neighbours(Colours(), found, Sheet(20, columns=3, rows=4))
     assert own.ratio == pytest.approx(1, abs=0.15)
     assert sum(network.looked) == 20  # the real ones are known by now
     assert f"ratio {own.ratio:.3f}" in own.line()
@@ -302,14 +302,14 @@ def test_nearest_are_those_of_a_loop_and_never_oneself() -> None:
 def test_neighbours_of_a_pack_of_twins_have_no_ratio_and_of_one_image_there_are_none() -> None:
     twins = pack(12)
     twins.images[:] = twins.images[:1].clone()
-    found = find_neighbours(Colours(), plain_eye(twins)[0], 5, columns=40, rows=40)
+    found = find_neighbours(Colours(), plain_eye(twins)[0], Sheet(5, columns=40, rows=40))
     assert found.ratio is None
     assert "no ratio" in found.line()
     one = Pack(twins.images[:1], twins.labels[:1], COLOURS, 32, {})
     with pytest.raises(FeaturesError, match="one image"):
-        find_neighbours(Colours(), plain_eye(one)[0])
+        find_neighbours(Colours(), plain_eye(one)[0], Sheet())
     with pytest.raises(FeaturesError, match="other classes"):
-        find_neighbours(Colours(class_names=("a", "b")), plain_eye(twins)[0])
+        find_neighbours(Colours(class_names=("a", "b")), plain_eye(twins)[0], Sheet())
 
 
 @dataclass

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from model.checkpoint import load_generator
 from model.discriminator import Discriminator
 from model.generator import Generator
-from tests.unit.train.run.test_training import make_pack, same, tiny, weights
+from tests.unit.train.tiny import make_pack, same, tiny, weights
 from train.recipes.recipe import Recipe, RecipeError, parse_recipe, read_recipe
 from train.run.distributed import World
 from train.run.ema import Ema, recompute_statistics
-from train.run.loop import GENERATOR, STATE, train
+from train.run.loop import GENERATOR, STATE, Session, train
 from train.run.observers import Served
 from train.run.state import TrainingState
 
@@ -34,7 +34,7 @@ def test_every_conditioning_trains_resumes_and_is_served(tmp_path: Path, setting
     recipe, pack = tiny(optimisation__steps="2", **settings), make_pack()
     train(recipe, pack, tmp_path / "whole", World(), [Served(tmp_path / GENERATOR, {})])
     train(tiny(optimisation__steps="1", **settings), pack, tmp_path / "two", World(), [])
-    train(recipe, pack, tmp_path / "two", World(), [], resume=True)
+    train(recipe, pack, tmp_path / "two", World(), [], Session(resume=True))
     assert same(weights(tmp_path / "two"), weights(tmp_path / "whole"))
     state = TrainingState(recipe, pack, World())
     before = {n: p.clone() for n, p in state.generator.named_parameters()}
@@ -74,7 +74,7 @@ def test_a_state_of_a_recipe_without_these_lines_goes_on(tmp_path: Path) -> None
         del recipe["optimisation"][name]
     del recipe["schedule"]["snapshot_every"]
     save_file(load_file(tmp_path / STATE), tmp_path / STATE, {**header, "recipe": json.dumps(recipe)})
-    assert train(tiny(optimisation__steps="2"), pack, tmp_path, World(), [], resume=True).finished
+    assert train(tiny(optimisation__steps="2"), pack, tmp_path, World(), [], Session(resume=True)).finished
     assert Recipe.from_json(recipe) == tiny(optimisation__steps="1")
 
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.train.run.test_training import StopAt, make_pack, same, tiny, weights
+from tests.unit.train.tiny import StopAt, make_pack, same, tiny, weights
 from train.recipes.recipe import RecipeError, read_recipe
 from train.run.augment import AUGMENTATIONS, DRAWS, augment, draw
 from train.run.distributed import World
 from train.run.judge import PlainJudge
-from train.run.loop import train
+from train.run.loop import Session, train
 from train.run.state import TrainingState
 
 ALL = tuple(AUGMENTATIONS)
@@ -154,7 +154,7 @@ def test_an_augmented_run_ends_alike_whenever_it_was_stopped(tmp_path: Path) -> 
     recipe, pack = tiny(**settings), make_pack()
     train(recipe, pack, tmp_path / "whole", World(), [])
     train(recipe, pack, tmp_path / "stopped", World(), [StopAt(1, signal.SIGINT)])
-    assert train(recipe, pack, tmp_path / "stopped", World(), [], resume=True).finished
+    assert train(recipe, pack, tmp_path / "stopped", World(), [], Session(resume=True)).finished
     assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
 
 

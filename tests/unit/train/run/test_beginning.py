@@ -12,14 +12,15 @@ from torch import Tensor
 
 from model.checkpoint import load_generator
 from model.errors import CheckpointError
-from tests.unit.train.run.test_training import make_pack, same, tiny
+from tests.unit.train.tiny import make_pack, same, tiny
 from train.commands import run
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
 from train.run.distributed import World
-from train.run.loop import GENERATOR, STATE, train
+from train.run.loop import GENERATOR, STATE, Session, train
 from train.run.observers import Served
-from train.run.state import StateError, TrainingState
+from train.run.saved import StateError
+from train.run.state import TrainingState
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +115,8 @@ def test_what_is_no_generator_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_remembers_what_it_began_with(generator: Path, tmp_path: Path) -> None:
     served = Served(tmp_path / GENERATOR, {})
-    train(tiny(optimisation__steps="1"), make_pack(20), tmp_path, World(), [served], start=generator)
-    train(tiny(optimisation__steps="2"), make_pack(20), tmp_path, World(), [served], resume=True)
+    train(tiny(optimisation__steps="1"), make_pack(20), tmp_path, World(), [served], Session(start=generator))
+    train(tiny(optimisation__steps="2"), make_pack(20), tmp_path, World(), [served], Session(resume=True))
     assert (tmp_path / STATE).exists()
     found = load_generator(tmp_path / GENERATOR).metadata
     assert found["steps"] == 2
@@ -125,14 +126,20 @@ def test_a_run_remembers_what_it_began_with(generator: Path, tmp_path: Path) -> 
 
 def test_to_resume_and_to_begin_anew_at_once_is_refused(generator: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="leave --from out"):
-        run("tiny", tmp_path, tmp_path / "out", console=Console(quiet=True), resume=True, start=generator)
+        run(
+            "tiny",
+            tmp_path,
+            tmp_path / "out",
+            console=Console(quiet=True),
+            session=Session(resume=True, start=generator),
+        )
 
 
 def test_a_generator_in_the_runs_own_folder_is_not_written_over(generator: Path, tmp_path: Path) -> None:
     own = tmp_path / GENERATOR  # without a state, which would be refused as a run
     own.write_bytes(generator.read_bytes())
     with pytest.raises(TrainError, match="choose another --out"):
-        run("tiny", tmp_path, tmp_path, console=Console(quiet=True), start=own)
+        run("tiny", tmp_path, tmp_path, console=Console(quiet=True), session=Session(start=own))
     assert own.read_bytes() == generator.read_bytes()
 
 

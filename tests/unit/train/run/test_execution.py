@@ -23,7 +23,8 @@ from train.recipes.recipe import Recipe, read_recipe
 from train.run.distributed import World
 from train.run.execution import CaptureFailed, Execution, Replayed, precision
 from train.run.loop import STATE
-from train.run.state import TrainingState, saved_step
+from train.run.saved import saved_step
+from train.run.state import TrainingState
 
 ROOT = Path(__file__).parents[4]
 CPU = torch.device("cpu")

@@ -28,9 +28,9 @@ from train.data.pack import open_pack
 from train.errors import TrainError
 from train.recipes.recipe import RecipeError, parse_recipe, read_recipe
 from train.run.folder import PACK, RECIPE, SKIPPED
-from train.run.loop import GENERATOR, STATE
+from train.run.loop import GENERATOR, STATE, Session
 from train.run.observers import Pace, ProgressBar, span
-from train.run.state import StateError
+from train.run.saved import StateError
 
 QUICK = (
     "optimisation.judge=plain",
@@ -88,11 +88,19 @@ def photos(tmp_path: Path) -> Path:
     return root
 
 
-def auto(data: Path, out: Path, *settings: str, recipe: str = "auto", **options: Any) -> str:
-    """What is printed."""
+def auto(data: Path, out: Path, *settings: str, recipe: str = "auto", **session: Any) -> str:
+    """The text on the screen."""
     screen = io.StringIO()
     console = Console(file=screen, width=200)
-    run(recipe, data, out, console=console, device="cpu", settings=[*QUICK, *settings], **options)
+    run(
+        recipe,
+        data,
+        out,
+        console=console,
+        device="cpu",
+        settings=[*QUICK, *settings],
+        session=Session(**session),
+    )
     return screen.getvalue()
 
 
@@ -204,7 +212,14 @@ def test_a_run_goes_on_with_the_recipe_and_the_images_it_began_with(photos: Path
     (photos / "dog" / "0.jpg").unlink()
     (photos / "dog" / "1.jpg").unlink()
     screen = io.StringIO()
-    run("auto", photos, parts, console=Console(file=screen, width=200), device="cpu", resume=True)
+    run(
+        "auto",
+        photos,
+        parts,
+        console=Console(file=screen, width=200),
+        device="cpu",
+        session=Session(resume=True),
+    )
     told = screen.getvalue()
     assert "(20 pictures then, 19 now)" in told
     assert "packing" not in told
@@ -249,10 +264,10 @@ def test_other_pictures_or_an_edited_network_do_not_go_on(photos: Path, tmp_path
     recipe = out / RECIPE
     recipe.write_text(recipe.read_text().replace("batch = 4", "batch = 8"))
     with pytest.raises(StateError, match="another recipe"):
-        run("auto", photos, out, console=Console(quiet=True), device="cpu", resume=True)
+        run("auto", photos, out, console=Console(quiet=True), device="cpu", session=Session(resume=True))
     recipe.unlink()
     with pytest.raises(StateError, match="not begun by `auto`"):
-        run("auto", photos, out, console=Console(quiet=True), device="cpu", resume=True)
+        run("auto", photos, out, console=Console(quiet=True), device="cpu", session=Session(resume=True))
 
 
 # -- choices ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from cli import app
 from model.checkpoint import load_generator
-from tests.unit.train.run.test_training import make_pack, same, tiny
+from tests.unit.train.tiny import make_pack, same, tiny
 from train.data.pack import Pack
 from train.data.pack import pack as write_pack
 from train.efficientnet import NETWORKS, open_network
@@ -31,7 +31,8 @@ from train.run.execution import Execution
 from train.run.loop import GENERATOR, STATE, train
 from train.run.observers import SNAPSHOTS, Served, Snapshots
 from train.run.pretrained_judge import NETWORK, PretrainedJudge
-from train.run.state import StateError, TrainingState, saved_judge
+from train.run.saved import StateError
+from train.run.state import TrainingState, saved_judge
 
 CPU = torch.device("cpu")
 
@@ -91,19 +92,19 @@ def test_the_generator_learns_through_the_frozen_network_which_stays_as_its_file
 @pytest.mark.parametrize("judge", ["pretrained", "both"])
 def test_each_player_learns_from_its_own_loss_alone(judge: str) -> None:
     state = begun(judged(judge))
-    play = state._drawn(0)
+    inputs = state._drawn(0)
     before = tensors(state)
 
     def moved() -> set[str]:
         return {n.split(".")[0] for n, t in tensors(state).items() if n in before and not t.equal(before[n])}
 
-    seen = state.judge.look(state._fakes(play.z, play.y), play)
-    state._generator_step(play, seen, torch.tensor(0.5), torch.tensor(1.0))
+    seen = state.judge.look(state._fakes(inputs.z, inputs.y), inputs)
+    state._generator_step(inputs, seen, torch.tensor(0.5), torch.tensor(1.0))
     assert moved() == {"generator"}
     assert all(p.grad is None and p.requires_grad for p in state.discriminator.parameters())
-    fakes = state._fakes(play.z, play.y).detach()  # a pass in training moves the batch norms' averages
+    fakes = state._fakes(inputs.z, inputs.y).detach()  # a pass in training moves the batch norms' averages
     before = tensors(state)
-    state._discriminator_step(play, state.judge.look(fakes, play))
+    state._discriminator_step(inputs, state.judge.look(fakes, inputs))
     assert {name for name in moved() if "adam" not in name} == {"discriminator"}
     assert all(p.grad is not None for p in state.discriminator.parameters())
 
@@ -338,11 +339,11 @@ def test_images_are_shown_as_they_are_until_augmentation_begins(judge: str) -> N
     state.generator.register_forward_hook(lambda _, inputs, images: made.append(images.detach()))
     as_they_are = []
     for number in range(2):
-        play = state._drawn(number)
+        inputs = state._drawn(number)
         state.advance()
         (both, answered), (fakes,) = seen, made
         shown = torch.cat([both, answered])
-        plain = torch.cat([flip(to_network(play.pixels), play.mirrored), fakes, fakes])
+        plain = torch.cat([flip(to_network(inputs.pixels), inputs.mirrored), fakes, fakes])
         as_they_are.append((shown - plain).abs().amax(dim=(1, 2, 3)) < 2e-6)
         seen.clear()
         made.clear()
@@ -402,17 +403,17 @@ def test_the_guide_is_the_cross_entropy_of_a_probe_that_learns_from_reals_alone(
     state = begun(judged())
     probe = eyes(state).network.probe
     assert probe is not None
-    play = state._drawn(0)
+    inputs = state._drawn(0)
     with torch.no_grad():
-        seen = state.judge.look(state._fakes(play.z, play.y), play)
-        with_it, without = (state.judge.answer(play, seen, torch.tensor(g)) for g in (1.0, 0.0))
+        seen = state.judge.look(state._fakes(inputs.z, inputs.y), inputs)
+        with_it, without = (state.judge.generator_loss(inputs, seen, torch.tensor(g)) for g in (1.0, 0.0))
     # it knows nothing yet
     assert (with_it - without).item() == pytest.approx(math.log(2), abs=1e-4)
     others = [torch.randn_like(tensor) for tensor in seen]
     gradients = []
     for fakes in (seen, others):
         probe.zero_grad()
-        state.judge.judge(play, fakes).loss.backward()  # type: ignore[no-untyped-call]
+        state.judge.discriminator_loss(inputs, fakes).loss.backward()  # type: ignore[no-untyped-call]
         assert probe.weight.grad is not None
         gradients.append(probe.weight.grad.clone())
     assert torch.equal(*gradients)

@@ -20,32 +20,21 @@ from torch import Tensor, nn
 
 from forked import Python
 from model.checkpoint import load_generator
+from tests.unit.train.tiny import StopAt, make_pack, same, tiny, weights
 from train.commands import run, seconds
-from train.data.pack import Pack
 from train.data.pack import pack as write_pack
 from train.errors import TrainError
 from train.recipes.recipe import Recipe, RecipeError, read_recipe
 from train.run.augment import flip, to_network
 from train.run.distributed import World
 from train.run.ema import Ema, recompute_statistics
-from train.run.loop import GENERATOR, STATE, Diverged, train
+from train.run.loop import GENERATOR, STATE, Diverged, Session, train
 from train.run.losses import discriminator_hinge, generator_hinge
 from train.run.observers import SNAPSHOTS, Grids, Scalars, Served, Snapshots
-from train.run.state import StateError, TrainingState
+from train.run.saved import StateError
+from train.run.state import TrainingState
 
 ROOT = Path(__file__).parents[4]
-
-
-def tiny(**overrides: str) -> Recipe:
-    settings = {"optimisation.steps": "6", "schedule.save_every": "2", "schedule.statistics_batches": "2"}
-    return read_recipe("tiny", settings | {k.replace("__", "."): v for k, v in overrides.items()})
-
-
-def make_pack(images: int = 40, seed: int = 0) -> Pack:
-    draw = torch.Generator().manual_seed(seed)
-    labels = torch.arange(images) % 2
-    pixels = torch.randint(0, 128, (images, 3, 32, 32), generator=draw) + 127 * labels[:, None, None, None]
-    return Pack(pixels.to(torch.uint8), labels, ("dark", "light"), 32, {"sha256": str(seed)})
 
 
 @pytest.fixture
@@ -60,28 +49,6 @@ def pack_file(tmp_path: Path) -> Path:
     path = tmp_path / "pack.safetensors"
     write_pack(tmp_path / "images", path)
     return path
-
-
-def weights(path: Path) -> dict[str, Tensor]:
-    return load_file(path / STATE)
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-class StopAt:
-    """Sends this process a signal once a step is done."""
-
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
-
-    def after(self, state: TrainingState) -> None:
-        if state.step == self.step:
-            os.kill(os.getpid(), self.number)
-
-    def close(self, state: TrainingState) -> None:
-        pass
 
 
 # -- the step -----------------------------------------------------------------------------------------------
@@ -207,7 +174,7 @@ def test_a_run_stopped_at_any_step_and_resumed_ends_as_if_it_had_never_stopped(t
         out = tmp_path / f"stopped-{step}"
         outcome = train(recipe, pack, out, World(), [StopAt(step, number)])
         assert (outcome.step, outcome.finished, outcome.reason) == (step, False, signal.Signals(number).name)
-        outcome = train(recipe, pack, out, World(), [], resume=True)
+        outcome = train(recipe, pack, out, World(), [], Session(resume=True))
         assert (outcome.step, outcome.finished) == (6, True)
         assert same(weights(out), wanted)
 
@@ -254,7 +221,7 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
     train(recipe, pack, tmp_path, World(), [Scalars(tmp_path, 0, 1), StopAt(3, signal.SIGINT)])
     with log.open("a") as file:  # what a killed run leaves after its last saved state
         file.write(json.dumps({"step": 4, "loss/generator": 0}) + '\n{"step": 5, "lo')
-    train(recipe, pack, tmp_path, World(), [Scalars(tmp_path, 3, 1)], resume=True)
+    train(recipe, pack, tmp_path, World(), [Scalars(tmp_path, 3, 1)], Session(resume=True))
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     assert {
         "loss/discriminator",
@@ -265,7 +232,7 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
 
 
 def test_time_can_be_limited(tmp_path: Path) -> None:
-    outcome = train(tiny(), make_pack(), tmp_path, World(), [], stop_after=0)
+    outcome = train(tiny(), make_pack(), tmp_path, World(), [], Session(stop_after=0))
     assert (outcome.step, outcome.finished, outcome.reason) == (1, False, "time is up")
     assert (tmp_path / STATE).exists()
 
@@ -304,15 +271,17 @@ def test_a_refused_run_leaves_the_log_of_the_one_that_is_there(tmp_path: Path, p
 
 def test_resuming_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="Nothing to resume"):
-        train(tiny(), make_pack(), tmp_path, World(), [], resume=True)
+        train(tiny(), make_pack(), tmp_path, World(), [], Session(resume=True))
     train(tiny(optimisation__steps="1"), make_pack(), tmp_path, World(), [])
     with pytest.raises(StateError, match="other data"):
-        train(tiny(), make_pack(seed=1), tmp_path, World(), [], resume=True)
+        train(tiny(), make_pack(seed=1), tmp_path, World(), [], Session(resume=True))
     with pytest.raises(StateError, match="another recipe"):
-        train(tiny(optimisation__generator_lr="0.5"), make_pack(), tmp_path, World(), [], resume=True)
+        train(
+            tiny(optimisation__generator_lr="0.5"), make_pack(), tmp_path, World(), [], Session(resume=True)
+        )
     (tmp_path / STATE).write_bytes(b"not a state")
     with pytest.raises(StateError, match="cannot be read"):
-        train(tiny(), make_pack(), tmp_path, World(), [], resume=True)
+        train(tiny(), make_pack(), tmp_path, World(), [], Session(resume=True))
 
 
 # -- several processes --------------------------------------------------------------------------------------
