@@ -20,7 +20,7 @@ test: $(VENV)/.test browser check  ## every check and test (PYTEST='...': more a
 	$(TESTS) $(PYTEST)
 
 test-fast: $(VENV)/.test  ## the tests that start no service, browser or training of their own
-	$(TESTS) -m 'not slow' $(PYTEST)
+	$(TESTS) tests/unit -m 'not slow' $(PYTEST)
 
 coverage: $(VENV)/.test browser  ## every test, then the statements that none of them ran
 	$(TESTS) --cov $(PYTEST)

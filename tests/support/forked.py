@@ -1,4 +1,4 @@
-"""Workers as forks of one process that has loaded torch and Celery: loading takes seconds, a fork none."""
+"""Python as forks of one process that has loaded torch and Celery: loading takes seconds, a fork none."""
 
 from __future__ import annotations
 
@@ -6,28 +6,25 @@ import multiprocessing
 import os
 import runpy
 import signal
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 
-from serve.private_redis import die_with_parent
+from serve.private_redis import die_with_parent, free_port
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["worker.main"])
+_context.set_forkserver_preload(["worker.main", "train.commands"])
 
 
-class WorkerProcess:
-    """A worker as `sagan worker` runs it, in a process of its own."""
+class Python:
+    """`python ARGUMENTS` in a process of its own; its output goes to `log`."""
 
-    def __init__(self, env: dict[str, str], log: Path, script: Path | None = None) -> None:
-        """env: beside the environment of the tests. script: what runs in place of `python -m worker`."""
+    def __init__(self, arguments: Sequence[object], env: Mapping[str, str], log: Path) -> None:
+        """arguments: "-m" and a module, or a script, and its arguments. env: beside that of the tests."""
         self._log = log
-        settings = {
-            "SAGAN_DEVICE": "cpu",
-            "SAGAN_PRECISION": "float32",  # the same on any machine
-            "SAGAN_THREADS": "1",
-        }
-        environment = {**os.environ, **settings, **env}
-        self._process = _context.Process(target=_live, args=(environment, log, script))
+        words = [str(argument) for argument in arguments]
+        self._process = _context.Process(target=_live, args=(words, {**os.environ, **env}, log))
         self._process.start()
 
     @property
@@ -58,7 +55,7 @@ class WorkerProcess:
         """The exit code, once it has ended. Raises TimeoutError."""
         self._process.join(seconds)
         if self._process.exitcode is None:
-            raise TimeoutError(f"the worker still runs after {seconds} s\n{self.output}")
+            raise TimeoutError(f"it still runs after {seconds} s\n{self.output}")
         return self._process.exitcode
 
     def close(self) -> None:
@@ -66,7 +63,45 @@ class WorkerProcess:
             self.kill()
 
 
-def _live(env: dict[str, str], log: Path, script: Path | None) -> None:
+class WorkerProcess(Python):
+    """A worker as `sagan worker` runs it."""
+
+    def __init__(self, env: Mapping[str, str], log: Path, script: Path | None = None) -> None:
+        """script: runs in place of `python -m worker`."""
+        settings = {
+            "SAGAN_DEVICE": "cpu",
+            "SAGAN_PRECISION": "float32",  # the same on any machine
+            "SAGAN_THREADS": "1",
+        }
+        super().__init__(["-m", "worker"] if script is None else [script], {**settings, **env}, log)
+
+
+def start_peers(processes: int, arguments: Sequence[object], logs: Path) -> list[Python]:
+    """Processes that train together, with the environment that torchrun gives them."""
+    shared = {
+        "WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "TERM": "dumb",
+    }
+    return [
+        Python(arguments, {**shared, "RANK": rank, "LOCAL_RANK": rank}, logs / f"{processes}-{rank}.log")
+        for rank in map(str, range(processes))
+    ]
+
+
+def run_peers(processes: int, arguments: Sequence[object], logs: Path) -> None:
+    """Start them, and wait until all have ended well."""
+    peers = start_peers(processes, arguments, logs)
+    try:
+        for peer in peers:
+            assert peer.wait(300) == 0, peer.output
+    finally:
+        for peer in peers:
+            peer.close()
+
+
+def _live(arguments: list[str], env: dict[str, str], log: Path) -> None:
     os.setsid()  # Ctrl-C is for the tests
     if die := die_with_parent(signal.SIGKILL):  # the parent ends with the tests, however they end
         die()
@@ -75,7 +110,9 @@ def _live(env: dict[str, str], log: Path, script: Path | None) -> None:
         os.dup2(out.fileno(), 2)
     os.environ.clear()
     os.environ.update(env)
-    if script is None:
-        runpy.run_module("worker", run_name="__main__")
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(str(script), run_name="__main__")
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")

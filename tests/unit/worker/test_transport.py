@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
-import kombu
 import pytest
+from kombu import __version__ as version
 from kombu.asynchronous import Hub
 from kombu.connection import Connection
 from kombu.transport import redis
@@ -61,7 +61,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
 def test_kombu_has_what_the_transport_uses(parts: dict[str, Any], owner: str) -> None:
     names = (*USED[owner], *OVERRIDDEN.get(owner, ()))
     missing = [name for name in names if not hasattr(parts[owner], name)]
-    assert not missing, f"kombu {kombu.__version__}: its {owner} has no {missing}; see worker/transport.py"
+    assert not missing, f"kombu {version}: its {owner} has no {missing}; see worker/transport.py"
 
 
 @pytest.mark.parametrize(
@@ -71,9 +71,7 @@ def test_an_override_takes_what_kombu_gives_it(owner: str, name: str) -> None:
     theirs, ours = (
         list(signature(getattr(getattr(of, owner), name)).parameters) for of in (redis, transport)
     )
-    assert ours == theirs, (
-        f"kombu {kombu.__version__}: {owner}.{name} takes {theirs}; see worker/transport.py"
-    )
+    assert ours == theirs, f"kombu {version}: {owner}.{name} takes {theirs}; see worker/transport.py"
 
 
 def test_nothing_is_overridden_that_is_not_listed() -> None:

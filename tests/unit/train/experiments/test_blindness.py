@@ -17,6 +17,7 @@ class Killed(BaseException):
     """Stands for kill -9: nothing catches it and nothing is saved on the way."""
 
 
+@pytest.mark.slow
 def test_spatial_blindness_sees_what_is_there_and_shows_no_image_of_the_data(
     experiment: Callable[..., bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,9 @@
-"""Two and four processes over gloo, started by torchrun, end where one does; so does a run that moves."""
+"""Two and four processes over gloo end where one does; so does a run that moves from two to four."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +16,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import peers
+from forked import run_peers, start_peers
 from peers import LATER, STEPS, Losses, recipe, run
 from train.data.pack import open_pack, pack
 from train.errors import TrainError
@@ -29,9 +26,8 @@ from train.run.distributed import World
 from train.run.loop import STATE, train
 from train.run.state import TrainingState
 
-ROOT = Path(__file__).parents[4]
+pytestmark = pytest.mark.slow
 SHARDS = 4
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "dumb"}
 
 # Sums over a batch in another order differ in the last bits of float32. Where the true gradient is 0 (a bias
 # that a batch norm takes away again) those bits are all there is of it, and Adam, which divides a gradient by
@@ -93,16 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, processes: int) -> Runs:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    done = subprocess.run(
-        [*torchrun, str(processes), "tests/support/peers.py", folder],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    run_peers(processes, [peers.__file__, folder], folder)
     root = folder / str(processes)
     return Runs(root, [json.loads((root / f"{rank}.json").read_text()) for rank in range(processes)])
 
@@ -242,37 +229,21 @@ def test_a_batch_that_the_shards_cannot_share_is_refused(folder: Path, tmp_path:
 
 
 def test_a_killed_peer_ends_the_others_with_a_word_and_soon(folder: Path, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     settings = ["optimisation.steps=1000000", "schedule.log_every=1", "schedule.statistics_batches=1"]
-    command = [sys.executable, "-m", "cli", "train", "tiny", "--device", "cpu", "--out", tmp_path / "out"]
+    command: list[object] = ["-m", "cli", "train", "tiny", "--device", "cpu", "--out", tmp_path / "out"]
     command += ["--data", folder / "pack.safetensors", *(word for s in settings for word in ("--set", s))]
-    peers = [  # as torchrun starts them, but without its own eye on them
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=ENVIRONMENT
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+    survivor, victim = start_peers(2, command, tmp_path)
     try:
         deadline = time.monotonic() + 200
         while not (tmp_path / "out" / "log.jsonl").exists():
             assert time.monotonic() < deadline
-            assert all(peer.poll() is None for peer in peers), peers[0].communicate()
+            assert survivor.returncode is victim.returncode is None, survivor.output + victim.output
             time.sleep(0.05)
-        peers[1].send_signal(signal.SIGKILL)
-        _, said = peers[0].communicate(timeout=60)
+        victim.kill()
+        assert survivor.wait(60) == 2, survivor.output
     finally:
-        for peer in peers:
-            peer.kill()
-            peer.communicate()
-    assert peers[0].returncode == 2, said
+        survivor.close()
+        victim.close()
+    said = " ".join(survivor.output.split())
     assert "sagan: another process of this run ended" in said
     assert "Traceback" not in said

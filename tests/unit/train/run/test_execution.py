@@ -105,6 +105,7 @@ def test_a_step_that_cannot_be_recorded_is_told_in_a_line(monkeypatch: pytest.Mo
         step([torch.ones(1)])
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_recorded_goes_on_in_a_new_process(tmp_path: Path) -> None:
     for i, (image, label) in enumerate(zip(random_pack().images, random_pack().labels, strict=True)):
         folder = tmp_path / "images" / str(int(label))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +13,15 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
+import judge_peers
+from forked import run_peers
 from judge_peers import STEPS, recipe
 from peers import run
 from train.data.pack import pack
 from train.run.distributed import World
 from train.run.loop import STATE
 
-ROOT = Path(__file__).parents[4]
+pytestmark = pytest.mark.slow
 SHARDS = 4
 # As in test_distributed.py: sums in another order differ in their last bits, and where a weight's gradient is
 # nearly 0 Adam makes a whole step out of those bits. One process alone, with batch norms that round as two
@@ -50,16 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"host-{rank}").mkdir()
         for path in [folder / "cut" / "pack.safetensors", *shards[rank * 2 : rank * 2 + 2]]:
             shutil.copy(path, folder / f"host-{rank}")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*torchrun, "tests/support/judge_peers.py", folder],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TERM": "dumb"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr
+    run_peers(2, [judge_peers.__file__, folder], folder)
     alone = {
         name: run(folder / at / "pack.safetensors", folder / "one" / name, World(), recipe())
         for name, at in (("one file", ""), ("shards", "cut"))

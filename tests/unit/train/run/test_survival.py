@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[4]
 KILLS = 20
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_run_survives_twenty_kills_at_random_moments() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "tests/support/survival.py", "--kills", str(KILLS)],

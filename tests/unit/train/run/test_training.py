@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from forked import Python
 from model.checkpoint import load_generator
 from tests.unit.train.tiny import StopAt, make_pack, same, tiny, weights
 from train.commands import run, seconds
@@ -195,27 +196,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"}
 
 
-def test_a_run_killed_and_resumed_ends_with_the_same_weights(
-    tmp_path: Path, pack_file: Path, environment: dict[str, str]
-) -> None:
-    steps = 12
-    subprocess.run(
-        training(pack_file, tmp_path / "whole", steps), cwd=ROOT, env=environment, check=True, timeout=300
-    )
-    out = tmp_path / "killed"
-    process = subprocess.Popen(training(pack_file, out, steps), cwd=ROOT, env=environment)
-    for _ in range(3000):
-        if (out / STATE).exists():
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+@pytest.mark.slow
+def test_a_run_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path, pack_file: Path) -> None:
+    steps, out, log = 12, tmp_path / "killed", tmp_path / "log"
+    whole = Python(training(pack_file, tmp_path / "whole", steps)[1:], {}, log)
+    assert whole.wait(60) == 0, whole.output
+    killed = Python(training(pack_file, out, steps)[1:], {}, log)
+    while not (out / STATE).exists():
+        assert killed.returncode is None, killed.output
+        time.sleep(0.01)
+    killed.kill()
     with safe_open(out / STATE, framework="pt") as file:
         reached = int(file.metadata()["step"])
     assert reached >= 3
-    resumed = [*training(pack_file, out, steps), "--resume"]
-    done = subprocess.run(resumed, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    resumed = Python([*training(pack_file, out, steps)[1:], "--resume"], {}, log)
+    assert resumed.wait(60) == 0, resumed.output
     assert same(weights(out), weights(tmp_path / "whole"))
     assert same(load_file(out / GENERATOR), load_file(tmp_path / "whole" / GENERATOR))
 
@@ -327,6 +322,8 @@ def test_resuming_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -
 # -- several processes --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_two_processes_over_gloo_train_one_network(
     tmp_path: Path, pack_file: Path, environment: dict[str, str]
 ) -> None:
