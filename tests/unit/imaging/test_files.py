@@ -32,7 +32,7 @@ def test_a_failure_leaves_the_old_files_and_no_halves(tmp_path: Path) -> None:
     paths = [tmp_path / "a", tmp_path / "b"]
     paths[0].write_bytes(b"old")
     with pytest.raises(TypeError), written_whole(paths) as (first, _):
-        first.write("new")  # type: ignore[arg-type]
+        first.write("new")  # type: ignore[call-overload]
     assert names(tmp_path) == ["a"]
     assert paths[0].read_bytes() == b"old"
 
