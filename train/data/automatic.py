@@ -42,7 +42,7 @@ class Line(NamedTuple):
 
     section: str
     name: str
-    value: object  # what TOML can hold
+    value: object  # of a type that TOML has
     reason: str
 
     def setting(self) -> str:
