@@ -14,9 +14,9 @@ PART = ".part"  # ends the name of a file that is not whole yet: .{name}.{proces
 
 @contextmanager
 def written_whole(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
-    """Files beside `paths`, in one folder, that get these names in this order when all are whole.
+    """Files beside `paths`, all in one folder; they get these names, in this order, when all are whole.
 
-    None of them gets its name if anything fails, and nothing is left behind. An OSError names the path that
+    After a failure before that none has its name, and nothing is left behind. An OSError names the path that
     was asked for.
     """
     folder = paths[0].parent

@@ -16,9 +16,7 @@ AT_LEAST = 16  # pictures; fewer teach nothing
 MANY = 100_000  # pictures; from here on DiffAugment is no help
 SOME = 10_000  # pictures; with fewer it changes colours as well
 SMALL = 2_000  # pictures; with fewer 128 px are not worth it
-ENOUGH = (
-    20_000  # pictures; on a GPU they teach SAGAN's discriminator. The pretrained judge was tried with fewer
-)
+ENOUGH = 20_000  # pictures; on a GPU they teach SAGAN's discriminator; the pretrained was tried with fewer
 UNCHANGED = 3  # epochs of the pictures as they are, before DiffAugment joins in
 
 
@@ -42,7 +40,7 @@ class Line(NamedTuple):
 
     section: str
     name: str
-    value: object  # what TOML can hold
+    value: object  # of a type that TOML has
     reason: str
 
     def setting(self) -> str:

@@ -208,7 +208,7 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Reference:
-    """Which images of a pack are the measure, and which real ones stand beside the generated ones."""
+    """The images of a pack that others are measured against, and the real ones for the second row."""
 
     images: Labels  # indices into the pack, sorted
     real: Labels  # of the second row, which is measured against the images that are not in it
@@ -216,7 +216,10 @@ class Reference:
 
 
 def choose_reference(which: str, count: int, samples: int, limit: int | None) -> Reference:
-    """Of a pack of `count` images. limit: images of "train", at most. Raises FeaturesError."""
+    """The reference called `which` in a pack of `count` images. Raises FeaturesError for another name.
+
+    samples: images of the second row, at most. limit: images of "train", at most; None: all.
+    """
     train, held = split(count)
     if which == "train":
         return Reference(
@@ -313,7 +316,7 @@ def _warned(protocol: Mapping[str, object], images: int, width: int) -> dict[str
 def look_at_pack(
     extractor: Extractor, pack: Pack, indices: Labels, device: str, progress: Progress | None
 ) -> FeatureSet:
-    """What the extractor sees in the pack's images `indices`, in their order."""
+    """The extractor's view of the pack's images `indices`, in their order."""
     parts = []
     task = progress.add_task("real images", total=len(indices)) if progress else None
     for start in range(0, len(indices), _BATCH):

@@ -73,9 +73,7 @@ class Optimisation:
     steps: Count  # generator steps in all
     batch: Count = 64  # images a discriminator step, over all processes
     discriminator_steps: Count = 1  # for each generator step
-    judge_first: CountOr0 = (
-        0  # steps at the start in which D alone learns: for a generator that is no new one
-    )
+    judge_first: CountOr0 = 0  # first steps, in which D alone learns: for a generator that is trained already
     generator_lr: Real = 1e-4  # Adam step of G; TTUR keeps it below D's
     discriminator_lr: Real = 4e-4
     beta1: Share = 0.0
@@ -85,12 +83,10 @@ class Optimisation:
     # a fixed factor on G's queries, folded into the saved weights; under 1: softer maps; at 0 it cannot learn
     attention_scale: Annotated[float, within(1e-6, 1e6)] = 1.0
     flips: bool = True  # mirror half of the real images
-    precision: Literal["auto", "float32", "bf16"] = (
-        "auto"  # of the passes; auto: bf16 where the device has it
-    )
-    augment: Annotated[str, named(AUGMENTATIONS, several=True)] = (
-        ""  # DiffAugment on all that D sees; "": none
-    )
+    # of the passes; auto: bf16 where the device has it
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    # DiffAugment on all images for D, a comma list; "": none
+    augment: Annotated[str, named(AUGMENTATIONS, several=True)] = ""
     augment_after: CountOr0 = 0  # generator steps without it at the start
     # plain: SAGAN's D; pretrained: heads on a frozen pretrained network
     judge: Literal["plain", "pretrained", "both"] = "plain"
@@ -101,9 +97,7 @@ class Optimisation:
     # of weights, and of the projections of a class embedding
     initialisation: Annotated[str, named(INITIALISATIONS)] = "xavier"
     ema_half_life: Real = 10_000  # images; 0: no average, the generator as it is
-    ema_ramp: RealOrNone = (
-        0.05  # the half-life is at most this share of the images seen; None ("none"): no ramp
-    )
+    ema_ramp: RealOrNone = 0.05  # bounds the half-life by this share of the images seen; None: no ramp
     cross_replica_norm: bool = False  # batch norm over all processes' batch; False: each over its own share
     seed: Seed = 0
 
@@ -122,7 +116,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that a run computes by, except the data."""
+    """Everything that decides a run's results, except the data."""
 
     name: str
     model: Mapping[str, Any]  # ModelConfig less `classes`, which the data decides

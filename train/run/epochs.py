@@ -54,7 +54,7 @@ class Epochs:
 
     @property
     def read_first(self) -> range:
-        """Of `images`, those that no earlier process reads: over all processes every image once."""
+        """The part of `images` that no earlier process reads: over all processes every image once."""
         first = -(-self.rows.start // self._each)  # the first shard that begins in our rows
         return range(self._starts[first], self.images.stop)
 

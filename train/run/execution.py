@@ -28,9 +28,7 @@ class CaptureFailed(TrainError):
 class Execution:
     """How fast a step is made; nothing here changes its meaning. None: not decided yet, so not done."""
 
-    compile: bool | None = (
-        None  # torch.compile both losses: minutes at the start on a CPU, some 40 s on a GPU
-    )
+    compile: bool | None = None  # torch.compile both losses: minutes of start-up on a CPU, 40 s on a GPU
     graph: bool | None = None  # record the whole step once and replay it: no launches from Python; CUDA only
 
     @classmethod
