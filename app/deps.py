@@ -82,7 +82,7 @@ async def caller_of(request: Request) -> str:
 Caller = Annotated[str, Depends(caller_of)]
 
 
-async def _paced(request: Request) -> str:
+async def paced(request: Request) -> str:
     """The caller, after one request is counted for them. Raises Unauthorised, TooManyRequests."""
     caller, limit = await caller_of(request), state(request).settings.rate_limit
     if limit is not None:
@@ -91,9 +91,6 @@ async def _paced(request: Request) -> str:
         who = caller if caller != security.EVERYBODY else host
         await security.within_rate(state(request).store, who, limit)
     return caller
-
-
-Paced = Annotated[str, Depends(_paced)]
 
 
 async def _found(

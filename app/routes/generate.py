@@ -9,7 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app import negotiation
-from app.deps import Paced, served_model, state
+from app.deps import paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
 from app.errors import ClientLeft, UnknownClass
@@ -50,7 +50,6 @@ class _Asking:
 
 async def _asking(
     request: Request,
-    caller: Paced,
     prefer: Annotated[
         tuple[str, ...],
         Header(
@@ -67,7 +66,7 @@ async def _asking(
 ) -> _Asking:
     return _Asking(
         request,
-        caller,
+        await paced(request),
         negotiation.preferred_wait(prefer, state(request).settings.max_wait),
         negotiation.cancels_on_disconnect(prefer),
         negotiation.checked_key(key),
