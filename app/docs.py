@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, Response
 from fastapi.staticfiles import StaticFiles
 
+from app import errors
 from app.schemas import ProblemOut
 
 PNG: dict[int | str, dict[str, Any]] = {
@@ -14,17 +15,19 @@ PNG: dict[int | str, dict[str, Any]] = {
     304: {"description": "`If-None-Match` names it: the client has it already."},
 }
 
-# status -> slug, title, detail of an example
-_EXAMPLES = {
-    401: ("unauthorised", "A key is needed", "Send a valid key as X-API-Key, or as Authorization: Bearer."),
-    403: ("foreign-origin", "Asked by a page of another site", "Pages of this origin may not ask here."),
-    404: ("not-found", "Not found", "There is no job 'x'."),
-    409: ("not-finished", "The job is not done yet", "3 of 8 images are made. Ask again shortly."),
-    410: ("expired", "The result has expired", "The same spec makes the same images again."),
-    413: ("body-too-large", "Request body too large", "A body may have 65536 bytes."),
-    422: ("unknown-class", "Unknown class", "This model has no class 'dgo'. Did you mean 'dog'?"),
-    429: ("queue-full", "The queue is full", "1000 jobs are waiting and no more are taken."),
-    503: ("no-worker", "No worker", "No worker with a loaded model is there."),
+_EXAMPLES: dict[int, errors.Problem] = {
+    example.status: example
+    for example in (
+        errors.Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer."),
+        errors.ForeignOrigin("Pages of this origin may not ask here."),
+        errors.NotFound("There is no job 'x'."),
+        errors.NotFinished("3 of 8 images are made. Ask again shortly."),
+        errors.Gone("The same spec makes the same images again."),
+        errors.BodyTooLarge("A body may have 65536 bytes."),
+        errors.UnknownClass("dgo", ["cat", "dog"]),
+        errors.QueueIsFull("1000 jobs are waiting and no more are taken."),
+        errors.NoWorker("No worker with a loaded model is there."),
+    )
 }
 
 _PAGE = """<!doctype html>
@@ -53,18 +56,21 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _problem(status: int) -> dict[str, Any]:
-    slug, title, detail = _EXAMPLES[status]
-    example = {"type": f"urn:sagan:problem:{slug}", "title": title, "status": status, "detail": detail}
-    schema = {"$ref": "#/components/schemas/Problem"}
+    example = _EXAMPLES[status]
+    content = {
+        "schema": {"$ref": "#/components/schemas/Problem"},
+        "example": errors.document(example, "/..."),
+    }
     response: dict[str, Any] = {
-        "description": title,
-        "content": {
-            "application/problem+json": {"schema": schema, "example": example | {"instance": "/..."}}
-        },
+        "description": example.title,
+        "content": {"application/problem+json": content},
     }
     if status in (409, 429, 503):
         response["headers"] = {
-            "Retry-After": {"schema": {"type": "integer"}, "description": "Seconds; absent: in vain."}
+            "Retry-After": {
+                "schema": {"type": "integer"},
+                "description": "Seconds; absent: do not retry.",
+            }
         }
     return response
 

@@ -251,19 +251,22 @@ def invalid(error: RequestValidationError) -> Invalid:
     return Invalid(f"{said}. See /docs for the bounds.", errors=found)
 
 
-def respond(problem: Problem, path: str) -> JSONResponse:
-    """`problem` as a response. path: what was asked, for `instance`."""
-    body = {
+def document(problem: Problem, path: str) -> dict[str, object]:
+    """The problem document of a request for `path`."""
+    found: dict[str, object] = {
         "type": f"urn:sagan:problem:{problem.slug}",
         "title": problem.title,
         "status": problem.status,
         "detail": problem.detail,
         "instance": path,
     }
-    if problem.errors:
-        body["errors"] = problem.errors
+    return found | {"errors": problem.errors} if problem.errors else found
+
+
+def respond(problem: Problem, path: str) -> JSONResponse:
+    """The answer to a request for `path`."""
     return JSONResponse(
-        body,
+        document(problem, path),
         status_code=problem.status,
         headers={"Cache-Control": "no-store", **problem.headers()},
         media_type="application/problem+json",

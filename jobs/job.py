@@ -101,7 +101,7 @@ class ModelStats:
 
 @dataclass(frozen=True)
 class WorkerInfo:
-    """A worker's last sign of life."""
+    """A worker's heartbeat: it is alive, and what it has and did."""
 
     id: str
     device: str

@@ -31,7 +31,7 @@ class QueueSettings(BaseSettings):
         default=3, ge=1, description="worker deaths a job may be part of before it is failed"
     )
     heartbeat_period: float = Field(
-        default=1.0, gt=0, description="seconds between two signs of life of a worker"
+        default=1.0, gt=0, description="seconds between two heartbeats of a worker"
     )
     worker_ttl: float = Field(
         default=6.0, gt=0, description="seconds of silence after which a worker counts as dead"

@@ -68,7 +68,7 @@ async def test_events_tell_the_whole_story_once_and_replay_it(running: Service) 
     assert [event async for event in running.store.follow(job, told[-1][0]) if event is not None] == []
 
 
-async def test_the_same_recipe_gives_the_same_bytes_alone_in_company_and_after_a_restart(
+async def test_the_same_spec_gives_the_same_bytes_alone_in_company_and_after_a_restart(
     service: Service,
 ) -> None:
     worker = service.start_worker()

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import struct
-import tarfile
 import time
 import zipfile
 import zlib
@@ -20,49 +19,15 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from tests.unit.train.data.sources import class_folders, encoded, picture, write, zip_of
 from train.data.pack import Pack, image_progress, open_data, open_pack, pack
 from train.data.pictures import square_around, to_square
 from train.data.sources import open_source
 from train.data.sources.base import Box, spoken
-from train.data.sources.cifar10 import CLASS_NAMES, restricted_loads
-from train.errors import DataError, NoImages, NotAPack, UnknownSource, UnsafeSource
+from train.data.sources.cifar10 import CLASS_NAMES
+from train.errors import DataError, NoImages, NotAPack, UnknownSource
 
 SHARED = Path(__file__).parents[4].parent / "shared" / "data"
-
-
-def picture(colour: tuple[int, int, int] = (200, 30, 60), size: tuple[int, int] = (32, 32)) -> Image.Image:
-    return Image.new("RGB", size, colour)
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: object) -> bytes:
-    content = io.BytesIO()
-    image.save(content, form, **options)
-    return content.getvalue()
-
-
-def write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def class_folders(root: Path, count: int = 3) -> Path:
-    for label, name in enumerate(("cat", "boat", "ant")):
-        for index in range(count):
-            write(root / name / f"{index}.png", encoded(picture((label * 80, index * 20, 7))))
-    return root
-
-
-def zip_of(path: Path, members: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return path
-
-
-def cifar_batch(count: int, seed: int) -> dict[str, object]:
-    rng = np.random.default_rng(seed)
-    data = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-    return {"data": data, "labels": [int(n) for n in rng.integers(0, 10, count)], "batch_label": "x"}
 
 
 def pixels(image: Image.Image, resolution: int | None = None) -> np.ndarray:
@@ -412,180 +377,6 @@ def test_a_picture_of_the_right_size_keeps_its_pixels() -> None:
 )
 def test_the_square_around_a_box_stays_inside(box: Box, square: tuple[int, int, int, int]) -> None:
     assert square_around(box, 100, 80) == square
-
-
-# --- CIFAR-10 ---------------------------------------------------------------------------------------
-
-
-def cifar_folder(root: Path) -> tuple[Path, list[dict[str, object]]]:
-    batches = [cifar_batch(20, seed) for seed in range(5)]
-    for number, batch in enumerate(batches, 1):
-        write(root / "cifar-10-batches-py" / f"data_batch_{number}", pickle.dumps(batch, protocol=2))
-    return root / "cifar-10-batches-py", batches
-
-
-def test_cifar10_is_read_from_its_folder_its_parent_and_its_archive(tmp_path: Path) -> None:
-    folder, batches = cifar_folder(tmp_path / "root")
-    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
-        archive.add(folder, "cifar-10-batches-py")
-    expected = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, 32, 32)  # type: ignore[misc]
-    labels = [label for batch in batches for label in batch["labels"]]  # type: ignore[attr-defined]
-    for source in (folder, folder.parent, tmp_path / "cifar-10-python.tar.gz"):
-        pack(source, tmp_path / "out")
-        opened = open_pack(tmp_path / "out")
-        assert opened.class_names == CLASS_NAMES
-        assert opened.metadata["kind"] == "cifar10"
-        assert "citation" in str(opened.metadata["licence"])
-        assert opened.labels.tolist() == labels
-        assert np.array_equal(opened.images.numpy(), expected)
-    one = pack(folder / "data_batch_2", tmp_path / "one")
-    assert one.images == 20
-
-
-def test_a_pickle_as_python_2_wrote_it_is_read() -> None:
-    # what the real files look like: byte strings for keys and for the array's content
-    python2 = (
-        b"\x80\x02}q\x01(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-        b"(K\x01K\x01K\x03\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff"
-        b"\xffK\x00tb\x89U\x03\x01\xfe\x03tbU\x06labels]K\x05au."
-    )
-    batch = restricted_loads(python2, "batch")
-    assert isinstance(batch, dict)
-    assert batch[b"data"].value.tolist() == [[1, 254, 3]]
-    assert batch[b"labels"] == [5]
-
-
-class _Evil:
-    def __init__(self, *call: object) -> None:
-        self.call = call
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return self.call[0], tuple(self.call[1:])
-
-
-@pytest.mark.parametrize(
-    "evil",
-    [
-        _Evil(os.system, "touch pwned"),
-        _Evil(eval, "open('pwned', 'w')"),
-        _Evil(getattr, "x", "upper"),
-        _Evil(np.load, "pwned"),
-        {"data": [_Evil(os.mkdir, "pwned")]},
-    ],
-)
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_a_pickle_that_would_run_something_is_refused_before_it_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evil: object, protocol: int
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    folder, _ = cifar_folder(tmp_path / "root")
-    write(folder / "data_batch_3", pickle.dumps(evil, protocol))
-    with pytest.raises(UnsafeSource, match="asks to run"):
-        pack(folder, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["root"]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"junk",
-        pickle.dumps([1], 2),
-        pickle.dumps({"data": np.zeros((2, 3072), np.float64), "labels": [0, 1]}, 2),
-        pickle.dumps({"data": np.array([object], object), "labels": [0]}, 2)[:60],
-        pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}, 2),
-        pickle.dumps({"data": np.zeros((2, 3072), np.uint8), "labels": [0]}, 2),
-        b"\x80\x02r\xff\xff\xff\xff.",
-    ],
-)
-def test_a_damaged_cifar10_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    folder, _ = cifar_folder(tmp_path / "root")
-    write(folder / "data_batch_3", content)
-    with pytest.raises(DataError, match="data_batch_3"):
-        pack(folder, tmp_path / "out")
-    (folder / "data_batch_3").unlink()
-    with pytest.raises(DataError, match="data_batch_3"):
-        pack(folder, tmp_path / "out")
-
-
-# --- Stanford Dogs ----------------------------------------------------------------------------------
-
-
-def annotation(boxes: list[tuple[int, int, int, int]], size: tuple[int, int] = (200, 120)) -> bytes:
-    objects = "".join(
-        f"<object><name>x</name><bndbox><xmin>{a}</xmin><ymin>{b}</ymin><xmax>{c}</xmax><ymax>{d}</ymax>"
-        "</bndbox></object>"
-        for a, b, c, d in boxes
-    )
-    return (
-        f"<annotation><size><width>{size[0]}</width><height>{size[1]}</height></size>{objects}</annotation>"
-    ).encode()
-
-
-def dogs(root: Path) -> Path:
-    """Two breeds; a red square stands at x 100-180, y 20-100 of each picture."""
-    image = picture((0, 0, 255), (200, 120))
-    image.paste((255, 0, 0), (100, 20, 180, 100))
-    jpeg = encoded(image, "JPEG", quality=95)
-    for breed in ("n02085620-Chihuahua", "n02085936-Maltese_dog"):
-        name = breed.partition("-")[0]
-        for index in range(2):
-            write(root / "Images" / breed / f"{name}_{index}.jpg", jpeg)
-            write(root / "Annotation" / breed / f"{name}_{index}", annotation([(100, 20, 180, 100)]))
-    return root
-
-
-def test_dogs_are_cropped_around_their_boxes_from_folders_and_from_the_tars(tmp_path: Path) -> None:
-    source = dogs(tmp_path / "src")
-    breed = source / "Annotation" / "n02085620-Chihuahua"
-    # a second dog in the first picture, too small; and one picture that nobody annotated
-    (breed / "n02085620_0").write_bytes(annotation([(100, 20, 180, 100), (0, 0, 30, 40)]))
-    (breed / "n02085620_1").unlink()
-    (tmp_path / "tars").mkdir()
-    for name, folder in (("images.tar", "Images"), ("annotation.tar", "Annotation")):
-        with tarfile.open(tmp_path / "tars" / name, "w") as archive:
-            archive.add(source / folder, folder)
-    for place in (source, tmp_path / "tars", tmp_path / "tars" / "images.tar"):
-        report = pack(place, tmp_path / "out", 32)
-        assert report.class_names == ("Chihuahua", "Maltese dog")
-        assert report.class_counts == (1, 2)
-        assert report.skipped == (
-            ("n02085620-Chihuahua/n02085620_0.jpg#1", "the box is 40 pixels, under 48"),
-        )
-        assert any("n02085620_1.jpg" in note for note in report.notes)
-        opened = open_pack(tmp_path / "out")
-        assert "non-commercial" in str(opened.metadata["licence"])
-        assert "annotated box" in str(opened.metadata["how"])
-        assert opened.images[:, 0].float().mean() > 245  # all red,
-        assert opened.images[:, 2].float().mean() < 10  # nothing of the blue around it
-    assert pack(source, tmp_path / "all", 32, min_crop=0).images == 4
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"<annotation>",
-        b'<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]><annotation>&e;</annotation>',
-        b'<!DOCTYPE a [<!ENTITY e "1">]>' + annotation([(100, 20, 180, 100)]).replace(b"100", b"&e;00"),
-        annotation([(180, 20, 100, 100)]),
-        annotation([(100, 20, 180, 100)]).replace(b"180", b"nan"),
-        annotation([(100, 20, 180, 100)]).replace(b"180", b"1e999"),
-        b"\xff\xfe\x00",
-    ],
-)
-def test_an_annotation_that_cannot_be_trusted_leaves_its_picture_out(tmp_path: Path, content: bytes) -> None:
-    source = dogs(tmp_path / "src")
-    (source / "Annotation" / "n02085936-Maltese_dog" / "n02085936_1").write_bytes(content)
-    report = pack(source, tmp_path / "out", 32)
-    assert report.images == 3
-    assert any("n02085936_1.jpg" in note for note in report.notes)
-
-
-def test_dogs_without_annotations_are_told_what_is_missing(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "images.tar", "w") as archive:
-        archive.add(dogs(tmp_path / "src") / "Images", "Images")
-    with pytest.raises(DataError, match=r"annotation\.tar"):
-        pack(tmp_path / "images.tar", tmp_path / "out", 32)
 
 
 # --- the real thing ---------------------------------------------------------------------------------

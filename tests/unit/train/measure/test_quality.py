@@ -13,7 +13,7 @@ from model.checkpoint import load_generator
 from model.discriminator import Discriminator
 from model.generator import Generator
 from tests.unit.train.tiny import make_pack, same, tiny, weights
-from train.recipes.recipe import Recipe, RecipeError, parse_recipe, read_recipe
+from train.recipes.recipe import Recipe
 from train.run.distributed import World
 from train.run.ema import Ema, recompute_statistics
 from train.run.loop import GENERATOR, STATE, Session, train
@@ -88,42 +88,6 @@ def test_the_average_can_be_without_ramp_or_left_out() -> None:
     assert Recipe.from_json(json.loads(json.dumps(tiny(optimisation__ema_ramp="none").to_json()))) == tiny(
         optimisation__ema_ramp="none"
     )
-
-
-@pytest.mark.parametrize(
-    ("setting", "value", "said"),
-    [
-        ("optimisation.initialisation", "ortogonal", "Did you mean 'orthogonal'"),
-        ("optimisation.initialisation", "zeros", "It can be xavier, orthogonal, normal"),
-        ("optimisation.initialisation", "", "initialisation has no ''"),
-        ("optimisation.initialisation", "orthogonal,normal", "initialisation has no"),
-        ("optimisation.initialisation", "3", "of type str"),
-        ("optimisation.discriminator_steps", "0", "at least 1"),
-        ("optimisation.generator_lr", "-0.1", "generator_lr is -0.1; it must be at least 0"),
-        ("optimisation.generator_lr", "nan", "generator_lr is nan"),
-        ("optimisation.generator_lr", "none", "of type float"),
-        ("optimisation.ema_half_life", "inf", "under 3e"),
-        ("optimisation.ema_ramp", "-1", "ema_ramp is -1"),
-        ("optimisation.beta2", "1.0", "beta2 is 1.0; it must be at least 0 and under 1"),
-        ("schedule.statistics_batches", "-1", "at least 0"),
-        ("schedule.snapshot_every", "-5", "at least 0"),
-        ("schedule.save_every", "0", "at least 1"),
-        ("schedule.snapshots_every", "5", "Did you mean 'snapshot_every'"),
-        ("model.hierarchical", "1", "hierarchical is 1"),
-        ("model.class_embedding", "true", "class_embedding is True"),
-        ("model.class_embeding", "8", "unknown fields"),
-    ],
-)
-def test_a_wrong_line_is_refused_in_one_line(setting: str, value: str, said: str) -> None:
-    with pytest.raises(RecipeError, match=said) as refused:
-        read_recipe("tiny", {setting: value}).config(2)
-    assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize("section", ["model", "optimisation", "schedule"])
-def test_a_section_that_is_no_table_is_refused(section: str) -> None:
-    with pytest.raises(RecipeError, match=f"{section} must be a table"):
-        parse_recipe("x", f"{section} = 3")
 
 
 def test_statistics_and_snapshots_can_be_turned_off() -> None:

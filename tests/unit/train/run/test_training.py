@@ -24,7 +24,7 @@ from tests.unit.train.tiny import StopAt, make_pack, same, tiny, weights
 from train.commands import run, seconds
 from train.data.pack import pack as write_pack
 from train.errors import TrainError
-from train.recipes.recipe import Recipe, RecipeError, read_recipe
+from train.recipes.recipe import Recipe
 from train.run.augment import flip, to_network
 from train.run.distributed import World
 from train.run.ema import Ema, recompute_statistics
@@ -237,6 +237,41 @@ def test_time_can_be_limited(tmp_path: Path) -> None:
     assert (tmp_path / STATE).exists()
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from imaging.files import write_whole
+from train.data.pack import pack
+
+out, pictures = map(Path, sys.argv[1:])
+writers = [
+    lambda: pack(pictures, out / "data.safetensors", shards=2),
+    lambda: write_whole(out / "state.safetensors", b"half"),
+    lambda: write_whole(out / "snapshots" / "step-0000002.safetensors", b"half"),
+    lambda: write_whole(out / "features.safetensors", b"half"),
+]
+for write in writers:
+    if not (child := os.fork()):
+        os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)
+        write()
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+"""
+
+
+def test_what_killed_writers_left_in_a_runs_folder_goes_with_the_next_run(
+    tmp_path: Path, pack_file: Path
+) -> None:
+    out = tmp_path / "out"
+    subprocess.run(
+        [sys.executable, "-c", KILLED, out, pack_file.parent / "images"], cwd=ROOT, check=True, timeout=300
+    )
+    left = {path.name.split(".")[1] for path in out.rglob(".*")}
+    assert left >= {"data", "data-00000-of-00002", "state", "step-0000002", "features"}
+    assert not [path for path in out.rglob("*.safetensors") if not path.name.startswith(".")]
+    train(tiny(optimisation__steps="1"), make_pack(), out, World(), [])
+    assert [path.name for path in out.rglob("*") if path.is_file()] == [STATE]
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"), [("90", 90), ("90s", 90), ("9m", 540), ("1.5h", 5400), ("9 m", None), ("", None)]
 )
@@ -373,48 +408,6 @@ def test_the_served_copy_says_where_it_comes_from(tmp_path: Path) -> None:
     assert found.metadata["licence"] == "for tests"
     assert found.metadata["description"] == "two greys"
     assert Recipe.from_json(found.metadata["recipe"]) == recipe  # type: ignore[arg-type]
-
-
-# -- recipes ------------------------------------------------------------------------------------------------
-
-
-RECIPES = sorted(path.stem for path in (ROOT / "train" / "recipes").glob("*.toml"))
-
-
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_that_ships_builds_its_networks(name: str) -> None:
-    recipe = read_recipe(name)
-    config = recipe.config(classes=10)
-    assert recipe.description
-    assert config.generator_attention
-    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == replace(
-        recipe, model=json.loads(json.dumps(recipe.model))
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "overrides", "said"),
-    [
-        ("tyny", {}, "Did you mean 'tiny'"),
-        ("nowhere.toml", {}, "no recipe"),
-        ("tiny", {"optimisation.batchs": "3"}, "Did you mean 'batch'"),
-        ("tiny", {"optimisation.batch": "0"}, "at least 1"),
-        ("tiny", {"optimisation.batch": "many"}, "of type int"),
-        ("tiny", {"optimisation.flips": "1"}, "of type bool"),
-        ("tiny", {"batch": "3"}, "section.field=value"),
-        ("tiny", {"colour.red": "3"}, "unknown parts"),
-    ],
-)
-def test_a_recipe_that_cannot_be_is_refused_with_the_way_out(
-    name: str, overrides: dict[str, str], said: str
-) -> None:
-    with pytest.raises(RecipeError, match=said):
-        read_recipe(name, overrides)
-
-
-def test_a_model_that_cannot_be_is_refused_by_its_recipe() -> None:
-    with pytest.raises(RecipeError, match="resolution is 48"):
-        read_recipe("tiny", {"model.resolution": "48"}).config(10)
 
 
 def test_images_of_another_size_are_refused_with_the_way_out(tmp_path: Path, pack_file: Path) -> None:
