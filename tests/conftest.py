@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Every test: one thread for torch, `slow` by folder, no GPU test where there is no GPU."""
 
 from __future__ import annotations
 

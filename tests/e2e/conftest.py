@@ -190,7 +190,7 @@ class Visit:
         self.page.locator("#gate").wait_for()
 
     def overlay(self) -> list[int]:
-        """RGBA of 64 × 64 points of what is drawn over the image, once the next frame is drawn."""
+        """RGBA of 64 × 64 points of the overlay, after the next frame."""
         pixels: list[int] = self.page.evaluate(
             """() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => {
                 const sample = new OffscreenCanvas(64, 64).getContext("2d", { willReadFrequently: true });
@@ -213,7 +213,7 @@ Visitor = Callable[..., Visit]
 
 @pytest.fixture
 def visit(browser: Browser, service: Service) -> Iterator[Visitor]:
-    """Opens the page in a fresh context; in the end nothing may have gone wrong or been asked elsewhere."""
+    """Opens the page in a fresh context. Afterwards: no error, and no request to another host."""
     visits: list[Visit] = []
     contexts = []
 

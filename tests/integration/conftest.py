@@ -26,7 +26,7 @@ ODD = Path(__file__).with_name("odd_worker.py")
 
 
 def environment(settings: QueueSettings, checkpoints: Path) -> dict[str, str]:
-    """What a worker is told of these settings."""
+    """These settings as the environment of a worker."""
     told = {f"SAGAN_{name.upper()}": str(value) for name, value in settings if value is not None}
     return {**told, "SAGAN_CHECKPOINTS": str(checkpoints)}
 
@@ -109,7 +109,7 @@ class Service:
         return ended
 
     async def until(self, condition: Callable[[], Awaitable[bool]], seconds: float = 60.0) -> None:
-        """Ask until it is so: for what nobody announces."""
+        """Poll until the condition holds. Raises TimeoutError."""
         with anyio.fail_after(seconds):
             while not await condition():  # noqa: ASYNC110
                 await anyio.sleep(0.02)
@@ -161,7 +161,7 @@ def redis(tmp_path: Path) -> Iterator[PrivateRedis]:
 
 @pytest.fixture
 def settings(redis: PrivateRedis) -> QueueSettings:
-    """Settings that lose patience sooner than those of a service."""
+    """Short heartbeats: a dead worker is noticed within two seconds."""
     return QueueSettings(redis_url=redis.url, namespace="test", heartbeat_period=0.4, worker_ttl=2.0)
 
 
@@ -169,7 +169,7 @@ def settings(redis: PrivateRedis) -> QueueSettings:
 def shared(
     checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[PrivateRedis, QueueSettings]]:
-    """A server and a slow worker that the tests share which break neither."""
+    """One server and one slow worker for all tests that break neither."""
     redis = PrivateRedis(tmp_path_factory.mktemp("shared"))
     redis.start()
     settings = QueueSettings(redis_url=redis.url, namespace="shared", heartbeat_period=0.4, worker_ttl=2.0)

@@ -1,4 +1,4 @@
-"""What each process of test_judge_distributed.py does: torchrun starts it with the folder of the test."""
+"""One process of test_judge_distributed.py: as peers.py, with the pretrained judge."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def http(status: int = 200, body: bytes = PNG, more: str = "") -> bytes:
 
 @dataclass
 class Server:
-    """What came in, and where it listens."""
+    """What it received, and its address."""
 
     address: Address
     heads: list[str] = field(default_factory=list)

@@ -1,7 +1,4 @@
-"""What each process of test_distributed.py does: torchrun starts it with the folder of the test.
-
-All of it in one start, as importing torch takes longer than the runs.
-"""
+"""One process of test_distributed.py: trains with its peers, and writes its findings to the test's folder."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ LATER = 3  # the step at which a run moves to another number of processes
 
 
 def recipe(steps: int = STEPS, *, cross_replica_norm: bool = True, precision: str = "float32") -> Recipe:
-    """The precision is said, as "auto" would let the machine decide how near two runs come."""
+    """float32 unless told: "auto" would let the machine decide how close two runs come."""
     return read_recipe(
         "tiny",
         {
@@ -38,7 +35,7 @@ def recipe(steps: int = STEPS, *, cross_replica_norm: bool = True, precision: st
 
 
 class Losses:
-    """Keeps what a run logs: every loss of every step."""
+    """Keeps every loss of every step."""
 
     def __init__(self) -> None:
         self.curve: list[dict[str, float]] = []
@@ -97,12 +94,13 @@ def norm_errors(world: World) -> dict[str, float]:
     for name in ("running_mean", "running_var"):
         compare(name, getattr(ours, name), getattr(whole, name))
     assert ours.state_dict().keys() == whole.state_dict().keys()
-    assert int(ours.num_batches_tracked) == 3 if ours.num_batches_tracked is not None else False
+    assert ours.num_batches_tracked is not None
+    assert int(ours.num_batches_tracked) == 3
     return errors
 
 
 def words(world: World) -> list[object]:
-    """The world's own words, each as this process hears it."""
+    """What this process gets from each of the world's calls."""
     a, b = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, 2))
     a.grad, b.grad = torch.full((2,), 1.0 + world.rank), torch.full((2, 2), 10.0 * world.rank)
     loss = torch.tensor(float(world.rank))

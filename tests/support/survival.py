@@ -46,7 +46,7 @@ SETTINGS = (
 
 
 class Phase:
-    """What the run is at, in memory that the launcher shares and a kill leaves as it was."""
+    """The phase a run is in: one byte that the launcher shares, and that survives a kill."""
 
     def __init__(self) -> None:
         self.shared = mmap.mmap(-1, 1)
@@ -56,7 +56,7 @@ class Phase:
         return PHASES[self.shared[0]]
 
     def during(self, owner: type[Any], method: str, name: str) -> None:
-        """Say so while `owner.method` runs."""
+        """The phase is `name` while `owner.method` runs."""
         original: Callable[..., Any] = getattr(owner, method)
 
         def told(*arguments: Any, **named: Any) -> Any:
@@ -70,7 +70,7 @@ class Phase:
 
 
 def live(data: Path, out: Path, steps: int) -> int:
-    """One life of the run, in a process of its own: its id."""
+    """Fork one life of the run; returns its process id."""
     child = os.fork()
     if child:
         return child
@@ -104,8 +104,9 @@ def watch(child: int, phase: Phase) -> Counter[str]:
 
 
 def kill_somewhere(child: int, phase: Phase, life: float, save: float, lots: random.Random) -> str:
-    """SIGKILL at a random moment of `life` seconds, every third of `save` seconds in a save, as those are
-    short; the phase it fell into.
+    """SIGKILL at a random moment; returns the phase it fell into.
+
+    life, save: seconds that a life and a save take. Every third kill waits for a save, since saves are short.
     """
     in_save = lots.random() < 1 / 3
     while in_save and phase.now != "saving" and _alive(child):
@@ -131,7 +132,7 @@ def finish(data: Path, out: Path, steps: int) -> None:
 
 
 def differences(a: Path, b: Path) -> list[str]:
-    """Names of what two finished runs left that is not the same."""
+    """Names of the tensors and files in which two finished runs differ."""
     different = []
     for name in (STATE, GENERATOR):
         left, right = load_file(a / name), load_file(b / name)
@@ -191,13 +192,12 @@ def main() -> None:
         for _ in range(asked.kills):
             phase.shared[0] = 0
             child = live(data, killed, 10**6)
-            fell[
-                kill_somewhere(child, phase, pace * spent.total(), pace * spent["saving"] / SAVES, lots)
-            ] += 1
+            life, save = pace * spent.total(), pace * spent["saving"] / SAVES
+            fell[kill_somewhere(child, phase, life, save, lots)] += 1
             before, reached = reached, saved_step(killed / STATE) if (killed / STATE).exists() else 0
-            # a machine that has become busier since would else never get through a save
+            # on a machine that has become busier since, no life would reach a save
             pace = 1.0 if reached > before else 1.15 * pace
-        # where the run is to end may be said at its end: what a step computes does not depend on it
+        # a step does not depend on the number of steps, so the last life may set it
         steps = reached + 3
         finish(data, killed, steps)
         finish(data, whole, steps)

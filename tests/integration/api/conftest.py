@@ -123,7 +123,7 @@ def serve(redis_url: str) -> ClientFactory:
 
 @pytest.fixture(scope="session")
 def usual_api(redis_url: str, worker: object) -> Iterator[str]:
-    """The API as it comes, with a worker behind it: started once, since most tests ask no more of it."""
+    """The API with its defaults and a worker, for all tests that change neither."""
     with _running(Settings(redis_url=redis_url, heartbeat_period=BEAT)) as url:
         yield url
 
