@@ -3,7 +3,7 @@
     python -m benchmarks.engine [--device auto] [--rounds 5] [--checkpoint checkpoints/dogs64.safetensors]
 
 Without a checkpoint: a 64×64 generator of width 32 with random weights. The rows take turns, --rounds times,
-so that a noisy machine is noisy to all of them. Pixels come back to the host in every row; PNGs are not made.
+so that all share the noise of the machine. Every row brings its pixels back to the host; none makes PNGs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main(
 
 
 def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
-    """What is compared: a way to make images, its batch, and how many threads call it at once."""
+    """Name -> (a way to make images, its batch, the threads that call it at once)."""
     live = load_generator(path).generator.to(device)
     folded = live.folded().to(memory_format=torch.channels_last)
     spectral_normalise(live.requires_grad_(False).eval())  # as a checkpoint in training has it
@@ -147,7 +147,7 @@ def _images_a_second(make: Make, batch: int, lanes: int, seconds: float) -> floa
 
 
 def _floor(path: Path, device: torch.device) -> None:
-    """Print what the products of one image cost at the rate of a large matrix product."""
+    """Print the products of one image, and how many images a second the rate of a large product allows."""
     network = load_generator(path).generator.folded()
     z, y = torch.zeros(1, network.config.latent), torch.zeros(1, dtype=torch.long)
     counts = []
