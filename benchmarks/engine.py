@@ -35,7 +35,7 @@ from model.layers import spectral_normalise
 from worker.engine import Engine, ThreadBudget, choose_device, choose_exact_kernels
 
 WIDE = 16  # images of the plain network's batch
-Make = Callable[[int], object]  # makes so many images and returns when they are on the host
+Make = Callable[[int], object]  # number of images -> returns when they are on the host
 
 
 def main(
@@ -142,7 +142,7 @@ def _images_a_second(make: Make, batch: int, lanes: int, seconds: float) -> floa
         lane(0)
     else:
         with ThreadPoolExecutor(lanes) as pool:
-            list(pool.map(lane, range(lanes)))  # raises what a lane has raised
+            list(pool.map(lane, range(lanes)))  # raises a lane's exception
     return sum(made) / (time.perf_counter() - began)
 
 

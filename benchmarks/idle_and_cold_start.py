@@ -74,7 +74,7 @@ class Service:
         return datetime.strptime(stamp[0], "%Y-%m-%d %H:%M:%S,%f").timestamp() - self.began
 
     def parts(self) -> dict[str, psutil.Process]:
-        """Its processes, by what they are."""
+        """Its processes by part."""
         api = psutil.Process(self.process.pid)
         children = {"worker" if "worker" in child.cmdline() else "Redis": child for child in api.children()}
         return {"API": api, **children}

@@ -3,8 +3,8 @@
     python -m benchmarks.train_step [--recipe cifar10-cpu] [--batch 64] [--device auto] [--threads 1]
 
 Each row is a process of its own, which keeps its state; they take turns, --rounds times, so that a noisy
-machine is noisy to all of them. Every row adds one thing to the row above. Images are random: nothing that is
-timed depends on what they show.
+machine is noisy to all of them. Every row adds one thing to the row above. Images are random, as no time
+depends on their content.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 client: kept connections over an asyncio Protocol, answers parsed by httptools.
 
 A load generator shares its processors with the service it measures. This client takes 0.1 ms of CPU a
-request, httpx 3 to 8 ms, which is what an image costs the service (docs/decisions/load-generator.md).
+request, httpx 3 to 8 ms; an image costs the service 4 to 6 (docs/decisions/load-generator.md).
 """
 
 from __future__ import annotations

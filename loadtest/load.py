@@ -138,7 +138,7 @@ class Result:
 
     @property
     def latencies(self) -> Floats:
-        """Sorted seconds of the requests whose kind is in WAITED, timeouts and 202s with what they waited.
+        """Sorted seconds of the requests whose kind is in WAITED; a timeout and a 202 count their wait.
 
         Other errors are in `counts` alone: one that came at once would flatter the rest.
         """

@@ -28,7 +28,7 @@ STYLE: Final[Mapping[Any, Any]] = {
 
 def draw(title: str, results: Sequence[Result]) -> bytes:
     """An SVG of two charts with a line for each result. The same results give the same bytes."""
-    import matplotlib as mpl  # takes a second: nobody who draws nothing waits for it
+    import matplotlib as mpl  # takes a second, which every `sagan bench` would wait for
     from cycler import cycler
     from matplotlib.figure import Figure
 

@@ -41,7 +41,7 @@ from loadtest.load import GOOD, Clients, Result, Target, measure, percentile
 from serve.private_redis import free_port, server_command
 
 PATIENCE = 120.0  # seconds that a contender may take to its first image
-WARM_UP = 2.0  # seconds of load before what is measured
+WARM_UP = 2.0  # seconds of load before the measured time
 JOB = 64  # images of a large job
 QUIET = 0.15  # cores that others may take during a measurement
 ATTEMPTS = 3
@@ -150,7 +150,7 @@ def turn(
 def undisturbed(once: Callable[[], Row]) -> Row:
     """A measurement with less than QUIET cores taken by others, or the quietest of ATTEMPTS.
 
-    Who takes them has nothing to do with what is measured, so the choice favours nobody.
+    Others take cores independently of the contender, so the choice favours none.
     """
     rows: list[Row] = []
     while len(rows) < ATTEMPTS and not (rows and _disturbance(rows[-1]) < QUIET):

@@ -1,9 +1,9 @@
 """How far the queue alone carries: workers that sleep instead of making images, and Redis by itself.
 
     python -m benchmarks.scale_out workers [--rounds 3]     throughput of 1, 2, 4 and 8 workers
-    python -m benchmarks.scale_out broker                   what Redis spends on a job, and its ceiling
+    python -m benchmarks.scale_out broker                   Redis' CPU a job, and its ceiling
     python -m benchmarks.scale_out depth                    submission, memory and priority at a depth
-    python -m benchmarks.scale_out faults                   what becomes of jobs while much is killed
+    python -m benchmarks.scale_out faults                   jobs while workers and Redis are killed
 
 Each starts a Redis of its own. A sleeping worker is `sagan worker` in all but its engine.
 """

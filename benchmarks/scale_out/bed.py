@@ -81,14 +81,14 @@ class Bed:
         }
 
     def start_workers(self, workers: int) -> None:
-        """Start workers until there are so many."""
+        """Start workers up to the number `workers`."""
         with (self.folder / "workers.log").open("ab") as log:
             while len(self.workers) < workers:
                 command = [sys.executable, "-m", "benchmarks.scale_out", "sleeper"]
                 self.workers.append(subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=log, stderr=log))
 
     def grow(self, workers: int) -> None:
-        """Start workers until there are so many, and wait for the signs of life of all."""
+        """Start workers up to the number `workers`, and wait for the first heartbeat of each."""
         self.start_workers(workers)
         while self.redis.zcard(scripts.Keys(self.settings.namespace).workers) < workers:
             assert all(worker.poll() is None for worker in self.workers), "a worker died"
@@ -121,7 +121,7 @@ def _child(*names: str) -> psutil.Process:
 
 
 def cpu_seconds(processes: Sequence[psutil.Process]) -> float:
-    """Seconds of CPU that they took so far, user and system."""
+    """Seconds of CPU of the processes so far, user and system."""
     times = [process.cpu_times() for process in processes]
     return float(sum(one.user + one.system for one in times))
 

@@ -28,10 +28,10 @@ def depth(
     depths: Annotated[str, typer.Option(help="Jobs that wait, comma-separated, growing")] = "0,10000,100000",
     requests: Annotated[int, typer.Option(min=100)] = 500,
 ) -> None:
-    """What a submission takes at a depth, in HTTP to the API's process; and what the depth costs.
+    """Time of a submission over HTTP while many jobs wait, and the cost of those jobs.
 
-    A worker is alive; its forwards of 8 last a second, so that the queue stays as deep as it is. `next`: how
-    many images came before that of a job of priority 9.
+    A worker is alive; its forwards of 8 last a second, so that the depth hardly changes. `next`: the
+    images made before that of a job of priority 9.
     """
     with started() as bed, ExitStack() as stack:
         port = free_port()
@@ -40,9 +40,8 @@ def depth(
             api = subprocess.Popen(command, env=bed.env, cwd=ROOT, stdout=log, stderr=log)
         stack.callback(end, api, 10)
         bed.grow(1)
-        fill(
-            bed.settings, ROWS, 1.0
-        )  # the worker learns its pace, by which it takes no more than it can make
+        # a worker takes no more jobs than its pace allows: let it learn that pace
+        fill(bed.settings, ROWS, 1.0)
         while bed.ended() < ROWS:
             sleep(0.1)
         client = Client(Address("127.0.0.1", port, secure=False, path=""))
@@ -69,7 +68,7 @@ def _waiting(bed: Bed) -> int:
 
 
 async def _submit(client: Client, requests: int) -> list[float]:
-    """Seconds of each of so many POSTs, one after the other."""
+    """Seconds of each POST, one after the other."""
     headers = {"Content-Type": "application/json"}
     asked = client.request("POST", "/generate/0", headers, b'{"truncation": 1.0}')
     took = []
@@ -89,7 +88,7 @@ async def _submit(client: Client, requests: int) -> list[float]:
 
 
 def _sweep(bed: Bed) -> tuple[float, float]:
-    """Milliseconds of what a sweeper's pass reads, and of the full reading when a message is missing."""
+    """Milliseconds of a sweeper's usual pass, and of the full reading when a message is missing."""
     store = WorkerStore(bed.settings, "benchmark", lambda: False)
     began = perf_counter()
     in_hand = store.in_hand()

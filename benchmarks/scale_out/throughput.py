@@ -53,7 +53,7 @@ def _drain(bed: Bed, jobs: int, seconds: float) -> tuple[float, float, float]:
     before = bed.ended()
     processes = [psutil.Process(worker.pid) for worker in bed.workers]
     for process in processes:
-        process.suspend()  # some are faster than whoever fills the queue
+        process.suspend()  # fast workers would empty the queue while it is filled
     fill(bed.settings, jobs, seconds)
     for process in processes:
         process.resume()

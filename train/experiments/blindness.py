@@ -1,7 +1,7 @@
 """Spatial blindness: which measure sees disorder first? Real images are disturbed; nothing is trained.
 
 A split cuts the data into two random halves. `samples` images of one are the reference, as many of the other
-are measured. Several splits as they are give each measure's undisturbed mean and spread. A measure sees a
+are measured. Several undisturbed splits give each measure's mean and spread. A measure sees a
 disturbance where it lies more than THRESHOLD spreads on the worse side of that mean.
 """
 
