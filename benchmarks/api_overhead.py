@@ -1,11 +1,11 @@
-"""CPU a request of the API alone, its store replaced by one in memory, beside the least that could answer it.
+"""CPU a request of the API alone, on a store in memory, beside the least that could answer the request.
 
     python -m benchmarks.api_overhead [--requests 4000] [--rounds 5] [--clients 8] [--only POST]
 
-The floors send the same bytes for the same requests: a bare ASGI function, and a bare FastAPI app whose
-routes read the same path and body. Each row is a server of its own (uvicorn as `sagan api` starts it); they
-take turns. Counted is what the server's process used of the CPU, user and system, so that the load generator
-is not in it. Connections are kept alive.
+The floors answer the same requests with the same bytes: a bare ASGI function, and a bare FastAPI app whose
+routes read the same path and body. Each row is a server of its own (uvicorn as `sagan api` starts it), and
+the rows take turns. The figure is the CPU of the server's process, user and system, without the load
+generator. Connections are kept alive.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ QUESTIONS = {
 
 
 class InMemory(JobClient):
-    """A store with one job in it, always just finished, that asks nobody."""
+    """A store of one job that has just ended."""
 
     def __init__(self) -> None:
         pass
@@ -168,7 +168,7 @@ def main(
     clients: Annotated[int, typer.Option(help="Connections", min=1)] = 8,
     only: Annotated[str, typer.Option(help="Questions whose name has this")] = "",
 ) -> None:
-    """Prints a table: µs of CPU a request, median and range of the rounds, and the ratio to bare FastAPI."""
+    """Print µs of CPU a request, median and range of the rounds, and the ratio to bare FastAPI."""
     servers = {row: start(row) for row in ROWS}
     questions = {name: question for name, question in QUESTIONS.items() if only in name}
     for server in servers.values():

@@ -1,10 +1,9 @@
-"""Where the CPU time of an image goes: each thread of the service, for single images under load.
+"""CPU time of an image by thread of the service, for single images under load.
 
     python -m benchmarks.cpu_by_thread images [--engine plain|own] [--clients 1,8,32] [--seconds 6]
 
-The service of `sagan serve` on the peers' network, with its engine switched to the plain one or with its own.
-Milliseconds of CPU an image, from the scheduler's own count of each thread (Linux), which the worker names to
-the system here.
+`sagan serve` on the peers' network, with the plain engine or its own. Milliseconds of CPU an image, as
+Linux's scheduler counts them for each thread; the worker names its threads to the system here.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,7 +42,8 @@ PARTS = {
     "Redis": "Redis",
     "load": "load generator",
 }
-PR_SET_NAME = 15
+PR_SET_NAME = 15  # prctl's option
+MODULE = "benchmarks.cpu_by_thread"
 
 app = typer.Typer(add_completion=False)
 
@@ -56,7 +57,7 @@ def worker(engine: str) -> None:
         ctypes.CDLL(None).prctl(PR_SET_NAME, thread.name.encode()[:15], 0, 0, 0)
         run(thread)
 
-    threading.Thread.run = named
+    threading.Thread.run = named  # type: ignore[method-assign,assignment]
     ctypes.CDLL(None).prctl(PR_SET_NAME, b"MainThread", 0, 0, 0)
     from benchmarks.peers.plain_worker import load
     from worker.engine import load_engines
@@ -71,7 +72,7 @@ def serve(port: int, engine: str) -> None:
     """The service with that worker."""
     from serve.supervisor import run
 
-    raise typer.Exit(run(port, worker_command=[sys.executable, __file__, "worker", engine]))
+    raise typer.Exit(run(port, worker_command=[sys.executable, "-m", MODULE, "worker", engine]))
 
 
 @app.command()
@@ -88,7 +89,7 @@ def images(
         write_checkpoint(Path(folder))
         port = free_port()
         process = subprocess.Popen(
-            [sys.executable, __file__, "serve", str(port), engine],
+            [sys.executable, "-m", MODULE, "serve", str(port), engine],
             env={**os.environ, "SAGAN_CHECKPOINTS": folder, "SAGAN_STATE_DIR": f"{folder}/state"},
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.DEVNULL,
@@ -117,7 +118,7 @@ async def _measure(
     asked = target(port, 1)
     await ready(process, Client(asked.address))
     found: dict[int, list[dict[str, float]]] = {count: [] for count in counts}
-    await measure(asked, Clients(8), 3)  # what is tried and compiled beside the first jobs
+    await measure(asked, Clients(8), 3)  # the first jobs share the CPU with trials and compilation
     for _ in range(rounds):
         for count in counts:
             before, own = _spent(process.pid), _of(os.getpid(), lambda name: "load")
@@ -133,8 +134,7 @@ def _spent(api: int) -> Counter[str]:
     """Nanoseconds of CPU so far, by part."""
     spent = _of(api, lambda name: "API")
     for child in psutil.Process(api).children():
-        ours = str(Path(__file__).name) in " ".join(child.cmdline())
-        spent += _of(child.pid, _part if ours else lambda name: "Redis")
+        spent += _of(child.pid, _part if MODULE in child.cmdline() else lambda name: "Redis")
     return spent
 
 
@@ -143,7 +143,7 @@ def _part(thread: str) -> str:
     return name if name in PARTS else "others"
 
 
-def _of(process: int, part: Any) -> Counter[str]:
+def _of(process: int, part: Callable[[str], str]) -> Counter[str]:
     spent: Counter[str] = Counter()
     for task in Path(f"/proc/{process}/task").iterdir():
         try:

@@ -3,7 +3,7 @@
     python -m benchmarks.engine [--device auto] [--rounds 5] [--checkpoint checkpoints/dogs64.safetensors]
 
 Without a checkpoint: a 64×64 generator of width 32 with random weights. The rows take turns, --rounds times,
-so that a noisy machine is noisy to all of them. Pixels come back to the host in every row; PNGs are not made.
+so that all share the noise of the machine. Every row brings its pixels back to the host; none makes PNGs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from model.layers import spectral_normalise
 from worker.engine import Engine, ThreadBudget, choose_device, choose_exact_kernels
 
 WIDE = 16  # images of the plain network's batch
-Make = Callable[[int], object]  # makes so many images and returns when they are on the host
+Make = Callable[[int], object]  # number of images -> returns when they are on the host
 
 
 def main(
@@ -66,7 +66,7 @@ def main(
 
 
 def _rows(path: Path, device: torch.device) -> dict[str, tuple[Make, int, int]]:
-    """What is compared: a way to make images, its batch, and how many threads call it at once."""
+    """Name -> (a way to make images, its batch, the threads that call it at once)."""
     live = load_generator(path).generator.to(device)
     folded = live.folded().to(memory_format=torch.channels_last)
     spectral_normalise(live.requires_grad_(False).eval())  # as a checkpoint in training has it
@@ -142,12 +142,12 @@ def _images_a_second(make: Make, batch: int, lanes: int, seconds: float) -> floa
         lane(0)
     else:
         with ThreadPoolExecutor(lanes) as pool:
-            list(pool.map(lane, range(lanes)))  # raises what a lane has raised
+            list(pool.map(lane, range(lanes)))  # raises a lane's exception
     return sum(made) / (time.perf_counter() - began)
 
 
 def _floor(path: Path, device: torch.device) -> None:
-    """Print what the products of one image cost at the rate of a large matrix product."""
+    """Print the products of one image, and how many images a second the rate of a large product allows."""
     network = load_generator(path).generator.folded()
     z, y = torch.zeros(1, network.config.latent), torch.zeros(1, dtype=torch.long)
     counts = []

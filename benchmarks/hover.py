@@ -1,12 +1,12 @@
 """Frames and script time of the page while the pointer moves over an image with its attention map.
 
-    python -m benchmarks.hover [--url http://127.0.0.1:8000/] [--model dogs64] [--seconds 6] [--svg hover.svg]
+    python -m benchmarks.hover [--url http://127.0.0.1:8000/] [--model dogs64] [--seconds 6]
 
-A real Chromium, driven by Playwright, opens the link of an image and waits for the map; then a pointer runs
-over the picture. Frame intervals are those of requestAnimationFrame; script is what handlers and animation
-frames took of the CPU, layout that they forced included, out of the browser's own trace (CDP). Without a GPU
-the browser composes its frames with the CPU, among all else that runs there: script is what the page costs.
-Without --url the whole service is started, on a fresh folder.
+Playwright drives a real Chromium: it opens the link of an image, waits for the map and moves a pointer over
+the picture. Frame intervals are those of requestAnimationFrame. Script is the CPU time of handlers and
+animation frames, with the layout they force, from the browser's own trace (CDP). Without a GPU the browser
+composes its frames on the CPU, beside everything else that runs there; script is what the page itself costs.
+Without --url a service is started on a fresh folder.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parent.parent
 BUDGET = 1000 / 60  # ms a frame
-PAUSE = 8.0  # ms between two moves, as of a mouse of 125 Hz; the browser takes them a frame at a time
+PAUSE = 8.0  # ms between two moves, as of a mouse of 125 Hz; the browser handles them once a frame
 HANDLERS = frozenset({"pointermove", "mousemove", "pointerover", "mouseover", "pointerenter", "mouseenter"})
 
-# Keeps the times of all frames in `frames` from `start()` to `stop()`.
+# Keeps the times of all frames from `start()` to `stop()`, which returns them.
 RECORDER = """
 window.frames_seen = [];
 window.start = () => {
@@ -78,7 +78,7 @@ def launch(playwright: Any) -> Browser:
 
 
 def run_over(page: Page, seconds: float) -> int:
-    """Moves the pointer over the picture on a slow spiral; returns the number of moves."""
+    """Move the pointer over the picture on a slow spiral; the number of moves."""
     box = page.locator("#stage").bounding_box()
     assert box is not None
     began, moves = time.perf_counter(), 0
@@ -92,7 +92,7 @@ def run_over(page: Page, seconds: float) -> int:
 
 
 def scripts(trace: bytes) -> list[float]:
-    """CPU time of the script of each frame that drew: its handlers and its animation frames, ms."""
+    """Script of each frame that drew, its handlers and its animation frames: ms of CPU."""
     events = json.loads(trace)["traceEvents"]
     spans: list[tuple[float, str, float]] = []
     for event in events:
@@ -119,49 +119,15 @@ def quantiles(values: Sequence[float]) -> str:
     return f"{statistics.median(values):8.2f}{cuts[18]:8.2f}{max(values):8.2f}"
 
 
-def drawn(intervals: Sequence[float], script: Sequence[float], title: str) -> str:
-    """SVG: frame intervals and script time, one dot a frame, with the line of 60 frames a second."""
-    width, height, left, foot, top = 760, 260, 40, 30, 34
-    high = 50.0  # ms; more is drawn at the edge
-
-    def dots(values: Sequence[float], colour: str) -> str:
-        step = (width - left - 10) / max(len(values), 1)
-        return "".join(
-            f'<circle cx="{left + index * step:.1f}" cy="{down(value):.1f}" r="1.4" fill="{colour}"/>'
-            for index, value in enumerate(values)
-        )
-
-    def down(value: float) -> float:
-        return height - foot - min(value, high) / high * (height - foot - top)
-
-    lines = "".join(
-        f'<line x1="{left}" x2="{width - 10}" y1="{down(ms):.1f}" y2="{down(ms):.1f}" stroke="#ddd"/>'
-        f'<text x="{left - 6}" y="{down(ms) + 4:.1f}" text-anchor="end">{ms}</text>'
-        for ms in (0, 10, 20, 30, 40, 50)
-    )
-    budget = down(BUDGET)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="11">'
-        f'<rect width="{width}" height="{height}" fill="#fff"/><text x="{left}" y="16">{title}</text>{lines}'
-        f'<line x1="{left}" x2="{width - 10}" y1="{budget:.1f}" y2="{budget:.1f}" stroke="#c00" '
-        f'stroke-dasharray="4 3"/>{dots(intervals, "#0072b2")}{dots(script, "#d55e00")}'
-        f'<text x="{left}" y="{height - 8}">ms; <tspan fill="#0072b2">between frames</tspan>, '
-        '<tspan fill="#d55e00">script of a frame</tspan>, <tspan fill="#c00">60 frames a second</tspan>'
-        "</text></svg>\n"
-    )
-
-
 def main(
     url: Annotated[str | None, typer.Option(help="A running service; unless told, one is started")] = None,
     model: Annotated[str, typer.Option(help="One with attention")] = "dogs64",
     seconds: Annotated[float, typer.Option(help="How long the pointer moves", min=1)] = 6,
-    svg: Annotated[Path | None, typer.Option(help="Where to draw the trace")] = None,
 ) -> None:
-    """Prints quantiles of frame intervals and script time, and perhaps draws them."""
+    """Print quantiles of frame intervals and script time."""
     if url is None:
         with service() as started:
-            return main(started, model, seconds, svg)
+            return main(started, model, seconds)
     with urllib.request.urlopen(f"{url}models/{model}") as answer:
         first = json.load(answer)["classes"][0]["name"]
     with sync_playwright() as playwright:
@@ -170,7 +136,7 @@ def main(
         page.add_init_script(RECORDER)
         page.goto(f"{url}?{urlencode({'model': model, 'class': first, 'seed': 1, 'image': 0})}")
         page.locator("#gate").wait_for()
-        run_over(page, 1)  # the map has been drawn, and the code compiled
+        run_over(page, 1)  # the map is drawn and the code compiled before anything counts
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         browser.start_tracing(page=page, categories=["devtools.timeline"])
@@ -190,10 +156,6 @@ def main(
     typer.echo(f"{'ms':24}{'p50':>8}{'p95':>8}{'max':>8}")
     typer.echo(f"{'between two frames':24}{quantiles(intervals)}   ({on_time:.1%} without a missed one)")
     typer.echo(f"{'script of a frame':24}{quantiles(script)}   ({len(script)} frames drew)")
-    if svg is not None:
-        svg.write_text(
-            drawn(intervals, script, f"{model}, Chromium {version}, {os.cpu_count()} cores, no GPU")
-        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The embedded service with nobody asking: what it takes of the CPU, and how soon it answers the first.
+"""The embedded service without clients: its CPU at rest, and the seconds to its first image.
 
     python -m benchmarks.idle_and_cold_start idle [--seconds 60]
     python -m benchmarks.idle_and_cold_start cold [--rounds 5]
@@ -29,7 +29,7 @@ import typer
 from serve.private_redis import end, free_port
 
 ROOT: Final = Path(__file__).parent.parent
-# as for whoever installs it: the second start finds byte code
+# an installed service finds byte code from its second start on
 ENV: Final = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
@@ -53,7 +53,7 @@ class Service:
             )
 
     def asked(self) -> bytes:
-        """Ask for an image until there is one; its PNG."""
+        """Ask for an image until one comes; its PNG."""
         headers = {"Prefer": "wait=30", "Accept": "image/png", "Content-Type": "application/json"}
         request = Request(f"http://127.0.0.1:{self.port}/generate/0", b"{}", headers)
         while True:
@@ -74,7 +74,7 @@ class Service:
         return datetime.strptime(stamp[0], "%Y-%m-%d %H:%M:%S,%f").timestamp() - self.began
 
     def parts(self) -> dict[str, psutil.Process]:
-        """Its processes, by what they are."""
+        """Its processes by part."""
         api = psutil.Process(self.process.pid)
         children = {"worker" if "worker" in child.cmdline() else "Redis": child for child in api.children()}
         return {"API": api, **children}
@@ -92,7 +92,7 @@ def _service() -> Iterator[Service]:
 
 @app.command()
 def idle(seconds: Annotated[float, typer.Option(min=1)] = 60) -> None:
-    """Share of a core that each part takes, user and system, after its first image and ten seconds' rest."""
+    """Share of a core that each part takes, user and system, ten seconds after the first image."""
     with _service() as service:
         service.asked()
         sleep(10)
@@ -108,9 +108,9 @@ def idle(seconds: Annotated[float, typer.Option(min=1)] = 60) -> None:
 
 @app.command()
 def cold(rounds: Annotated[int, typer.Option(min=1)] = 5) -> None:
-    """Seconds from the command to the first PNG, and to what the worker says on its way.
+    """Seconds from the command to the first PNG, and to the worker's lines on the way.
 
-    One start before those that count brings files and byte code into memory.
+    One start before the ones that count brings files and byte code into memory.
     """
     marks: dict[str, list[float]] = {}
     with _service() as service:

@@ -1,10 +1,11 @@
-"""What a benchmark says of the machine it ran on, and what that machine can do at best."""
+"""The machine of a benchmark: its name, who else uses it, and the most it can do."""
 
 from __future__ import annotations
 
 import os
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ def described(device: torch.device) -> str:
 
 
 def neighbours(seconds: float = 1.0) -> float:
-    """Cores that other processes keep busy right now; call it before starting anything. Linux, else NaN."""
+    """Cores that other processes keep busy now; NaN where there is no /proc. Call it before starting any."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return float("nan")
@@ -51,13 +52,13 @@ def copy_rate(device: torch.device) -> float:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device is done with all it was given."""
+    """Wait until the device has done all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _best(work: object, device: torch.device) -> float:
-    assert callable(work)
+def _best(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the fastest of ten calls."""
     times = []
     for _ in range(10):
         wait(device)

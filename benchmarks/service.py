@@ -9,7 +9,7 @@ from loadtest.client import Client
 
 
 async def ready(service: subprocess.Popen[bytes], client: Client) -> None:
-    """Return when a worker of it is there with its model."""
+    """Wait until the service has a worker with its model."""
     asked = client.request("GET", "/health/ready", {})
     while True:
         try:

@@ -1,11 +1,11 @@
-"""Memory of the embedded service over many jobs of one image: it grows for one TTL window, and then no more.
+"""Memory of the embedded service over many jobs of one image: it grows for one window of TTLs, then no more.
 
     python -m benchmarks.soak [--jobs 50000] [--ttl 20] [--clients 16] [--out docs/images/memory.svg]
 
-`sagan serve` as it ships, with a small network of random weights, so that the jobs and not the forwards take
-the time. Images live for --ttl seconds and records as long again: the window. Each second it notes resident
-memory of the API's and the worker's process and Redis' used_memory, in a .csv beside the picture. A short run
-(--jobs 5000 --ttl 5) tells what a job costs each of them.
+`sagan serve` as it ships, with a small network of random weights, so that the time goes into the jobs and not
+into the forwards. Images live for --ttl seconds and records as long again: the window. A sample a second
+holds the resident memory of the API's and the worker's process and Redis' used_memory; the samples are
+written as .csv beside the picture. A short run (--jobs 5000 --ttl 5) shows the CPU of a job.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from redis.asyncio import Redis
 
 from benchmarks.service import ready
 from loadtest.client import Address, Client
-from loadtest.picture import HEIGHT, WIDTH, chart, round_places
+from model.checkpoint import save_generator
+from model.config import ModelConfig
+from model.generator import Generator
 from serve.private_redis import PrivateRedis, end, free_port
-from tests.support.networks import random_checkpoint
+from train.experiments.charts import Axes, Line, chart
 
 ROOT = Path(__file__).parent.parent
 PARTS = ("API", "worker", "Redis")
@@ -52,7 +54,7 @@ class Service:
     """`sagan serve` on a Redis whose memory can be asked for."""
 
     def __init__(self, folder: Path, ttl: int) -> None:
-        random_checkpoint(folder / "checkpoints" / "tiny.safetensors", ("cat", "dog"), attention=())
+        _write_checkpoint(folder / "checkpoints" / "tiny.safetensors")
         self.redis = PrivateRedis(folder / "redis")
         self.redis.start()
         self.address = Address("127.0.0.1", free_port(), secure=False, path="")
@@ -73,18 +75,18 @@ class Service:
         self._asked = Redis.from_url(self.redis.url)
 
     async def ready(self, client: Client) -> None:
-        """Return when a worker with its model is there."""
+        """Wait for a worker with its model."""
         await ready(self._process, client)
         self._worker = next(p for p in self._api.children() if "worker" in p.cmdline())
 
     async def sample(self, seconds: float, jobs: int) -> Sample:
-        """Raises psutil.NoSuchProcess if one of them has died."""
+        """The memory now. Raises psutil.NoSuchProcess if a process has died."""
         redis: Any = await self._asked.info("memory")
         api, worker = self._api.memory_info().rss, self._worker.memory_info().rss
         return Sample(seconds, jobs, api, worker, int(redis["used_memory"]))
 
     def cpu(self) -> list[float]:
-        """Seconds of CPU that API, worker and Redis took since they started."""
+        """Seconds of CPU of API, worker and Redis since their start."""
         redis = next(p for p in psutil.Process().children() if p.pid != self._api.pid)
         times = [process.cpu_times() for process in (self._api, self._worker, redis)]
         return [one.user + one.system for one in times]
@@ -95,10 +97,7 @@ class Service:
 
 
 async def soak(service: Service, jobs: int, clients: int) -> tuple[list[Sample], list[float]]:
-    """So many jobs by so many clients that each wait for their PNG.
-
-    A sample a second; and seconds of CPU that API, worker and Redis took.
-    """
+    """A sample a second while `clients` ask for `jobs` PNGs, and seconds of CPU of API, worker and Redis."""
     client = Client(service.address)
     await service.ready(client)
     headers = {"Content-Type": "application/json", "Prefer": "wait=30", "Accept": "image/png"}
@@ -126,11 +125,11 @@ async def soak(service: Service, jobs: int, clients: int) -> tuple[list[Sample],
 
 
 def summary(samples: list[Sample], window: float) -> str:
-    """How much each part grew once the window was full: medians of the first and last quarter after that."""
+    """Growth of each part once the window was full: medians of the first and last quarter after that."""
     steady = [sample for sample in samples if sample.seconds >= 1.5 * window]
     quarter = max(1, len(steady) // 4)
     if len(steady) < 8:
-        return f"The run was too short: nothing can be said before {1.5 * window:.0f} s and 8 samples."
+        return f"The run was too short: growth needs 8 samples after {1.5 * window:.0f} s."
     first, last = steady[:quarter], steady[-quarter:]
     between = statistics.median(s.jobs for s in last) - statistics.median(s.jobs for s in first)
     lines = [f"{'':8}{'at first':>10}{'at last':>10}{'growth':>10}   MB; {between:.0f} jobs lie between"]
@@ -140,23 +139,30 @@ def summary(samples: list[Sample], window: float) -> str:
     return "\n".join(lines)
 
 
-def draw(samples: list[Sample], ttl: int) -> str:
+def draw(samples: list[Sample], ttl: int) -> bytes:
     """An SVG: MB against jobs, a line a part."""
-    step = max(1, len(samples) // 300)
-    chosen = samples[::step]
-    lines = [[(s.jobs / 1000, astuple(s)[place] / 1e6) for s in chosen] for place in range(2, 5)]
-    xs = round_places(max(x for line in lines for x, _ in line))
-    ys = round_places(max(y for line in lines for _, y in line))
-    title = f"Memory over {samples[-1].jobs} jobs in {samples[-1].seconds:.0f} s, images kept {ttl} s"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-        f'height="{HEIGHT}" role="img" font-family="system-ui, sans-serif" font-size="12">',
-        f"<title>{title}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        *chart(title, "thousand jobs", "MB", xs, ys, PARTS, lines),
-        "</svg>",
+    chosen = samples[:: max(1, len(samples) // 300)]
+    lines = [
+        Line(name, [(s.jobs / 1000, astuple(s)[place] / 1e6) for s in chosen])
+        for place, name in enumerate(PARTS, 2)
     ]
-    return "\n".join(parts) + "\n"
+    title = f"Memory over {samples[-1].jobs:,} jobs in {samples[-1].seconds:.0f} s, images kept {ttl} s"
+    return chart(title, Axes("thousand jobs", "MB"), lines)
+
+
+def _write_checkpoint(path: Path) -> None:
+    """A 32-pixel network of random weights; its forwards take next to nothing."""
+    widths = (16,) * 4
+    config = ModelConfig(
+        resolution=32,
+        classes=2,
+        generator_widths=widths,
+        discriminator_widths=widths,
+        generator_attention=(),
+        discriminator_attention=(),
+        latent=32,
+    )
+    save_generator(path, Generator(config), ("cat", "dog"))
 
 
 def main(
@@ -165,7 +171,7 @@ def main(
     clients: Annotated[int, typer.Option(help="Connections", min=1)] = 16,
     out: Annotated[Path, typer.Option(help="The picture; its .csv goes beside it")] = Path("memory.svg"),
 ) -> None:
-    """Prints how much API, worker and Redis grew after the first window and a half."""
+    """Print the growth of API, worker and Redis after the first window and a half."""
     with tempfile.TemporaryDirectory() as folder:
         service = Service(Path(folder), ttl)
         try:
@@ -176,7 +182,7 @@ def main(
         writer = csv.writer(file)
         writer.writerow(["seconds", "jobs", "api_rss", "worker_rss", "redis_used_memory"])
         writer.writerows([round(s.seconds, 2), *astuple(s)[1:]] for s in samples)
-    out.write_text(draw(samples, ttl))
+    out.write_bytes(draw(samples, ttl))
     typer.echo(f"{samples[-1].jobs} jobs in {samples[-1].seconds:.0f} s; ms of CPU a job: ", nl=False)
     typer.echo(", ".join(f"{name} {1e3 * spent / jobs:.2f}" for name, spent in zip(PARTS, cpu, strict=True)))
     typer.echo(summary(samples, 2 * ttl))

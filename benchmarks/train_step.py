@@ -3,8 +3,8 @@
     python -m benchmarks.train_step [--recipe cifar10-cpu] [--batch 64] [--device auto] [--threads 1]
 
 Each row is a process of its own, which keeps its state; they take turns, --rounds times, so that a noisy
-machine is noisy to all of them. Every row adds one thing to the row above. Images are random: nothing that is
-timed depends on what they show.
+machine is noisy to all of them. Every row adds one thing to the row above. Images are random, as no time
+depends on their content.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def random_pack(resolution: int) -> Pack:
 
 
 def build(row: Row, recipe: Recipe, device: torch.device) -> TrainingState:
-    """The step of a row. Changes this process for good: call it once."""
+    """The training state of a row. It changes this process for good: call it once."""
     if not row.channels_last:
-        torch.channels_last = torch.contiguous_format  # type: ignore[assignment]  # whoever asks for it
+        torch.channels_last = torch.contiguous_format  # for every caller of it
     if not row.merged:
         _unmerge()
     execution = Execution(compile=row.compile, graph=row.graph)
@@ -103,7 +103,7 @@ def serve_row(
     device: torch.device,
     threads: int,
 ) -> None:
-    """A row's process: builds, warms up, then makes as many steps as it is told to, and says how long."""
+    """A row's process: build, warm up, then answer each number of steps with the seconds a step took."""
     torch.set_num_threads(threads)
     recipe = read_recipe(recipe_name, {**settings, "optimisation.precision": row.precision})
     started = time.perf_counter()
@@ -124,11 +124,11 @@ def serve_row(
         pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-class Traffic(TorchDispatchMode):
-    """Bytes that matrix products and convolutions must read and write, all between them being fused away."""
+class Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes that matrix products and convolutions read and write; all between them counts as fused."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(
@@ -145,7 +145,7 @@ class Traffic(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class Floor:
-    """What a step must do."""
+    """The work that no step can avoid."""
 
     plain: int  # floating-point operations of the plain network
     merged: int  # and of ours
@@ -153,7 +153,7 @@ class Floor:
 
 
 def count(recipe: Recipe, device: torch.device) -> Floor:
-    """Counts a step of ours and one of the plain network; changes this process for good."""
+    """Count a step of ours and one of the plain network. It changes this process for good."""
     state = build(Row("ours"), recipe, device)
     state.advance()  # Adam's first allocations
     with FlopCounterMode(display=False) as ours, Traffic() as traffic:
@@ -172,7 +172,7 @@ def count(recipe: Recipe, device: torch.device) -> Floor:
 def started(
     all_rows: Sequence[Row], *arguments: Any
 ) -> Iterator[list[tuple[Row, multiprocessing.connection.Connection, float]]]:
-    """Every row's process, one after the other, with the seconds its start took."""
+    """The process of every row, with its pipe and the seconds of its start."""
     context = multiprocessing.get_context("spawn")
     running, processes = [], []
     try:

@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False)
 Figures = dict[str, list[float]]  # figure -> its value in each round
 
 
-class QoS(redis.QoS):  # type: ignore[misc]
+class QoS(redis.QoS):
     """kombu's, for one thread alone: this hands it the acknowledgements of other threads."""
 
     def ack(self, delivery_tag: str) -> None:
@@ -49,19 +49,19 @@ class QoS(redis.QoS):  # type: ignore[misc]
         self.channel.connection.loop.call_soon(super().ack, delivery_tag)
 
 
-class Channel(redis.Channel):  # type: ignore[misc]
+class Channel(redis.Channel):
     """kombu's, with that QoS."""
 
     QoS = QoS
 
 
-class Transport(redis.Transport):  # type: ignore[misc]
+class Transport(redis.Transport):
     """kombu's, with that QoS."""
 
     Channel = Channel
 
     def register_with_event_loop(self, connection: Any, loop: Any) -> None:
-        super().register_with_event_loop(connection, loop)
+        super().register_with_event_loop(connection, loop)  # type: ignore[no-untyped-call]
         self.loop = loop
 
 

@@ -26,7 +26,7 @@ def png(pixels: NDArray[np.uint8], text: str) -> bytes:
     """pixels [H, W, 3] as PNG, with `text` (ASCII) in its tEXt chunk "sagan". Same input, same bytes.
 
     Rows as differences from the row above, deflated by ISA-L at its level 1: a seventh of the time of Pillow
-    at its level 6 for 5 % more bytes (benchmarks/encoders.py).
+    at its level 6 for 5 % more bytes (benchmarks/README.md).
     """
     height, width, _ = pixels.shape
     rows = pixels.reshape(height, 3 * width)

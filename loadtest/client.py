@@ -1,6 +1,7 @@
 """A small HTTP/1.1 client: kept connections over an asyncio Protocol, answers parsed by httptools.
 
-A load generator often shares its processors with the service; general clients cost more a request than this.
+A load generator shares its processors with the service it measures. This client takes 0.1 ms of CPU a
+request, httpx 3 to 8 ms; an image costs the service 4 to 6 (docs/decisions/load-generator.md).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import httptools
 
 
 class BenchError(Exception):
-    """What `sagan bench` cannot do; the message says why, in one line."""
+    """`sagan bench` cannot do as asked; the message says why, in one line."""
 
 
 # ConnectionError (Python's)
-# └── Broken   the connection ended, or what came over it is not HTTP, before the answer was whole
+# └── Broken   the connection ended, or carried something else than HTTP, before the answer was whole
 
 
 class Broken(ConnectionError):
@@ -35,7 +36,7 @@ class Address:
     host: str
     port: int
     secure: bool  # TLS
-    path: str  # what stands before every path; "" or "/something"
+    path: str  # prefix of every path; "" or "/something"
 
     @classmethod
     def of(cls, url: str) -> Address:
@@ -58,26 +59,26 @@ class Address:
 
 
 def reason(error: OSError) -> str:
-    """Why there is no connection, in the words that every loop would use."""
+    """Why there is no connection, in the same words on every event loop."""
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
-    return error.strerror or str(error)  # a name that is not found has a number of another kind
+    return error.strerror or str(error)  # getaddrinfo's numbers are negative and not in strerror's table
 
 
 class Connection(asyncio.Protocol):
-    """One kept connection, which carries one request at a time."""
+    """One kept connection; it carries one request at a time."""
 
     def __init__(self, ended: Callable[[Connection], None]) -> None:
-        """ended: told when the server closes it."""
+        """ended: called when the connection ends."""
         self._ended = ended
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
-        self.heard = False  # something of the answer that is awaited came
+        self.heard = False  # whether any byte of the present answer has come
         self.usable = True
 
     def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
-        """Send the bytes of a whole request; status and body of its answer. Ends with Broken without one."""
+        """Send the bytes of a whole request; its answer's (status, body), or the exception Broken."""
         self._answer = asyncio.get_running_loop().create_future()
         self._body = []
         self.heard = False
@@ -85,12 +86,12 @@ class Connection(asyncio.Protocol):
         return self._answer
 
     def close(self) -> None:
-        """Forget it, and what it still waits for."""
+        """Close it at once, whatever is on its way."""
         self.usable = False
         self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods alone
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's has its methods, but not its class
 
     def data_received(self, data: bytes) -> None:
         self.heard = True
@@ -102,7 +103,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._break(Broken("it closed the connection"))
 
-    # what httptools calls; there is no on_header, as a call for each header would cost more than the rest
+    # httptools calls these; without on_header, as a call for each header would cost more than the rest
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
@@ -110,7 +111,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         status = self._parser.get_status_code()
         if status < 200:
-            return  # 100 Continue and its like come before the answer
+            return  # 100 Continue and the like come before the answer
         self.usable = self.usable and self._parser.should_keep_alive()
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done():
@@ -126,7 +127,7 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Connections to one server, opened as they are needed and kept; the one used last is used first."""
+    """Connections to one server, opened on demand and kept; the last used is the next to be used."""
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -134,8 +135,9 @@ class Client:
         self._tls = ssl.create_default_context() if address.secure else None
 
     async def ask(self, request: bytes, seconds: float) -> tuple[int, bytes]:
-        """Status and body of the answer, whatever the status. Raises TimeoutError after so many seconds,
-        OSError or Broken.
+        """Status and body of the answer, whatever the status.
+
+        Raises TimeoutError after `seconds`, OSError without a connection, and Broken.
         """
         async with asyncio.timeout(seconds):
             if self._idle:
@@ -145,11 +147,11 @@ class Client:
                 except Broken:
                     if connection.heard:
                         raise
-                    # the server had closed it while it was kept, as every server may: that is no failure
+                    # the server closed it while it was idle, as every server may: ask over a new one
             return await self._ask(await self._open(), request)
 
     def request(self, method: str, path: str, headers: dict[str, str], body: bytes = b"") -> bytes:
-        """The bytes of a request to this server."""
+        """The bytes of a request."""
         fields = {"Host": self._address.authority, "Content-Length": str(len(body)), **headers}
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         return f"{method} {self._address.path}{path} HTTP/1.1\r\n{head}\r\n".encode() + body
@@ -163,7 +165,7 @@ class Client:
         try:
             answer = await connection.ask(request)
         except BaseException:
-            connection.close()  # an answer may still come over it, to nobody
+            connection.close()  # its answer may still come, and would be taken for the next one's
             raise
         if connection.usable:
             self._idle.append(connection)

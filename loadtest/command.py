@@ -1,4 +1,4 @@
-"""`sagan bench`: load on a running service; a table of what came of it, the figures and a picture."""
+"""`sagan bench`: load on a running service, and its results as a table, JSON and a picture."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from imaging.files import write_whole
 from loadtest.client import Address, BenchError, Broken, Client, reason
 from loadtest.load import GOOD, Clients, Floats, Load, Rate, Result, Target, measure, percentile
 from loadtest.picture import draw
 
 PNG: Final = b"\x89PNG\r\n\x1a\n"
-WAIT: Final = 60  # seconds that the service is asked to hold a request, the most it does
+WAIT: Final = 60  # seconds that the service is asked to hold a request; it holds none for longer
 SHARES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999, "max": 1.0}
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the service."""
+    """The images that every request asks for."""
 
     class_id: str = "0"  # number or name
     model: str | None = None  # None: the service's default
-    count: int = 1  # images a job; more than one are answered as their grid
-    seed: int = 0  # of the first request; each has its own
-    api_key: str | None = None  # None: none is sent
+    count: int = 1  # images a job; the answer to more than one is their grid
+    seed: int = 0  # of the first request; the n-th after it has seed + n
+    api_key: str | None = None  # None: no key is sent
 
     def target(self, url: str) -> Target:
-        """The request at the service at `url`. Raises BenchError when that is not a URL."""
-        told = {"count": self.count} | ({"model": self.model} if self.model else {})
+        """The request to the service at `url`. Raises BenchError if that is not a URL."""
+        options = {"count": self.count} | ({"model": self.model} if self.model else {})
         headers = {
             "Content-Type": "application/json",
             "Accept": "image/png",
@@ -58,7 +59,7 @@ class Question:
             address=Address.of(url),
             path=f"/generate/{quote(self.class_id, safe='')}",
             headers=headers,
-            body=lambda n: json.dumps({"seed": self.seed + n, **told}).encode(),
+            body=lambda n: json.dumps({"seed": self.seed + n, **options}).encode(),
             good=lambda body: body.startswith(PNG),
             images=self.count,
             timeout=WAIT + 5.0,
@@ -66,7 +67,7 @@ class Question:
 
 
 def loads(clients: str, rate: float | None, *, even: bool = False, seed: int = 0) -> list[Load]:
-    """What the options ask for: "1,8,32" clients each in turn, or a rate. Raises BenchError."""
+    """The loads of the options: `clients` ("1,8,32") one after the other, or a rate. Raises BenchError."""
     if rate is not None:
         if not 0 < rate <= 1e5:
             raise BenchError(f"--rate is {rate:g}; it must be above 0 and at most 100,000 requests a second.")
@@ -87,9 +88,9 @@ def run(
     console: Console,
     command: str,
 ) -> list[Result]:
-    """Measure each load in turn, tell, and write bench.json and bench.svg into `out`, if any.
+    """Measure each load in turn, print the results, and write bench.json and bench.svg into `out`, if any.
 
-    Raises BenchError when the service is not there or refuses the request; nothing is written then.
+    Raises BenchError, before anything is written, if the service is not there or refuses the request.
     """
     target = question.target(url)
     _allow_connections()
@@ -159,7 +160,7 @@ def table(results: Sequence[Result]) -> Table:
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
-    """What the table cannot say: every kind of error, and what else to know before a figure is believed."""
+    """The errors by kind, and reasons to doubt a figure."""
     lines = []
     for result in results:
         wrong = [f"{count} × {kind}" for kind, count in result.counts.most_common() if kind != GOOD]
@@ -168,13 +169,13 @@ def remarks(results: Sequence[Result]) -> list[str]:
         told, again = percentile(result.latencies, 0.99), percentile(result.corrected, 0.99)
         if again > 1.5 * told:
             lines.append(
-                f"{result.load}: answers stalled. Had each client, while it waited, gone on asking "
-                f"once in every p50, p99 would be {_shown(_ms(again))} ms."
+                f"{result.load}: answers stalled. If each client had gone on asking once in every p50 while "
+                f"it waited, p99 would be {_shown(_ms(again))} ms."
             )
         late = percentile(_lags(result), 0.99)
         if isinstance(result.load, Rate) and late > 0.01:
             lines.append(
-                f"{result.load}: the generator itself was late, by {1e3 * late:.0f} ms in 1 % of them."
+                f"{result.load}: the generator itself sent 1 % of requests {1e3 * late:.0f} ms late or later."
             )
     costs = ", ".join(_shown(_ms(result.cpu_per_request)) for result in results)
     lines.append(f"The generator took {costs} ms of CPU a request.")
@@ -182,20 +183,17 @@ def remarks(results: Sequence[Result]) -> list[str]:
 
 
 def write(out: Path, about: dict[str, str], title: str, results: Sequence[Result]) -> None:
-    """bench.json and bench.svg, each whole. Raises BenchError when they cannot be written."""
+    """Write bench.json and bench.svg, each whole. Raises BenchError if they cannot be written."""
     told = {**about, "results": [figures(result) for result in results]}
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, text in (("bench.json", json.dumps(told, indent=1)), ("bench.svg", draw(title, results))):
-            beside = out / f".{name}.{os.getpid()}.part"
-            beside.write_text(text + "\n", encoding="utf-8")
-            beside.replace(out / name)
+        write_whole(out / "bench.json", json.dumps(told, indent=1).encode() + b"\n")
+        write_whole(out / "bench.svg", draw(title, results))
     except OSError as wrong:
         raise BenchError(f"{out} cannot be written to ({reason(wrong)}).") from None
 
 
 def machine() -> str:
-    """One line about the machine that the generator runs on."""
+    """The machine of the generator, in one line."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -204,7 +202,7 @@ def machine() -> str:
 
 
 async def _try_once(target: Target, url: str) -> None:
-    """One request before the load. Raises BenchError, with what the service said, unless it is good."""
+    """One request before the load. Raises BenchError, with the service's words, unless its answer is good."""
     client = Client(target.address)
     try:
         request = client.request(target.method, target.path, target.headers, target.body(0))
@@ -231,7 +229,7 @@ def _said(status: int, body: bytes) -> str:
 
 
 def _allow_connections() -> None:
-    """Each request in flight is a connection, and the usual limit of 1,024 open files is soon met."""
+    """Allow more open files: each request in flight is a connection, and the usual limit is 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 65_536)), hard))
 
@@ -242,7 +240,7 @@ def _lags(result: Result) -> Floats:
 
 
 def _percentiles(seconds: Floats) -> dict[str, float | None]:
-    """Name -> ms; None where there is nothing to take them of."""
+    """Name -> ms; None: there are no latencies."""
     return {name: _ms(percentile(seconds, share)) for name, share in SHARES.items()}
 
 

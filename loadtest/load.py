@@ -1,8 +1,8 @@
-"""Load on an HTTP server, and what came of every request: closed loop (clients) or open loop (a rate).
+"""Load on an HTTP server, closed loop (clients) or open loop (a rate), and the result of every request.
 
 A latency counts from the moment at which a request should have been sent. In an open loop that is its
-arrival, whatever the server did to those before it, so a server that stalls cannot hide those that would have
-come (Tene's coordinated omission). In a closed loop it is the moment the client was free.
+arrival, whatever became of the requests before it, so a server that stalls hides none of those that arrive
+meanwhile (Tene's coordinated omission). In a closed loop it is the moment at which its client was free.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ Floats = NDArray[np.float64]
 
 GOOD: Final = "good"
 TIMEOUT: Final = "timeout"
-LATE: Final = "HTTP 202"  # the server stopped waiting before its answer was ready
-UNSENT: Final = "not sent"  # so many were in flight already
-WAITED: Final = (GOOD, TIMEOUT, LATE)  # kinds that took as long as they say; an error may come at once
+LATE: Final = "HTTP 202"  # the server stopped waiting before the image was ready
+UNSENT: Final = "not sent"  # too many were in flight
+WAITED: Final = (GOOD, TIMEOUT, LATE)  # kinds with a latency; other errors may come at once
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of which server, and what counts as an answer."""
+    """One request to one server, and which answers to it are good."""
 
     address: Address
     path: str
     method: str = "POST"
     headers: dict[str, str] = field(default_factory=dict)
     body: Callable[[int], bytes] = lambda n: b""  # of the n-th request
-    good: Callable[[bytes], bool] = lambda body: True  # asked of the body of a 200
-    images: int = 1  # that a good answer holds
+    good: Callable[[bytes], bool] = lambda body: True  # whether the body of a 200 is
+    images: int = 1  # in a good answer
     timeout: float = 60.0  # seconds
 
     def kind(self, status: int, body: bytes) -> str:
-        """What an answer counts as."""
+        """GOOD, or the kind of error that an answer counts as."""
         if status != 200:
             return f"HTTP {status}"
         return GOOD if self.good(body) else "not what was asked for"
 
 
-Send = Callable[[float], Coroutine[Any, Any, str]]  # (when it is due) -> what it counts as
+Send = Callable[[float], Coroutine[Any, Any, str]]  # (when the request is due) -> its kind
 
 
 class Load(Protocol):
@@ -60,9 +60,9 @@ class Load(Protocol):
         """As a table names it."""
 
     async def run(self, send: Send, stop: float) -> list[float]:
-        """Call send(when it is due) until `stop`, both in seconds of the clock, and wait for all.
+        """Send requests until `stop` (seconds of the clock), and wait until all have ended.
 
-        Returns when those were due that were not sent.
+        Returns when the unsent ones were due.
         """
 
 
@@ -79,7 +79,7 @@ class Clients:
         async def client() -> None:
             while (now := _clock()) < stop:
                 if await send(now) not in WAITED:
-                    await asyncio.sleep(0.01)  # an error may come at once, and would be asked for without end
+                    await asyncio.sleep(0.01)  # an error may come at once; a busy loop would measure nothing
 
         await asyncio.gather(*(client() for _ in range(self.count)))
         return []
@@ -87,12 +87,12 @@ class Clients:
 
 @dataclass(frozen=True)
 class Rate:
-    """Open loop: requests arrive whatever becomes of those before them."""
+    """Open loop: requests arrive at a rate, answered or not."""
 
     per_second: float
     even: bool = False  # equal gaps; else Poisson's, which are exponential
     seed: int = 0
-    in_flight: int = 1000  # at most; what comes beyond is not sent, and told
+    in_flight: int = 1000  # at most; an arrival beyond is counted as UNSENT
 
     def __str__(self) -> str:
         return f"{self.per_second:g} requests/s"
@@ -119,15 +119,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class Result:
-    """Every request of a run. Times are seconds; 0 is where the warm-up ended."""
+    """Every request of a run. Times are seconds; 0 is the end of the warm-up."""
 
     load: Load
     seconds: float  # measured, after the warm-up
-    images: int  # of a good answer
-    due: Floats  # [N], when each should have been sent; before 0: warm-up
+    images: int  # in a good answer
+    due: Floats  # [N], when each should have been sent; below 0: in the warm-up
     sent: Floats
     ended: Floats
-    kinds: NDArray[np.str_]  # [N], GOOD or what went wrong
+    kinds: NDArray[np.str_]  # [N], GOOD or the kind of error
     unsent: int
     cpu: float  # the generator's own, seconds, in the measured time
 
@@ -138,17 +138,18 @@ class Result:
 
     @property
     def latencies(self) -> Floats:
-        """Sorted seconds of all that waited for their answer: a timeout and a 202 with what they waited.
+        """Sorted seconds of the requests whose kind is in WAITED; a timeout and a 202 count their wait.
 
-        An error that came at once has none, and would flatter the rest; `counts` has it.
+        Other errors are in `counts` alone: one that came at once would flatter the rest.
         """
         chosen = self.measured & np.isin(self.kinds, WAITED)
         return np.sort((self.ended - self.due)[chosen])
 
     @property
     def corrected(self) -> Floats:
-        """`latencies` of a closed loop, as though each client had gone on asking once in every median while
-        it waited: HdrHistogram's correction. An open loop needs none.
+        """`latencies` as if each client had gone on asking once in every median while it waited.
+
+        This is HdrHistogram's correction of a closed loop; an open loop needs none.
         """
         latencies = self.latencies
         if not isinstance(self.load, Clients) or not len(latencies):
@@ -159,28 +160,28 @@ class Result:
 
     @property
     def counts(self) -> Counter[str]:
-        """How many requests of the measured time ended how."""
+        """Requests of the measured time, by kind."""
         found = Counter(str(kind) for kind in self.kinds[self.measured])
         return found + Counter({UNSENT: self.unsent})
 
     @property
     def errors(self) -> int:
-        """Requests of the measured time that have no good answer."""
+        """Requests of the measured time without a good answer."""
         return self.counts.total() - self.counts[GOOD]
 
     @property
     def throughput(self) -> float:
-        """Images a second, of good answers that came within the measured time."""
+        """Images a second, in good answers within the measured time."""
         return self._good_between(0, self.seconds) * self.images / self.seconds
 
     @property
     def cpu_per_request(self) -> float:
-        """Seconds of the generator's CPU for each request that ended in the measured time."""
+        """Seconds of the generator's CPU a request that ended in the measured time."""
         ended = np.count_nonzero((self.ended >= 0) & (self.ended < self.seconds))
         return self.cpu / ended if ended else math.nan
 
     def over_time(self, step: float) -> list[tuple[float, float]]:
-        """(middle of the step, images a second within it) of the measured time."""
+        """(middle of a step, images a second within it), over the measured time."""
         steps = max(1, round(self.seconds / step))
         edges = [self.seconds * i / steps for i in range(steps + 1)]
         return [
@@ -194,7 +195,7 @@ class Result:
 
 
 def percentile(latencies: Floats, share: float) -> float:
-    """The least of the sorted latencies within which at least `share` (0 to 1] of them lie; NaN of none."""
+    """The lowest of the sorted latencies that a share (0, 1] of them do not exceed; NaN of none."""
     if not len(latencies):
         return math.nan
     # the tolerance: 0.99 × 100 is a little more than 99 in floating point
@@ -202,7 +203,7 @@ def percentile(latencies: Floats, share: float) -> float:
 
 
 async def measure(target: Target, load: Load, seconds: float, warm_up: float = 0.0) -> Result:
-    """Put `load` on `target` for warm_up + seconds; returns when every request has ended."""
+    """Put `load` on `target` for warm_up + seconds, and wait until every request has ended."""
     client = Client(target.address)
     due_at: list[float] = []
     sent_at: list[float] = []

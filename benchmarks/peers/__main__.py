@@ -3,10 +3,10 @@
     python -m benchmarks.peers [--only ours,litserve] [--rounds 3] [--seconds 8] [--clients 1,8,32]
 
 Each contender starts, is measured and is stopped before the next one; from round to round another one is
-first. The floor is measured before each. What other processes or the hypervisor take of the cores is
-watched: a measurement with more than QUIET cores taken is made again, and what remains is told. The load
-generator runs on the same cores. Every request asks for an image of its own, and counts as answered only by a
-PNG. On first use each peer is installed into an environment of its own (--cache).
+first. The floor is measured before each. A measurement that loses more than QUIET cores to other processes or
+the hypervisor is made again, and the loss stands in the table. The load generator runs on the same cores.
+Every request asks for an image of its own, and only a PNG answers it. On first use each peer is installed
+into an environment of its own (--cache).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from loadtest.load import GOOD, Clients, Result, Target, measure, percentile
 from serve.private_redis import free_port, server_command
 
 PATIENCE = 120.0  # seconds that a contender may take to its first image
-WARM_UP = 2.0  # seconds of load before what is measured
+WARM_UP = 2.0  # seconds of load before the measured time
 JOB = 64  # images of a large job
 QUIET = 0.15  # cores that others may take during a measurement
 ATTEMPTS = 3
@@ -66,7 +66,7 @@ def target(port: int, count: int) -> Target:
 
 
 async def first_image(asked: Target, processes: Processes) -> None:
-    """Until it answers with an image. Raises Failed."""
+    """Wait until the contender answers with an image. Raises Failed."""
     deadline = time.monotonic() + PATIENCE
     said = "no answer"
     while time.monotonic() < deadline:
@@ -150,7 +150,7 @@ def turn(
 def undisturbed(once: Callable[[], Row]) -> Row:
     """A measurement with less than QUIET cores taken by others, or the quietest of ATTEMPTS.
 
-    Who takes them has nothing to do with what is measured, so the choice favours nobody.
+    Others take cores independently of the contender, so the choice favours none.
     """
     rows: list[Row] = []
     while len(rows) < ATTEMPTS and not (rows and _disturbance(rows[-1]) < QUIET):

@@ -29,7 +29,7 @@ class Generator:
     @bentoml.api(
         batchable=True, max_batch_size=int(os.environ.get("PEER_BATCH", "16")), max_latency_ms=10_000
     )
-    async def make(self, asked: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # BentoML reads this
+    async def make(self, asked: np.ndarray) -> np.ndarray:  # BentoML reads the annotation
         return await self.model.pixels([(int(class_id), int(seed)) for class_id, seed in asked])
 
 

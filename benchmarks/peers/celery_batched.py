@@ -16,7 +16,7 @@ from benchmarks.peers.network import model
 
 BATCH, WAIT = int(sys.argv[1]), float(sys.argv[2])
 celery = Celery("batched", broker=os.environ["REDIS_URL"])
-# celery-batches gathers among what was prefetched, so as much must be let in as may be in flight
+# celery-batches gathers from the prefetched messages, so that limit must cover all requests in flight
 celery.conf.update(task_ignore_result=True, worker_prefetch_multiplier=64)
 answers = redis.Redis.from_url(os.environ["REDIS_URL"])
 

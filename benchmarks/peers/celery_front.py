@@ -1,4 +1,4 @@
-"""What stands before the Celery peers: FastAPI that publishes a task and waits for its image on one channel.
+"""The front of the Celery peers: FastAPI that publishes a task and waits for its image on one channel.
 
 REDIS_URL=... python -m benchmarks.peers.celery_front PORT
 """

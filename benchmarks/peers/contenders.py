@@ -1,4 +1,4 @@
-"""Who is measured: each by name, with pinned versions, the commands that start it and how it was tuned."""
+"""The contenders: their names, pinned versions and the commands that start them as tuned."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Uninstallable(Exception):
-    """What a contender needs cannot be installed."""
+    """A contender's requirements cannot be installed."""
 
 
 def python_of(name: str, requirements: Sequence[str], cache: Path) -> Path:
@@ -35,7 +35,7 @@ def python_of(name: str, requirements: Sequence[str], cache: Path) -> Path:
         raise Uninstallable(
             f"{name}: {' '.join(requirements)} cannot be installed: {_last_line(done.stderr)}"
         )
-    # after its own packages: torch and what else it lacks come from here, what it pins from its own
+    # the project's packages come after its own: it takes torch from here, and its pins from there
     ours = sysconfig.get_path("purelib")
     (site,) = folder.glob("lib/python*/site-packages")
     (site / "main.pth").write_text(f"{ours}\n")

@@ -32,7 +32,7 @@ CONFIG: Final = ModelConfig(
     generator_attention=(32,),
 )
 NAME: Final = "peers"  # of the checkpoint with these weights
-SETTLING: Final = 10  # training-mode forwards of 64 images: batch norm's statistics settle on what passes
+SETTLING: Final = 10  # training-mode forwards of 64 images, which settle batch norm's statistics
 
 
 class PlainUpBlock(nn.Module):
@@ -88,7 +88,7 @@ def plain(source: Generator) -> Generator:
 
 
 class Model:
-    """What a peer calls: classes and seeds in, pictures out. Use it from the thread that made it."""
+    """Classes and seeds in, pictures out. Only the thread that made it may call it."""
 
     def __init__(self, threads: int | None = None) -> None:
         """threads: of a forward; None: one a core."""
@@ -136,7 +136,7 @@ def noise(seed: int) -> NDArray[np.float32]:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """As Pillow does it when nothing is said."""
+    """The PNG of an image by Pillow, at its defaults."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
@@ -144,7 +144,7 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
 
 @cache
 def model() -> Model:
-    """The one of this process."""
+    """The Model of this process."""
     return Model()
 
 

@@ -1,4 +1,4 @@
-"""Our service with its engine switched to the plain network: what the way there and back costs.
+"""Our service with the plain network as its engine: the cost of the way there and back.
 
 python -m benchmarks.peers.ours_way PORT
 """

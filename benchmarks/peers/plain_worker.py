@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 
@@ -16,16 +17,14 @@ from worker.settings import WorkerSettings
 class PlainEngine(Engine):
     """Eager float32, as in every peer."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, name: str, device: torch.device, precision: str, budget: ThreadBudget
-    ) -> None:
-        super().__init__(checkpoint, name, device, precision, budget)
+    def __init__(self, checkpoint: Checkpoint, *rest: Any) -> None:
+        super().__init__(checkpoint, *rest)
         self._network = plain(checkpoint.generator)  # type: ignore[assignment]  # it is called the same way
         self.max_batch = 16
-        self._sizes = {share: range(1, self.max_batch + 1) for share in budget.shares}
+        self._sizes = {share: range(1, self.max_batch + 1) for share in self._budget.shares}
 
     def verify_batch_sizes(self) -> None:
-        """Every size is used already: a plain network promises nothing about pixels."""
+        """Every size is in use already: a plain network promises nothing about pixels."""
 
 
 def load(settings: WorkerSettings) -> dict[str, Engine]:

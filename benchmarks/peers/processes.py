@@ -25,7 +25,7 @@ class Usage:
 
     cpu: Mapping[int, float]  # seconds of CPU, by process id
     redis_cpu: Mapping[int, float]
-    memory: int  # bytes: PSS, which counts what is shared once
+    memory: int  # bytes of PSS, which counts shared memory once
     redis_memory: int
     machine: float  # seconds that the machine's cores were busy
     stolen: float  # seconds that the hypervisor gave to other machines
@@ -73,7 +73,7 @@ class Processes:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        family = self._found()  # before it is broken up: nobody finds Redis once its parent is gone
+        family = self._found()  # now: Redis cannot be found any more once its parent is gone
         for process in self._started:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
@@ -124,7 +124,7 @@ class Processes:
         )
 
     def _left(self, family: list[psutil.Process]) -> list[psutil.Process]:
-        """Those of `family`, and of what it has started since, that still run."""
+        """The processes of `family`, and those they have started since, that still run."""
         return [one for one in {*family, *self._found()} if _runs(one)]
 
     def _found(self) -> list[psutil.Process]:

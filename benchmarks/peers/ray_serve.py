@@ -16,7 +16,6 @@ from starlette.responses import Response
 PORT, BATCH, WAIT = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 
 
-@serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 2})
 class Generate:
     def __init__(self) -> None:
         from benchmarks.peers.network import Model
@@ -38,6 +37,7 @@ class Generate:
 if __name__ == "__main__":
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     serve.start(http_options={"host": "127.0.0.1", "port": PORT}, logging_config={"enable_access_log": False})
-    serve.run(Generate.bind(), route_prefix="/generate")
+    deployment = serve.deployment(max_ongoing_requests=64, ray_actor_options={"num_cpus": 2})
+    serve.run(deployment(Generate).bind(), route_prefix="/generate")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     ray.shutdown()

@@ -14,7 +14,7 @@ BATCHES = (
     "4",
     "8",
     "16",
-)  # of the floor; its best one, by the median of a round, is what shares are of
+)  # of the floor; a share is of the one with the best median of its round
 
 
 def tables(about: Sequence[str], rows: Sequence[Row]) -> str:

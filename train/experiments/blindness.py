@@ -1,7 +1,7 @@
 """Spatial blindness: which measure sees disorder first? Real images are disturbed; nothing is trained.
 
 A split cuts the data into two random halves. `samples` images of one are the reference, as many of the other
-are measured. Several splits as they are give each measure's undisturbed mean and spread. A measure sees a
+are measured. Several undisturbed splits give each measure's mean and spread. A measure sees a
 disturbance where it lies more than THRESHOLD spreads on the worse side of that mean.
 """
 
@@ -100,7 +100,7 @@ class Study:
         return look(self.extractor.network, images, np.zeros(len(images), np.int64), self.device)
 
 
-def run_study(study: Study, deadline: float, console: Console, told: Callable[[], None]) -> bool:
+def run_study(study: Study, deadline: float, console: Console, report: Callable[[], None]) -> bool:
     """Measure what is missing; False: the deadline (of time.monotonic) came first."""
     if len(study.pack) // 2 <= 10:
         raise ExperimentError(f"Two halves of {len(study.pack)} images are too few to compare.")
@@ -114,7 +114,7 @@ def run_study(study: Study, deadline: float, console: Console, told: Callable[[]
                 if time.monotonic() > deadline:
                     return False
                 study.disturbed(disturbance, strength, split)
-            told()
+            report()
             console.print(
                 f"{study.extractor.name}: {disturbance.name}, split {split + 1} of {DISTURBED_SPLITS}",
                 highlight=False,

@@ -79,7 +79,7 @@ def _protocol(report: Report, settings: Mapping[str, Any], studies: Sequence[Stu
             f"Data: {data['source']}, {data['images']:,} images of {data['classes']} classes, "
             f"{data['resolution']} px, sha256 {str(data['sha256'])[:16]}…",
             f"A split: {settings['samples']:,} images of one random half are the reference, as many of the "
-            f"other are measured. {blindness.SPLITS} splits as they are; the first "
+            f"other are measured. {blindness.SPLITS} splits undisturbed; the first "
             f"{blindness.DISTURBED_SPLITS} disturbed too, and averaged.",
             f"A measure sees a disturbance where it is more than {THRESHOLD:g} standard deviations (over the "
             "undisturbed splits) worse than the undisturbed mean.",

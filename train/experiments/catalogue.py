@@ -50,7 +50,7 @@ class Experiment:
 
     name: str
     question: str
-    recipe: str  # the base unless told otherwise; "": it trains nothing
+    recipe: str  # the base, unless another is asked for; "": it trains nothing
     milestones: tuple[int, ...] = ()  # generator steps at scale 1
     variants: Callable[[Recipe], tuple[Variant, ...]] = lambda base: ()  # of a base; the baseline first
     notes: Callable[[Recipe], tuple[str, ...]] = lambda base: ()  # on a base, for the reader of the report

@@ -50,7 +50,7 @@ class Axes:
 
 def chart(title: str, axes: Axes, lines: Sequence[Line], mark: float | None = None) -> bytes:
     """An SVG of `lines` with a legend. mark: a height, dashed. Values that are not finite leave a gap."""
-    import matplotlib as mpl  # takes a second: nobody who draws nothing waits for it
+    import matplotlib as mpl  # takes a second, which every start of `sagan` would wait for
     import numpy as np
     from cycler import cycler
     from matplotlib.figure import Figure

@@ -1,7 +1,7 @@
-"""Ways to put an image out of order while its pixels, or nearly, stay what they were.
+"""Ways to put an image out of order while its pixels stay the same, or nearly.
 
-Each takes images uint8 [N, 3, R, R] and a strength from 0 (the identity) to 1, and draws what it needs from
-`rng`: the same draw at another strength disturbs the same images in the same manner, more or less.
+Each takes images uint8 [N, 3, R, R] and a strength from 0 (the identity) to 1, and draws from `rng`. The same
+draw at another strength disturbs the same images in the same manner, more or less.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Disturbance:
     """One kind of disorder."""
 
     name: str
-    about: str  # one line; what strength means
+    about: str  # one line; the meaning of strength
     apply: Callable[[Tensor, float, np.random.Generator], Tensor]
 
 
 def shuffle_patches(images: Tensor, strength: float, rng: np.random.Generator, patch: int) -> Tensor:
-    """A share `strength` of each image's patches, all moved: every one of those chosen changes its place."""
+    """Move a share `strength` of each image's patches; every one of them changes its place."""
     count, channels, side, _ = images.shape
     grid = side // patch
     if strength == 0 or grid < 2:
@@ -39,13 +39,13 @@ def shuffle_patches(images: Tensor, strength: float, rng: np.random.Generator, p
     orders = rng.permuted(np.tile(np.arange(grid * grid), (count, 1)), axis=1)
     chosen = torch.from_numpy(orders[:, : max(2, round(strength * grid * grid))])
     sources = torch.arange(grid * grid).repeat(count, 1)
-    sources.scatter_(1, chosen, chosen.roll(1, dims=1))  # a cycle in random order: none stays
+    sources.scatter_(1, chosen, chosen.roll(1, dims=1))  # a cycle in random order, so that none stays
     moved = cells.gather(2, sources[:, None, :, None].expand_as(cells))
     return moved.reshape(count, channels, grid, grid, patch, patch).transpose(3, 4).reshape(images.shape)
 
 
 def swap_halves(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Left and right exchanged, in a share `strength` of the images."""
+    """Exchange left and right in a share `strength` of the images."""
     chosen = _some(len(images), strength, rng)
     moved = images.clone()
     moved[chosen] = moved[chosen].roll(images.shape[3] // 2, dims=3)
@@ -53,7 +53,7 @@ def swap_halves(images: Tensor, strength: float, rng: np.random.Generator) -> Te
 
 
 def exchange_halves(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """The right half of another image, in a share `strength` of the images."""
+    """Give a share `strength` of the images the right half of another one."""
     chosen = _some(len(images), strength, rng)
     moved, half = images.clone(), images.shape[3] // 2
     moved[chosen, :, :, half:] = images[chosen.roll(1), :, :, half:]
@@ -61,24 +61,23 @@ def exchange_halves(images: Tensor, strength: float, rng: np.random.Generator) -
 
 
 def displace(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Every pixel moved along a smooth random field, whose size is `strength` × an eighth of the side."""
+    """Move every pixel along a smooth random field of `strength` × FIELD_REACH of the side."""
     count, _, side, _ = images.shape
     coarse = torch.from_numpy(rng.standard_normal((count, 2, FIELD_GRID, FIELD_GRID), dtype=np.float32))
     if strength == 0:
         return images.clone()
     field = F.interpolate(coarse, (side, side), mode="bicubic", align_corners=True)
     field = field / field.square().mean(dim=(1, 2, 3), keepdim=True).mul(2).sqrt()
-    at = (
-        torch.arange(side, dtype=torch.float32) * 2 + 1
-    ) / side - 1  # centres of pixels, as grid_sample has them
+    # centres of pixels in grid_sample's coordinates, which run from -1 to 1
+    at = (torch.arange(side, dtype=torch.float32) * 2 + 1) / side - 1
     still = torch.stack(torch.meshgrid(at, at, indexing="xy"), dim=-1)
-    moved = still + field.permute(0, 2, 3, 1) * (2 * strength * FIELD_REACH)  # 2: the grid runs from -1 to 1
+    moved = still + field.permute(0, 2, 3, 1) * (2 * strength * FIELD_REACH)
     drawn = F.grid_sample(images.float(), moved, padding_mode="reflection", align_corners=False)
     return drawn.round().clamp(0, 255).to(torch.uint8)
 
 
 def shift_band(images: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Half of the rows, at a random height, moved round sideways by `strength` × half of the side."""
+    """Roll half of the rows, at a random height, sideways by `strength` × BAND_REACH of the side."""
     count, _, side, _ = images.shape
     top = torch.from_numpy(rng.integers(0, side // 2 + 1, count))
     sign = torch.from_numpy(rng.choice([-1, 1], count))
@@ -90,8 +89,8 @@ def shift_band(images: Tensor, strength: float, rng: np.random.Generator) -> Ten
 
 
 def disturbances(resolution: int) -> tuple[Disturbance, ...]:
-    """Those of the experiment, for images of that side."""
-    patches = [side for side in (4, 8, 16, 32) if 4 * side <= resolution]  # 16 of them at least
+    """The disturbances of the experiment, for images of that side."""
+    patches = [side for side in (4, 8, 16, 32) if 4 * side <= resolution]  # at least 16 an image
     return (
         *(
             Disturbance(
@@ -105,9 +104,8 @@ def disturbances(resolution: int) -> tuple[Disturbance, ...]:
         Disturbance("halves-across", "share of images with another's right half", exchange_halves),
         Disturbance(
             "displacement",
-            f"pixels moved along a smooth random field of {resolution * FIELD_REACH:g} px (root mean "
-            f"square) × "
-            "strength; interpolation blurs a little",
+            f"pixels moved along a smooth random field of {resolution * FIELD_REACH:g} px (root mean square) "
+            "× strength; interpolation blurs a little",
             displace,
         ),
         Disturbance(

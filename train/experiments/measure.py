@@ -1,4 +1,4 @@
-"""What is measured at a milestone, always with the same noise, classes, reference and extractor."""
+"""The figures of a generator at a milestone, always with the same noise, classes, reference and extractor."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Metric:
 
     key: str
     title: str
-    lower: bool  # is better
+    lower: bool  # whether lower is better
     digits: int
 
 
@@ -47,10 +47,10 @@ MAIN = METRICS[0]
 
 
 class Ruler:
-    """Generator -> figures, beside nine tenths of a pack (at most 10,000 images) in own features.
+    """Generator -> METRICS in own features, beside nine tenths of a pack (at most 10,000 images).
 
-    samples: generated images, their classes in the pack's proportions. Raises FeaturesError where the
-    extractor and the pack do not fit, or there are too few images.
+    samples: generated images, their classes in the pack's proportions. Raises FeaturesError if the extractor
+    does not fit the pack, or if there are too few images.
     """
 
     def __init__(self, pack: Pack, features: Features, samples: int, device: str) -> None:
@@ -87,11 +87,11 @@ class Ruler:
         return self._figures(FeatureSet.joined(parts))
 
     def real(self) -> dict[str, float]:
-        """The same for real images that neither the extractor nor the reference has: what to aim for."""
+        """METRICS of held-back real images, which neither extractor nor reference has seen: the target."""
         return self._figures(look_at(self.network, self.pack, self.held, self.device))
 
     def strip(self, generator: Generator, truncation: float = 1.0) -> torch.Tensor:
-        """Images uint8 [SHOWN, 3, R, R] of classes spread over all, the same noise each time."""
+        """Images uint8 [SHOWN, 3, R, R] of evenly spread classes, with the same noise each time."""
         labels = torch.linspace(0, len(self.pack.class_names) - 1, SHOWN).round().long()
         sampler = GeneratorSampler(
             generator.to(self.device), self.features.class_names, truncation, self.device
@@ -105,7 +105,7 @@ class Ruler:
 
 
 def look_at(extractor: Extractor, pack: Pack, indices: npt.NDArray[np.int64], device: str) -> FeatureSet:
-    """What an extractor sees in some images of a pack."""
+    """The features of some images of a pack."""
     chosen = [torch.from_numpy(indices[i : i + _BATCH]) for i in range(0, len(indices), _BATCH)]
     return FeatureSet.joined(
         [look(extractor, pack.images[i], pack.labels[i].numpy(), device) for i in chosen]
@@ -113,10 +113,10 @@ def look_at(extractor: Extractor, pack: Pack, indices: npt.NDArray[np.int64], de
 
 
 def distances(known: FeatureSet, images: FeatureSet, device: str) -> dict[str, float]:
-    """METRICS by key but for the accuracy: how far images lie from a reference."""
+    """METRICS by key, except accuracy: how far `images` lie from the reference `known`."""
     rng = np.random.Generator(np.random.Philox(key=[NOISE_SEED, 0]))
     kid, _ = kernel_distance(known.features, images.features, rng, device=device)
-    # as many of each: the neighbourhoods of both must be equally dense
+    # equal numbers, so that the neighbourhoods of both are equally dense
     count = min(len(known), len(images), NEIGHBOUR_IMAGES)
     few_known, few = (s.features[rng.choice(len(s), count, replace=False)] for s in (known, images))
     found: dict[str, object] = {

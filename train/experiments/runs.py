@@ -1,4 +1,4 @@
-"""The training runs of an experiment: ordinary run folders, with what was measured at each milestone beside.
+"""The training runs of an experiment: ordinary run folders, with the figures of each milestone beside.
 
     OUT/runs/VARIANT/seed-N/state.safetensors, log.jsonl      as `sagan train` leaves them
     OUT/runs/VARIANT/seed-N/milestones/0000500.safetensors    the averaged generator as it would be served
@@ -6,7 +6,7 @@
     OUT/runs/VARIANT/seed-N/milestones/0000500.NAME.png       its strip of images
     OUT/runs/VARIANT/seed-N/diverged.json                     instead of an end
 
-Each file appears whole. A milestone is measured from its generator's file, so it makes no difference when.
+Each file appears whole. A milestone is measured from its generator's file, now or later with the same result.
 """
 
 from __future__ import annotations
@@ -43,22 +43,22 @@ from train.run.state import TrainingState
 
 MILESTONES = "milestones"
 DIVERGED = "diverged.json"
-RAW = ".raw"  # in the name of a generator whose statistics are as training left them
+RAW = ".raw"  # in the name of a generator with the batch-norm statistics of training
 
 
 @dataclass
 class Task:
-    """One training run: its recipe, and the variants that look at what it trains."""
+    """One training run: its recipe, and the variants that sample its generators."""
 
     folder: Path
     recipe: Recipe
     looks: Sequence[Variant]
     milestones: Sequence[int]
     ruler: Ruler
-    told: Callable[[], None]  # called after each milestone
+    on_milestone: Callable[[], None]  # called when one is measured
 
     def done(self) -> bool:
-        """Whether nothing is left to train or to measure."""
+        """Whether everything is trained and measured."""
         if (self.folder / DIVERGED).exists():
             return True
         return all(self.figures(look, step).exists() for look in self.looks for step in self.milestones)
@@ -70,11 +70,11 @@ class Task:
         return self.folder / MILESTONES / f"{step:07d}.{look.name}.json"
 
     def measure(self, step: int, extra: dict[str, object] | None = None) -> None:
-        """Measure what is not measured yet of the generators that were kept at `step`."""
+        """Measure the generators kept at `step`, unless their figures are there."""
         for look in self.looks:
             kept, path = self.generator(step, look.standing), self.figures(look, step)
             if not kept.exists():
-                continue  # a look that was added after the run had passed this milestone
+                continue  # this variant was added after the run had passed the milestone
             loaded = load_generator(kept)
             weights = loaded.metadata["weights"]
             if path.exists() and json.loads(path.read_text())["weights"] == weights:
@@ -90,11 +90,11 @@ class Task:
                 **(extra or {}),
             }
             write_whole(path, json.dumps(about, indent=1).encode())
-            self.told()
+            self.on_milestone()
 
 
 class Keeper:
-    """Keeps the averaged generator at each milestone, and measures it there."""
+    """Keeps and measures the averaged generator at each milestone."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         self.task, self.device = task, device
@@ -106,7 +106,7 @@ class Keeper:
             self._since, self._mark = state.step, time.monotonic()
         self.step = state.step
         if state.step not in self.task.milestones or not state.finite():
-            return  # what is not finite, the loop is about to tell
+            return  # the loop itself ends a run that is not finite
         seconds, steps = time.monotonic() - self._mark, state.step - self._since
         cost: dict[str, object] = {"steps_per_second": steps / seconds if steps else None}
         if self.device.type == "cuda":
@@ -119,13 +119,13 @@ class Keeper:
         self.step = state.step
 
     def _keep(self, state: TrainingState) -> None:
-        # a resumed run comes by again: the same weights need no second file, and no second measurement
+        # a resumed run passes a milestone again: the same weights are not kept or measured twice
         about: dict[str, object] = {"step": state.step, "weights": _digest(state.ema.network)}
         for standing in sorted({look.standing for look in self.task.looks}):
             path = self.task.generator(state.step, standing)
             if path.exists() and dict(load_generator(path).metadata) == about:
                 continue
-            served = state.ema.network.folded()  # a copy: what looks at a run never changes it
+            served = state.ema.network.folded()  # a copy, so that measuring a run never changes it
             if standing:
                 schedule, optimisation = state.recipe.schedule, state.recipe.optimisation
                 recompute_statistics(
@@ -137,9 +137,9 @@ class Keeper:
 def perform(
     task: Task, pack: Pack, world: World, console: Console, name: str, stop_after: float | None
 ) -> Outcome | None:
-    """Train and measure what is missing of a task; None: another process is at it.
+    """Train and measure what a task still lacks; None: another process holds it.
 
-    A run that diverges has ended too: it leaves a file that says at which step.
+    A run that diverges has ended too; DIVERGED holds the step.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     with _alone(task.folder) as alone:
@@ -176,7 +176,7 @@ def perform(
             )
         except Diverged:
             write_whole(task.folder / DIVERGED, json.dumps({"step": keeper.step}).encode())
-            task.told()
+            task.on_milestone()
             return Outcome(keeper.step, True, f"diverged at step {keeper.step}")
 
 
@@ -188,11 +188,11 @@ def task(
     seed: int,
     milestones: Sequence[int],
     ruler: Ruler,
-    told: Callable[[], None],
+    on_milestone: Callable[[], None],
 ) -> Task:
-    """The run of a variant with the seed of that number, under the experiment's folder `out`."""
+    """The run of a variant with seed number `seed`, in the experiment's folder `out`."""
     recipe = with_seed(variant.recipe(base), seed, milestones[-1])
-    return Task(run_folder(out, variant.name, seed), recipe, looks, milestones, ruler, told)
+    return Task(run_folder(out, variant.name, seed), recipe, looks, milestones, ruler, on_milestone)
 
 
 def run_folder(out: Path, variant: str, seed: int) -> Path:
@@ -200,7 +200,7 @@ def run_folder(out: Path, variant: str, seed: int) -> Path:
 
 
 def machine(device: str) -> str:
-    """What the figures were made on, in a line."""
+    """The machine that made the figures, in one line."""
     if torch.device(device).type == "cuda":
         where = torch.cuda.get_device_name(torch.device(device))
     else:
@@ -237,7 +237,7 @@ def _strip(images: torch.Tensor) -> bytes:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Whether no other process works in `folder`; the lock goes with the process, however that ends."""
+    """Whether no other process works in `folder`. The lock ends with its process, however that ends."""
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -84,14 +84,14 @@ def findings(results: Results) -> list[str]:
     held = results.values(baseline, step)
     pairs = {v: results.values(v, step) for v in others}
     verdicts = {v: apart(found, held) for v, found in pairs.items()}
-    if told := [v for v, verdict in verdicts.items() if verdict is not None]:
-        clear = [f"{v} ({means[v] / means[baseline] - 1:+.0%})" for v in told if verdicts[v]]
-        chance = sum(by_chance(len(pairs[v]), len(held)) for v in told)
+    if compared := [v for v, verdict in verdicts.items() if verdict is not None]:
+        clear = [f"{v} ({means[v] / means[baseline] - 1:+.0%})" for v in compared if verdicts[v]]
+        chance = sum(by_chance(len(pairs[v]), len(held)) for v in compared)
         lines.append(
-            f"Apart from {baseline}: {', '.join(clear) or 'none'}, of {len(told)} compared; chance alone "
+            f"Apart from {baseline}: {', '.join(clear) or 'none'}, of {len(compared)} compared; chance alone "
             f"would part {chance:.1f} of them."
         )
-    if few := [v for v in others if v not in told]:
+    if few := [v for v in others if v not in compared]:
         lines.append(f"Not compared, as one side has fewer than two seeds: {', '.join(few)}.")
     return lines
 

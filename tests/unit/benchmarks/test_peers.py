@@ -7,9 +7,16 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from benchmarks.peers.__main__ import undisturbed
+from benchmarks.peers.plain_worker import PlainEngine
 from benchmarks.peers.processes import Processes, spent
 from benchmarks.peers.tables import tables
+from imaging.spec import ImageSpec
+from networks import random_checkpoint
+from worker.engine import Engine
 
 # a child in a session of its own, as Ray and Redis start them, and one that forgets its environment
 SPREADING = """
@@ -82,3 +89,12 @@ def test_a_share_is_of_the_best_batch_of_its_own_round() -> None:
     assert "| ours | 135 | 0.90 (0.90..0.90) | 5 | 5 | 2 % | 5.0 | 2 | 100 |" in text
     assert "| images/s | 10 (10..10) | 20 (20..20) | 30 (30..30) | 150 (100..200) | 50 (50..50) |" in text
     assert "- ray, round 2: it does not start: no port" in text
+
+
+def test_the_plain_engine_makes_the_images_of_ours(tmp_path: Path) -> None:
+    path, cpu = tmp_path / "pets.safetensors", torch.device("cpu")
+    random_checkpoint(path, ("cat", "dog"))
+    specs = [ImageSpec(index % 2, 7, index, 1.0) for index in range(3)]
+    ours = [Engine.load(path, cpu).sample([spec])[0].astype(int) for spec in specs]
+    plain = PlainEngine.load(path, cpu).sample(specs).astype(int)
+    assert np.abs(plain - np.stack(ours)).max() <= 1

@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from loadtest.client import Address, BenchError, Client
-from loadtest.load import GOOD, LATE, TIMEOUT, UNSENT, Clients, Rate, Send, Target, measure, percentile
+from loadtest.load import (
+    GOOD,
+    LATE,
+    TIMEOUT,
+    UNSENT,
+    Clients,
+    Rate,
+    Result,
+    Send,
+    Target,
+    measure,
+    percentile,
+)
+from loadtest.picture import draw
 from odd_server import PNG, Server, at_once, http, serving
 from serve.private_redis import free_port
 
@@ -118,7 +132,7 @@ async def test_a_late_generator_is_not_taken_for_a_fast_server() -> None:
         (b"", TIMEOUT),
     ],
 )
-async def test_what_is_no_image_is_counted_by_its_kind(said: bytes | None, kind: str) -> None:
+async def test_an_answer_without_an_image_is_counted_by_its_kind(said: bytes | None, kind: str) -> None:
     async def answer(body: bytes) -> bytes | None:
         return said
 
@@ -230,3 +244,18 @@ def test_addresses_are_read(url: str, address: Address) -> None:
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(BenchError):
         Address.of(url)
+
+
+def test_a_picture_has_a_curve_a_load_and_the_same_bytes_each_time() -> None:
+    rest = np.random.default_rng(0).exponential(0.01, 99)
+    due = np.linspace(0, 1, 100, endpoint=False)
+    ended = due + np.append(rest, 0.0)  # within the clock's resolution: no logarithm
+    kinds = np.full(100, GOOD)
+    results = [Result(load, 1.0, 1, due, due, ended, kinds, 0, 0.1) for load in (Clients(1), Rate(100))]
+    drawn = draw("5$ & $6", results)
+    assert drawn == draw("5$ & $6", results)
+    words = {node.text for node in ElementTree.fromstring(drawn).iter("{http://www.w3.org/2000/svg}text")}
+    assert {"5$ & $6", "1 client", "100 requests/s", "0", "90", "99"} <= words
+    nothing = np.array([])
+    empty = Result(Clients(1), 1.0, 1, nothing, nothing, nothing, np.array([], dtype=np.str_), 0, 0.1)
+    assert ElementTree.fromstring(draw("none answered", [empty])) is not None

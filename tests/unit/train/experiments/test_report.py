@@ -29,9 +29,8 @@ def test_the_stopping_rule_waits_for_the_metric_and_then_for_the_loss() -> None:
     assert stopping_step(steps, settled, calm, 0.05) == Stop(3, 3)
     assert stopping_step(steps, settled, late, 0.05) == Stop(3, 5)
     assert stopping_step(steps, settled, [2.0, 1.0] * 3, 0.05) == Stop(3, None)
-    assert stopping_step(steps, [10, 20, 5, 4, 3, 2], calm, 0.05) == Stop(
-        2, 2
-    )  # getting worse is no progress
+    worse = [10, 20, 5, 4, 3, 2]  # getting worse is no progress
+    assert stopping_step(steps, worse, calm, 0.05) == Stop(2, 2)
     assert stopping_step(steps, settled, [math.nan] * 6, 0.05) == Stop(3, None)
     with pytest.raises(ValueError, match="do not match"):
         stopping_step(steps, falling[1:], calm, 0.05)
