@@ -61,8 +61,9 @@ def attention(
     device: Device = "auto",
 ) -> None:
     """Draw what the generator attended to: five points and where each one looks."""
-    from app.overlay import FigureStyle, default_points, figure
+    from app.overlay import FigureStyle, figure
     from app.pictures import write
+    from app.points import default_points
     from imaging.files import write_whole
     from worker.offline import OfflineError, attend
 
