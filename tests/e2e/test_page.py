@@ -280,7 +280,7 @@ def test_many_classes_are_found_by_typing_and_a_model_without_attention_says_so(
     assert page.get_by_role("radio", name="Irish wolfhound").is_checked()
     page.locator("#count").fill("1")
     page.get_by_role("button", name="Generate").click()
-    page.locator(".job:first-child .tile[data-state=ready]").click()
+    page.get_by_role("article", name="Irish wolfhound").locator(".tile[data-state=ready]").click()
     expect(page.locator("#inspector-problem")).to_contain_text("no attention layer")
     expect(page.locator("#attention")).to_be_hidden()
 
