@@ -6,12 +6,12 @@ import dataclasses
 import difflib
 import math
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, ValidationError, WrapValidator
 from pydantic.dataclasses import dataclass as checked
 
 from model.config import ModelConfig
@@ -29,15 +29,16 @@ class RecipeError(TrainError):
     """A recipe that does not exist, cannot be read, or asks for what cannot be."""
 
 
-def within(least: float, limit: float) -> AfterValidator:
+def within(least: float, limit: float) -> WrapValidator:
     """A number of at least `least` and under `limit`."""
 
-    def check(value: float) -> float:
-        if not least <= value < limit:  # so that nan fails
+    def check(value: object, number: Callable[[object], float]) -> float:
+        read = number(value)
+        if not least <= read < limit:  # so that nan fails
             raise ValueError(f"is {value}; it must be at least {least:g} and under {limit:g}.")
-        return value
+        return read
 
-    return AfterValidator(check)
+    return WrapValidator(check)
 
 
 def named(choices: Collection[str], *, several: bool = False) -> AfterValidator:
