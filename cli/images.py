@@ -82,7 +82,7 @@ def reproduce(
     checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints")] = Path("checkpoints"),
     device: Device = "auto",
 ) -> None:
-    """Make an image again from the recipe inside its PNG, and compare."""
+    """Make an image again from the spec inside its PNG, and compare."""
     from worker.offline import OfflineError, compare
 
     try:

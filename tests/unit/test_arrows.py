@@ -21,7 +21,7 @@ ARROWS = {
     "imaging": set(),
     "model": {"imaging"},
     "train": {"imaging", "model"},
-    "loadtest": set(),
+    "loadtest": {"imaging"},
     "cli": {"app", "imaging", "jobs", "loadtest", "model", "serve", "train", "worker"},
 }
 WEB = {"fastapi", "starlette", "uvicorn"}
