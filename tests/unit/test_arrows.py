@@ -66,6 +66,7 @@ def test_every_folder_of_the_wheel_has_its_row() -> None:
     assert packages - {"benchmarks"} == set(ARROWS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "absent"),
     [

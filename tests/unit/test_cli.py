@@ -86,6 +86,7 @@ def test_a_sample_is_what_the_service_makes_and_can_be_made_again(checkpoints: P
     assert "the same" in sagan("reproduce", paths[5], "--checkpoints", checkpoints)
 
 
+@pytest.mark.slow
 def test_a_class_is_found_however_it_is_written(tmp_path: Path) -> None:
     model = tmp_path / "m.safetensors"
     random_checkpoint(model, ("bird_of_paradise", "Border collie"))
@@ -214,6 +215,7 @@ def test_what_cannot_be_done_is_one_line_with_the_way_out(
     assert said in sagan(*(a.replace("{}", model) for a in arguments), code=2)
 
 
+@pytest.mark.slow
 def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     for name, level in zip(CLASSES, (60, 190), strict=True):
@@ -264,6 +266,7 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     assert "only guesses" in sagan("evaluate", made, "--data", pack, *served, code=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "command", "extra"),
     [

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.unit.app.conftest import ClientFactory
 
 
+@pytest.mark.slow
 def test_the_app_needs_no_torch() -> None:
     code = """if True:
         import sys

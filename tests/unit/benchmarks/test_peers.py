@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.peers.__main__ import undisturbed
@@ -34,6 +35,7 @@ def _status(pid: int) -> str:
     return path.read_text() if path.exists() else "State:\tZ"
 
 
+@pytest.mark.slow
 def test_all_that_a_contender_started_is_counted_and_nothing_of_it_is_left(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SPREADING]
     with Processes([command], dict(os.environ), tmp_path / "log", grace=0.5) as processes:

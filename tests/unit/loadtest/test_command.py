@@ -54,6 +54,7 @@ def refused(*words: object) -> str:
     return str(done.stderr)
 
 
+@pytest.mark.slow
 def test_each_count_of_clients_is_a_row_and_everything_is_written(tmp_path: Path) -> None:
     with beside(at_once) as server:
         asked = ("--clients", "1,3", "--class", "tabby cat", "--count", 4, "--model", "pets", "--seed", 100)

@@ -246,6 +246,7 @@ def test_what_is_no_address_is_refused(url: str) -> None:
         Address.of(url)
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_curve_a_load_and_the_same_bytes_each_time() -> None:
     rest = np.random.default_rng(0).exponential(0.01, 99)
     due = np.linspace(0, 1, 100, endpoint=False)

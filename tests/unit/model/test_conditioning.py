@@ -63,6 +63,7 @@ def test_the_served_generator_makes_the_same_images(changes: dict[str, object]) 
     torch.testing.assert_close(short.float(), generator(z, y), rtol=0, atol=0.05)
 
 
+@pytest.mark.slow
 @ways
 @torch.no_grad()
 def test_a_checkpoint_and_the_worker_make_the_same_images(changes: dict[str, object], tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from train import efficientnet
 from train.efficientnet import NETWORKS, STRIDES, EfficientNetLite, FrozenConv, installed, open_network
 from train.errors import PretrainedError, TrainError
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 DOGS = Path(__file__).parents[3] / "checkpoints" / "dogs64.png"
 SIDE = 64
 

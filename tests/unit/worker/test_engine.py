@@ -70,6 +70,7 @@ def test_it_tells_what_it_is(engine: Engine, checkpoint: Path) -> None:
     assert site.gamma == pytest.approx(0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", pytest.param("int8", marks=INT8)])
 def test_an_image_does_not_depend_on_its_company_or_place(checkpoint: Path, precision: str) -> None:
     engine = Engine.load(checkpoint, CPU, precision)
@@ -227,6 +228,7 @@ def test_forwards_are_recorded_by_one_thread_and_each_is_used_by_one(
     assert sorted(recorder.sizes) == sorted([*sizes] * 2 * engines[0].lanes)
 
 
+@pytest.mark.slow
 def test_models_are_recorded_before_the_first_job_and_one_that_cannot_be_is_told(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +260,7 @@ def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.Monkey
     assert torch.equal(z[2:], z[:1].expand(14, -1))
 
 
+@pytest.mark.slow
 def test_a_worker_whose_forwards_cannot_be_recorded_starts_again_without(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -298,6 +298,7 @@ def test_the_error_of_loading_reaches_whoever_starts_it() -> None:
         Scheduler(load, accept_all, lambda made: None).start()
 
 
+@pytest.mark.slow
 def test_small_forwards_do_not_make_what_waits_look_like_more(bench: Bench) -> None:
     bench.model.gate.set()
     bench.model.seconds = 0.1

@@ -382,6 +382,7 @@ def test_the_square_around_a_box_stays_inside(box: Box, square: tuple[int, int, 
 # --- the real thing ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the shared data are not beside this checkout")
 def test_the_shared_zips_are_what_their_readme_says() -> None:
     from train.data.sources import open_source

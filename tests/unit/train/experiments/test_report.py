@@ -100,6 +100,7 @@ def test_the_rule_is_tried_beside_the_best_and_the_last() -> None:
     assert "saves 50% of the steps" in said
 
 
+@pytest.mark.slow
 def test_a_report_shows_every_figure_that_it_writes(experiment: Callable[..., bool], tmp_path: Path) -> None:
     assert experiment(tmp_path, scale=0.0001, only="none", seeds=2)
     markdown = (tmp_path / "report.md").read_text()

@@ -44,6 +44,7 @@ def pack(count: int = 200) -> Pack:
     return Pack(colours(labels, 5), labels, ("red", "green"), 32, {"sha256": "abc", "source": "colours"})
 
 
+@pytest.mark.slow
 def test_perfect_images_teach_as_much_as_real_ones_and_mistaken_ones_the_opposite() -> None:
     good = classification_accuracy(Colours(), pack(), 64, recipe=QUICK)
     assert good["generated"] == good["real"] == 1

@@ -36,6 +36,8 @@ from train.run.observers import SNAPSHOTS, Served, Snapshots
 from train.run.saved import StateError
 from train.run.state import TrainingState, saved_judge
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 SETTINGS = {
     "optimisation__steps": "5",
     "schedule__snapshot_every": "2",

@@ -25,6 +25,8 @@ from train.measure.features import (
 )
 from train.measure.features_training import FeaturesRecipe, augment, train_features
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 QUICK = FeaturesRecipe(epochs=4, batch=32, learning_rate=0.05)
 WIDTHS = (8, 8, 16)
 

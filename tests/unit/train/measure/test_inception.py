@@ -35,6 +35,8 @@ from train.measure.features import look
 from train.measure.inception import Inception, open_inception
 from train.measure.metrics import evaluate_with_inception
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 SMALL = 75  # pixels, the least that the network takes, instead of 299: a sixteenth of the work
 
 

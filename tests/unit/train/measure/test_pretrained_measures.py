@@ -30,6 +30,8 @@ from train.measure.features import split
 from train.measure.neighbours import Sheet, find_neighbours
 from train.measure.probe import fit_probe
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 COLOURS = ("red", "green")
 
 

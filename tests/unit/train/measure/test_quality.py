@@ -20,6 +20,8 @@ from train.run.loop import GENERATOR, STATE, Session, train
 from train.run.observers import Served
 from train.run.state import TrainingState
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 
 @pytest.mark.parametrize(
     "settings",

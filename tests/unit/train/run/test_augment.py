@@ -17,6 +17,8 @@ from train.run.judge import PlainJudge
 from train.run.loop import Session, train
 from train.run.state import TrainingState
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 ALL = tuple(AUGMENTATIONS)
 
 

@@ -22,6 +22,8 @@ from train.run.observers import Served
 from train.run.saved import StateError
 from train.run.state import TrainingState
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 
 @pytest.fixture(scope="module")
 def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -49,6 +49,7 @@ def losses(state: TrainingState, steps: int = 3) -> list[dict[str, Tensor]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own, which it hides elsewhere
 def test_a_compiled_step_has_the_losses_of_an_eager_one(monkeypatch: pytest.MonkeyPatch) -> None:
     eager = losses(TrainingState(recipe(), random_pack(), World()))

@@ -27,6 +27,8 @@ from train.run.folder import PACK, RECIPE, SKIPPED
 from train.run.loop import GENERATOR, STATE, Session
 from train.run.saved import StateError
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 QUICK = (
     "optimisation.judge=plain",
     "model.resolution=32",

@@ -23,6 +23,8 @@ from train.run.loop import train
 from train.run.pretrained_judge import NETWORK
 from train.run.state import TrainingState
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 # -- what learns and what does not --------------------------------------------------------------------------
 
 

@@ -29,6 +29,8 @@ from train.run.pretrained_judge import NETWORK
 from train.run.saved import StateError
 from train.run.state import saved_judge
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 # -- going on -----------------------------------------------------------------------------------------------
 
 

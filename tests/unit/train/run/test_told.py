@@ -20,6 +20,8 @@ from train.run.loop import GENERATOR, STATE, Diverged, train
 from train.run.observers import SNAPSHOTS, Grids, Served, Snapshots
 from train.run.state import TrainingState
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 ROOT = Path(__file__).parents[4]
 
 

@@ -31,6 +31,8 @@ from train.run.observers import Scalars
 from train.run.saved import StateError
 from train.run.state import TrainingState
 
+pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
+
 ROOT = Path(__file__).parents[4]
 
 
@@ -179,7 +181,6 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"}
 
 
-@pytest.mark.slow
 def test_a_run_killed_and_resumed_ends_with_the_same_weights(tmp_path: Path, pack_file: Path) -> None:
     steps, out, log = 12, tmp_path / "killed", tmp_path / "log"
     whole = Python(training(pack_file, tmp_path / "whole", steps)[1:], {}, log)
@@ -305,7 +306,6 @@ def test_resuming_what_does_not_fit_is_refused_with_the_reason(tmp_path: Path) -
 # -- several processes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_processes_over_gloo_train_one_network(
     tmp_path: Path, pack_file: Path, environment: dict[str, str]
