@@ -21,12 +21,8 @@ STYLE: Mapping[Any, Any] = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4,
 }
-PLACE = (
-    0.1,
-    0.13,
-    0.62,
-    0.78,
-)  # left, bottom, width, height in the figure; a layout engine takes twice as long
+# left, bottom, width, height in the figure; a layout engine would take twice as long
+PLACE = (0.1, 0.13, 0.62, 0.78)
 FEW = 20  # points of a line at most for each to have a dot
 
 
