@@ -1,12 +1,13 @@
 """The shapes of requests and answers that clients rely on."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import from_json
 
-from jobs.job import Job, ModelInfo, State
+from jobs.job import Job, ModelInfo, State, WorkerInfo
 
 MAX_SEED = 2**63 - 1
 
@@ -157,6 +158,16 @@ class ClassesOut(BaseModel):
         return cls(model=model.name, classes=classes)
 
 
+class VersionOut(BaseModel):
+    """A version of a model, and who serves it."""
+
+    hash: str
+    precision: str
+    workers: int = Field(description="Workers that have it loaded.")
+    draining: bool = Field(description="It was replaced: it makes the jobs that wait, and gets no more.")
+    served_by: list[str] = Field(description="Ids of these workers: host, process, and a random part.")
+
+
 class ModelOut(BaseModel):
     """A model that a worker has loaded."""
 
@@ -169,9 +180,13 @@ class ModelOut(BaseModel):
     metrics: dict[str, object]
     licence: str
     description: str
+    versions: list[VersionOut] = Field(
+        description="All that is loaded under this name, such as two in a rolling update; new jobs go to the "
+        "first, whose `hash` and `precision` stand above."
+    )
 
     @classmethod
-    def of(cls, model: ModelInfo) -> Self:
+    def of(cls, model: ModelInfo, workers: Sequence[WorkerInfo]) -> Self:
         return cls(
             name=model.name,
             hash=model.hash,
@@ -184,7 +199,22 @@ class ModelOut(BaseModel):
             metrics=model.metrics,
             licence=model.licence,
             description=model.description,
+            versions=_versions(model, workers),
         )
+
+
+def _versions(model: ModelInfo, workers: Sequence[WorkerInfo]) -> list[VersionOut]:
+    found: dict[str, VersionOut] = {}
+    loaded = [(info, worker) for worker in workers for info in worker.models if info.name == model.name]
+    for info, worker in sorted(loaded, key=lambda pair: pair[0].version != model.version):
+        version = found.setdefault(
+            info.version,
+            VersionOut(hash=info.hash, precision=info.precision, workers=0, draining=True, served_by=[]),
+        )
+        version.workers += 1
+        version.served_by.append(worker.id)
+        version.draining = version.draining and info.draining
+    return list(found.values())
 
 
 class ModelsOut(BaseModel):

@@ -59,12 +59,12 @@ def worker(engine: str) -> None:
 
     threading.Thread.run = named  # type: ignore[method-assign,assignment]
     ctypes.CDLL(None).prctl(PR_SET_NAME, b"MainThread", 0, 0, 0)
-    from benchmarks.peers.plain_worker import load
-    from worker.engine import load_engines
+    from benchmarks.peers.plain_worker import plain_loader
     from worker.main import run_worker
+    from worker.models import EngineLoader
     from worker.settings import WorkerSettings
 
-    raise typer.Exit(run_worker(WorkerSettings(), load if engine == "plain" else load_engines))
+    raise typer.Exit(run_worker(WorkerSettings(), plain_loader if engine == "plain" else EngineLoader))
 
 
 @app.command(hidden=True)

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
 from time import monotonic, time
@@ -20,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from jobs.coalesce import Coalescer
 from jobs.errors import AttentionFailed, BrokerUnavailable, ExpiredJob, JobError, UnknownJob
-from jobs.fleet import FleetReader
+from jobs.fleet import FleetReader, format_for
 from jobs.job import (
     ENDED,
     FAILED,
@@ -103,14 +104,22 @@ class JobClient:
         await self._redis.ping()
 
     async def create(
-        self, spec: JobSpec, owner: str, idempotency_key: str | None = None, request: str | None = None
+        self,
+        spec: JobSpec,
+        owner: str,
+        idempotency_key: str | None = None,
+        request: str | None = None,
+        caller: str | None = None,
     ) -> tuple[Job, bool]:
         """Record a job and queue it, in one shared round trip; the second value says that it is new.
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
-        the same request. None: the spec itself. Raises QueueFull, IdempotencyConflict.
+        the same request. None: the spec itself. caller: whose share of the queue it takes; None: the owner's.
+        Raises QueueFull, ShareFull, IdempotencyConflict.
         """
-        return await self._submit(NewJob(new_job_id(), owner, spec, idempotency_key, request))
+        return await self._submit(
+            NewJob(new_job_id(), owner, spec, idempotency_key, request, caller=caller or "")
+        )
 
     async def create_and_wait(
         self,
@@ -120,6 +129,7 @@ class JobClient:
         seconds: float,
         idempotency_key: str | None = None,
         request: str | None = None,
+        caller: str | None = None,
     ) -> tuple[Job, bytes | None]:
         """`create` with an id from new_job_id, then wait; the job when it has ended, or as it is by then.
 
@@ -128,7 +138,8 @@ class JobClient:
         """
         deadline = monotonic() + seconds
         with self._subscriber.watch(job_id) as watch:
-            job, _ = await self._submit(NewJob(job_id, owner, spec, idempotency_key, request, self._node))
+            new = NewJob(job_id, owner, spec, idempotency_key, request, self._node, caller or "")
+            job, _ = await self._submit(new)
             if job.id == job_id:
                 try:
                     return await self._answered(job, watch, deadline)
@@ -138,7 +149,8 @@ class JobClient:
 
     @_asks_redis
     async def _submit(self, job: NewJob) -> tuple[Job, bool]:
-        created = await self._creates.ask(job)
+        workers = (await self._fleet.look()).workers
+        created = await self._creates.ask(replace(job, format=format_for(job.spec.version, workers)))
         if isinstance(created, JobError):
             raise created
         return created
@@ -327,7 +339,8 @@ class JobClient:
     @_asks_redis
     async def ask_for_attention(self, job: Job, image: int, layer: str) -> None:
         """Queue a map, unless it was queued in the last half minute."""
-        await self._scripts.claim_attention(job.id, image, layer).arun(self._redis)
+        format_ = format_for(job.spec.version, (await self._fleet.look()).workers)
+        await self._scripts.claim_attention(job, image, layer, format_).arun(self._redis)
 
     async def attention_made(self, job: Job, image: int, layer: str, seconds: float) -> AttentionMap | None:
         """The map when it is made; None if it is not after so many seconds. Raises AttentionFailed."""

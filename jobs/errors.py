@@ -6,6 +6,8 @@ from __future__ import annotations
 # ├── UnknownJob            404: never known to this caller, or forgotten
 # ├── ExpiredJob            410: its images are gone
 # ├── QueueFull             429
+# │   └── ShareFull         one caller has the share of it that a caller may have
+# ├── NewerFormat           503: a newer release wrote the record
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
 # └── BrokerUnavailable     503: Redis does not answer
@@ -39,6 +41,26 @@ class QueueFull(JobError):
     def __init__(self, depth: int) -> None:
         self.depth = depth
         super().__init__(f"{depth} jobs are waiting and no more are taken. Try again when some are done.")
+
+
+class ShareFull(QueueFull):
+    """The caller has as much in the queue as one caller may."""
+
+    def __init__(self, own: int) -> None:
+        super().__init__(own)
+        self.args = (
+            f"{own} of your jobs are waiting, which is the share of the queue that one caller may have. "
+            "Try again when some are done.",
+        )
+
+
+class NewerFormat(JobError):
+    """A newer release wrote a record."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(
+            f"Job {job_id!r} was recorded by a newer release than this one. Ask an API of that release."
+        )
 
 
 class IdempotencyConflict(JobError):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from math import inf
 from time import monotonic
 from typing import Any
 
-from jobs.job import ModelInfo, WorkerInfo
+from jobs.job import FORMAT, ModelInfo, WorkerInfo
 from jobs.keys import Keys
-from jobs.records import WORKER
+from jobs.records import read_workers
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,28 @@ class Fleet:
     """What one look at the heartbeats found."""
 
     workers: list[WorkerInfo]  # the oldest first
-    models: list[ModelInfo]  # the largest images first, then by name; of two of one name the newest worker's
+    models: list[ModelInfo]  # the largest images first, then by name; of each name the version to ask for
+
+
+def fleet_of(workers: list[WorkerInfo]) -> Fleet:
+    """Of a model's versions the one that was loaded last gets the jobs, unless it is being dropped."""
+    models: dict[str, ModelInfo] = {}
+    for _, model in sorted(
+        ((_age_key(worker, model), model) for worker in workers for model in worker.models),
+        key=lambda pair: pair[0],
+    ):
+        models[model.name] = model
+    return Fleet(workers, sorted(models.values(), key=lambda model: (-model.resolution, model.name)))
+
+
+def _age_key(worker: WorkerInfo, model: ModelInfo) -> tuple[bool, datetime]:
+    return not model.draining, model.loaded_at or worker.started_at
+
+
+def format_for(version: str, workers: Iterable[WorkerInfo]) -> int:
+    """The newest format that living workers with a version of a model take; ours where there is none."""
+    formats = [worker.format for worker in workers for model in worker.models if model.version == version]
+    return min(FORMAT, max(formats, default=FORMAT))
 
 
 class FleetReader:
@@ -42,9 +65,6 @@ class FleetReader:
         return self._last
 
     async def _read(self) -> Fleet:
-        ids = await self._redis.zrange(self._keys.workers, 0, -1)
-        beats = await self._redis.mget([self._keys.worker(id_.decode()) for id_ in ids]) if ids else []
-        workers = [WORKER.validate_json(beat) for beat in beats if beat is not None]
-        workers.sort(key=lambda worker: worker.started_at)
-        models = {model.name: model for worker in workers for model in worker.models}
-        return Fleet(workers, sorted(models.values(), key=lambda model: (-model.resolution, model.name)))
+        ids = [id_.decode() for id_ in await self._redis.zrange(self._keys.workers, 0, -1)]
+        beats = await self._redis.mget(list(map(self._keys.worker, ids))) if ids else []
+        return fleet_of(read_workers(dict(zip(ids, beats, strict=True))))

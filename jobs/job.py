@@ -14,6 +14,10 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+# Raise it when records, messages or heartbeats change so that an older release would misread them. A release
+# reads its own format and the one before, and a worker only takes messages of these (see jobs.wire).
+FORMAT: Final = 2
+
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
 
@@ -31,6 +35,10 @@ class JobSpec:
     seed: int  # 0 to 2^63 - 1
     truncation: float  # (0, 1]: z is scaled by it
     priority: int = 5  # 0 to 9, 9 is most urgent
+
+    @property
+    def version(self) -> str:
+        return version_of(self.model_hash, self.precision)
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,12 @@ class ModelInfo:
     metrics: dict[str, object] = field(default_factory=dict)
     licence: str = ""
     description: str = ""
+    loaded_at: datetime | None = None  # by Redis' clock; None: a worker of format 1
+    draining: bool = False  # its file was replaced or removed: it makes the jobs that wait, and gets no more
+
+    @property
+    def version(self) -> str:
+        return version_of(self.hash, self.precision)
 
 
 @dataclass(frozen=True)
@@ -110,6 +124,10 @@ class WorkerInfo:
     models: tuple[ModelInfo, ...]
     stats: dict[str, ModelStats] = field(default_factory=dict)  # by name of the model
     in_hand: tuple[str, ...] = ()  # ids of the jobs that it works on
+    consuming: bool = True  # its consumer is connected to Redis
+    stuck: str | None = None  # why it makes nothing now; None: it does
+    refused: dict[str, str] = field(default_factory=dict)  # file in its folder -> why it is not served
+    format: int = 1  # of its heartbeat, and of the messages that it takes; 1 did not tell
 
 
 @dataclass(frozen=True)
@@ -150,6 +168,11 @@ FAILED: Final = b"failed:"  # stands before the reason, where a map could not be
 def attention_channel_key(job_id: str, image: int, layer: str) -> str:
     """The key under which pub/sub tells that a map is there."""
     return f"{job_id}/{image}/{layer}"
+
+
+def version_of(model_hash: str, precision: str) -> str:
+    """What decides an image beside its own spec; a queue each."""
+    return f"{model_hash[:16]}.{precision}"
 
 
 def new_job_id() -> str:

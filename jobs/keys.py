@@ -31,6 +31,16 @@ class Keys:
         return f"{self.namespace}:held"
 
     @property
+    def queues(self) -> str:
+        """Set: the queues in which jobs may wait."""
+        return f"{self.namespace}:queues"
+
+    @property
+    def unserved(self) -> str:
+        """Hash: queue that no living worker takes from -> since when, seconds since 1970."""
+        return f"{self.namespace}:unserved"
+
+    @property
     def ended(self) -> str:
         """Hash: state -> number of jobs that have ever ended in it."""
         return f"{self.namespace}:ended"

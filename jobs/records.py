@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
-from jobs.job import Job, JobSpec, WorkerInfo, as_state
+from jobs.errors import NewerFormat
+from jobs.job import FORMAT, Job, JobSpec, WorkerInfo, as_state
+
+log = logging.getLogger(__name__)
+
+MOST_UNREADABLE: Final = 1000  # workers remembered
+_unreadable: dict[str, None] = {}  # workers whose heartbeat was told to be unreadable
 
 SPEC: Final = TypeAdapter(JobSpec)
 WORKER: Final = TypeAdapter(WorkerInfo)
 
 
 def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
-    """A job from its hash in Redis."""
+    """A job from its hash in Redis. Raises NewerFormat."""
     text = {name.decode(): value.decode() for name, value in record.items()}
+    if int(text.get("format", 1)) > FORMAT:
+        raise NewerFormat(job_id)
     return Job(
         id=job_id,
         owner=text["owner"],
@@ -32,6 +41,28 @@ def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
         expires_at=_time(text.get("expires_at")),
         attempts=int(text["attempts"]),
     )
+
+
+def read_workers(beats: Mapping[str, bytes | None]) -> list[WorkerInfo]:
+    """The workers of these heartbeats (worker -> JSON; None: it is dead), the oldest first.
+
+    One that cannot be read is left out and logged once: it is one worker's matter.
+    """
+    found = []
+    for worker, beat in beats.items():
+        if beat is None:
+            continue
+        try:
+            found.append(WORKER.validate_json(beat))
+        except ValidationError as error:
+            if worker not in _unreadable:
+                _unreadable[worker] = None
+                log.error(
+                    "the heartbeat of worker %s cannot be read, so it does not count: %s", worker, error
+                )
+    while len(_unreadable) > MOST_UNREADABLE:
+        del _unreadable[next(iter(_unreadable))]
+    return sorted(found, key=lambda worker: worker.started_at)
 
 
 def ended_job(job: Job, changes: bytes) -> Job:

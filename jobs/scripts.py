@@ -15,12 +15,20 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from redis.exceptions import NoScriptError
 
-from jobs.errors import IdempotencyConflict, QueueFull
-from jobs.job import Job, JobSpec, Taken
+from jobs.errors import IdempotencyConflict, QueueFull, ShareFull
+from jobs.job import FORMAT, Job, JobSpec, Taken
 from jobs.keys import Keys
 from jobs.records import SPEC, read_job
 from jobs.settings import QueueSettings
-from jobs.wire import ATTENTION_QUEUE, attention_message, generate_list, generate_message, message_list
+from jobs.wire import (
+    attention_message,
+    attention_queue,
+    broker_priority,
+    generate_message,
+    generate_queue,
+    message_list,
+    turn_stem,
+)
 
 T = TypeVar("T")
 
@@ -29,9 +37,10 @@ def _read(name: str, prelude: str = "") -> str:
     return prelude + files("jobs").joinpath("lua", f"{name}.lua").read_text()
 
 
+NAMES: Final = ("create", "end", "take", "begin", "save", "release", "recount")
 _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
-    **{name: _read(name, _PRELUDE) for name in ("create", "end", "take", "begin", "save", "release")},
+    **{name: _read(name, _PRELUDE) for name in NAMES},
     "claim": _read("claim"),
 }
 _DIGESTS: Final = {name: sha1(text.encode()).hexdigest() for name, text in _TEXTS.items()}
@@ -81,6 +90,8 @@ class NewJob:
     idempotency_key: str | None = None
     request: str | None = None  # what the key stands for; None: the spec
     waiter: str = ""  # API process that waits for the end; "": none does
+    caller: str = ""  # whose share of the queue it takes; "": the owner's
+    format: int = FORMAT  # of the workers that have its model
 
 
 Created = tuple[Job, bool] | QueueFull | IdempotencyConflict  # the job, and whether it is new
@@ -95,11 +106,14 @@ class Scripts:
 
     def create(self, jobs: Sequence[NewJob]) -> Call[list[Created]]:
         """Record jobs and queue them; the outcome of each."""
-        lifetime = self._settings.result_ttl + self._settings.record_ttl
+        settings = self._settings
+        lifetime = settings.result_ttl + settings.record_ttl
+        limits = (settings.max_queued, settings.max_queued_images)
+        shares = [max(1, int(limit * settings.caller_share)) for limit in limits]
         parts = [part for job in jobs for part in self._parts(job)]
         return Call(
             "create",
-            [self._keys.prefix, self._settings.max_queued, lifetime, *parts],
+            [self._keys.prefix, FORMAT, lifetime, *limits, *shares, *parts],
             lambda answers: [_created(job, *answer) for job, answer in zip(jobs, answers, strict=True)],
         )
 
@@ -110,10 +124,23 @@ class Scripts:
         if job.idempotency_key is not None:
             key = self._keys.idempotency(job.owner, job.idempotency_key)
             request = spec if job.request is None else job.request
+        queue, step = generate_queue(job.spec.version, job.format), broker_priority(priority)
+        # a worker of format 1 knows kombu's own lists alone
+        name = turn_stem if job.format > 1 else message_list
         return (
-            *(job.id, job.owner, spec, priority, job.spec.count, key, request, job.waiter),
-            generate_list(self._settings.namespace, priority),
-            generate_message(job.id, spec, priority),
+            *(
+                job.id,
+                job.owner,
+                job.caller or job.owner,
+                spec,
+                priority,
+                job.spec.count,
+                key,
+                request,
+                job.waiter,
+            ),
+            *(queue, name(self._settings.namespace, queue, step)),
+            generate_message(job.id, spec, priority, queue),
         )
 
     def end(self, job_id: str, state: Literal["failed", "cancelled"], reason: str = "") -> Call[bool]:
@@ -152,27 +179,32 @@ class Scripts:
         parts = [part for image in images for part in image]
         return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(bool, answer)))
 
-    def claim_attention(self, job_id: str, image: int, layer: str) -> Call[bool]:
-        """Queue an attention map. False: it was queued in the last half minute."""
+    def claim_attention(self, job: Job, image: int, layer: str, format: int = FORMAT) -> Call[bool]:
+        """Queue an attention map, for workers of a format. False: it was queued in the last half minute."""
+        queue = attention_queue(job.spec.version, format)
         keys = (
-            self._keys.attention_claim(job_id, image, layer),
-            message_list(self._settings.namespace, ATTENTION_QUEUE, 0),
+            self._keys.attention_claim(job.id, image, layer),
+            message_list(self._settings.namespace, queue, 0),
         )
-        return Call("claim", [attention_message(job_id, image, layer)], bool, keys)
+        return Call("claim", [attention_message(job.id, image, layer, queue)], bool, keys)
 
     def release(self, job_id: str, holder: str) -> Call[bool]:
         """Let a job of a worker wait again; its message is still there. False: it ended or moved on."""
         return Call("release", [self._keys.prefix, job_id, holder, "", ""], bool)
 
-    def bring_back(self, job: Job, holder: str) -> Call[bool]:
-        """Queue a lost job again, at the front. False: it ended or moved on.
+    def bring_back(self, job_id: str, spec: JobSpec, holder: str, format: int = FORMAT) -> Call[bool]:
+        """Queue a job again, at the front, for workers of a format. False: it ended or moved on.
 
-        holder: the worker that lost it; "": none did.
+        holder: the worker that had it; "": none did.
         """
-        priority = job.spec.priority
-        queue = generate_list(self._settings.namespace, priority)
-        message = generate_message(job.id, None, priority)
-        return Call("release", [self._keys.prefix, job.id, holder, queue, message], bool)
+        queue = generate_queue(spec.version, format)
+        name = message_list(self._settings.namespace, queue, broker_priority(spec.priority))
+        message = generate_message(job_id, None, spec.priority, queue)
+        return Call("release", [self._keys.prefix, job_id, holder, name, message], bool)
+
+    def recount(self) -> Call[bool]:
+        """Count anew what waits of each caller."""
+        return Call("recount", [self._keys.prefix], bool)
 
 
 def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Created:
@@ -182,6 +214,8 @@ def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Crea
             return Job(job.id, job.owner, job.spec, "queued", created_at), True
         case b"full":
             return QueueFull(int(detail))
+        case b"share":
+            return ShareFull(int(detail))
         case b"conflict":
             return IdempotencyConflict(str(job.idempotency_key))
         case _:  # "again" or "known"

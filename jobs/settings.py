@@ -27,6 +27,20 @@ class QueueSettings(BaseSettings):
     max_queued: int = Field(
         default=1000, ge=1, description="jobs that may wait at once; one more is refused with 429"
     )
+    max_queued_images: int = Field(
+        default=16_000, ge=1, description="images that waiting jobs may have together; then 429 as well"
+    )
+    caller_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="part of max_queued and max_queued_images that one caller may have",
+    )
+    model_patience: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds without a living worker that has its model, after which a waiting job fails",
+    )
     max_attempts: int = Field(
         default=3, ge=1, description="worker deaths a job may be part of before it is failed"
     )

@@ -13,11 +13,18 @@ from functools import cache
 from time import time
 from typing import Any, Final
 
+from jobs.job import FORMAT
+
 GENERATE: Final = "sagan.generate"  # task (job_id, spec as JSON or None): make the images of a job
 ATTENTION: Final = "sagan.attention"  # task (job_id, image, layer): make one attention map
 
-GENERATE_QUEUE: Final = "generate"
-ATTENTION_QUEUE: Final = "attention"
+# The queues of format 1, whatever the model. Every worker takes from them, and passes on what it cannot make.
+OLD_GENERATE_QUEUE: Final = "generate"
+OLD_ATTENTION_QUEUE: Final = "attention"
+
+# Lists of waiting jobs at one step. Each caller whose jobs wait has one of them (see waits() in
+# jobs/lua/prelude.lua), and workers take from one after the other, so callers take turns.
+TURNS: Final = 8
 
 # One list in Redis a step; the lowest is served first. kombu's default is four steps; the API has ten.
 PRIORITY_STEPS: Final = tuple(range(10))
@@ -39,19 +46,46 @@ def message_list(namespace: str, queue: str, step: int) -> str:
     return name if step == 0 else f"{name}\x06\x16{step}"
 
 
-def generate_list(namespace: str, priority: int) -> str:
-    """The Redis list of jobs of this priority, the API's."""
-    return message_list(namespace, GENERATE_QUEUE, broker_priority(priority))
+def turn_stem(namespace: str, queue: str, step: int) -> str:
+    """The lists of new jobs, less the turn (1 to TURNS). Jobs that came back are in kombu's own list."""
+    return f"{celery_prefix(namespace)}{queue}\x06\x16{step}~"
 
 
-def generate_message(job_id: str, spec: str | None, priority: int) -> str:
+def generate_queue(version: str, format: int = FORMAT) -> str:
+    """The queue of jobs of one version of a model (see jobs.job.version_of), for workers of a format."""
+    return OLD_GENERATE_QUEUE if format < 2 else f"{OLD_GENERATE_QUEUE}.{format}.{version}"
+
+
+def attention_queue(version: str, format: int = FORMAT) -> str:
+    """The queue of attention maps of one version of a model."""
+    return OLD_ATTENTION_QUEUE if format < 2 else f"{OLD_ATTENTION_QUEUE}.{format}.{version}"
+
+
+def is_generate_queue(queue: str) -> bool:
+    return queue.startswith(OLD_GENERATE_QUEUE)
+
+
+def generate_lists(namespace: str, queue: str) -> list[str]:
+    """Every list of a queue of jobs, the most urgent first."""
+    turns = range(1, TURNS + 1)
+    return [
+        name
+        for step in PRIORITY_STEPS
+        for name in (
+            message_list(namespace, queue, step),
+            *(f"{turn_stem(namespace, queue, step)}{turn}" for turn in turns),
+        )
+    ]
+
+
+def generate_message(job_id: str, spec: str | None, priority: int, queue: str) -> str:
     """Message to make the images of a job. spec: JSON, of a new job; None: the worker reads the record."""
-    return _message(GENERATE, job_id, [job_id, spec], GENERATE_QUEUE, broker_priority(priority))
+    return _message(GENERATE, job_id, [job_id, spec], queue, broker_priority(priority))
 
 
-def attention_message(job_id: str, image: int, layer: str) -> str:
+def attention_message(job_id: str, image: int, layer: str, queue: str) -> str:
     """Message to make one attention map, ahead of every job that waits."""
-    return _message(ATTENTION, secrets.token_urlsafe(16), [job_id, image, layer], ATTENTION_QUEUE, 0)
+    return _message(ATTENTION, secrets.token_urlsafe(16), [job_id, image, layer], queue, 0)
 
 
 def _message(task: str, task_id: str, args: list[Any], queue: str, step: int) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from math import inf
 from time import time
 from typing import Any, Final
@@ -16,12 +16,19 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from jobs.job import FAILED, AttentionMap, Job, Taken, WorkerInfo, attention_channel_key
+from jobs.fleet import format_for
+from jobs.job import FAILED, FORMAT, AttentionMap, Job, JobSpec, Taken, WorkerInfo, attention_channel_key
 from jobs.keys import Keys
-from jobs.records import WORKER, read_job
+from jobs.records import WORKER, read_job, read_workers
 from jobs.scripts import Scripts
 from jobs.settings import QueueSettings
-from jobs.wire import GENERATE_QUEUE, PRIORITY_STEPS, message_list
+from jobs.wire import (
+    OLD_GENERATE_QUEUE,
+    attention_queue,
+    generate_lists,
+    generate_queue,
+    message_list,
+)
 
 PAGE: Final = 200  # messages read at once: between two reads Redis serves others
 MAP_FAILURE_TTL: Final = 30  # seconds; then the map may be tried again
@@ -135,9 +142,29 @@ class WorkerStore:
         """Let a job of this worker wait again. False: it ended or moved on."""
         return self._scripts.release(job_id, self._worker).run(self._redis)
 
-    def bring_back(self, job: Job, holder: str) -> bool:
-        """Queue a lost job again (see Scripts.bring_back). False: it ended or moved on."""
-        return self._scripts.bring_back(job, holder).run(self._redis)
+    def bring_back(self, job_id: str, spec: JobSpec, holder: str, format: int = FORMAT) -> bool:
+        """Queue a job again (see Scripts.bring_back). False: it ended or moved on."""
+        return self._scripts.bring_back(job_id, spec, holder, format).run(self._redis)
+
+    def pass_on(self, job_id: str, spec: JobSpec, workers: Iterable[WorkerInfo]) -> bool:
+        """Queue a job for the workers that can make it. False: it ended or moved on."""
+        format_ = format_for(spec.version, workers)
+        return any(self.bring_back(job_id, spec, holder, format_) for holder in (self._worker, ""))
+
+    def pass_on_map(self, job: Job, image: int, layer: str, workers: Iterable[WorkerInfo]) -> None:
+        """Queue a map for the workers that can make it."""
+        self._redis.delete(self._keys.attention_claim(job.id, image, layer))
+        format_ = format_for(job.spec.version, workers)
+        self._scripts.claim_attention(job, image, layer, format_).run(self._redis)
+
+    def recount(self) -> None:
+        """Count anew what waits of each caller."""
+        self._scripts.recount().run(self._redis)
+
+    def time(self) -> datetime:
+        """The time by Redis' clock."""
+        seconds, micros = self._redis.time()
+        return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
 
     def job(self, job_id: str) -> Job | None:
         """The record; None if there is none."""
@@ -184,14 +211,18 @@ class WorkerStore:
             pipe.zrem(self._keys.workers, self._worker)
             pipe.execute()
 
-    def may_sweep(self, seconds: float) -> bool:
-        """True for one worker at a time: the first to ask, while it asks again within so many seconds."""
+    def may_sweep(self, seconds: float, old: Collection[str] = ()) -> bool:
+        """True for one worker at a time: the first to ask, while it asks again within so many seconds.
+
+        old: workers of an older format, whose place this one takes: they do not know all queues.
+        """
         lifetime = int(seconds * 1000)
         if self._redis.set(self._keys.sweeper, self._worker, nx=True, px=lifetime):
             return True
-        if self._redis.get(self._keys.sweeper) != self._worker.encode():
-            return False
-        return bool(self._redis.pexpire(self._keys.sweeper, lifetime))
+        holder = (self._redis.get(self._keys.sweeper) or b"").decode()
+        if holder in old:
+            return bool(self._redis.set(self._keys.sweeper, self._worker, px=lifetime))
+        return holder == self._worker and bool(self._redis.pexpire(self._keys.sweeper, lifetime))
 
     def holders(self) -> dict[str, str]:
         """Open job -> the worker that has taken it, dead or alive."""
@@ -200,12 +231,11 @@ class WorkerStore:
             for job_id, worker in self._redis.hgetall(self._keys.held).items()
         }
 
-    def in_hand(self) -> dict[str, frozenset[str]]:
-        """Living worker -> the jobs in hand, by its last heartbeat."""
-        ids = self._redis.zrange(self._keys.workers, 0, -1)
-        beats = self._redis.mget([self._keys.worker(worker.decode()) for worker in ids]) if ids else []
-        found = [WORKER.validate_json(beat) for beat in beats if beat is not None]
-        return {info.id: frozenset(info.in_hand) for info in found}
+    def workers(self) -> list[WorkerInfo]:
+        """The living workers, by their last heartbeats, the oldest first."""
+        ids = [worker.decode() for worker in self._redis.zrange(self._keys.workers, 0, -1)]
+        beats = self._redis.mget(list(map(self._keys.worker, ids))) if ids else []
+        return read_workers(dict(zip(ids, beats, strict=True)))
 
     def first(self, most: int, known: Collection[str]) -> list[str]:
         """The first `most` jobs of the queue that are not in `known`."""
@@ -219,12 +249,65 @@ class WorkerStore:
         end, which takes seconds for a long queue.
         """
         left = set(jobs)
-        for name in self._lists():
+        if not left:
+            return left
+        for name in self._filled([OLD_GENERATE_QUEUE, *self.queues()]):
             last = -1
             while left and -last <= most and (messages := self._redis.lrange(name, last - PAGE + 1, last)):
-                left -= {json.loads(message)["headers"]["id"] for message in messages}
+                left -= set(map(_task_id, messages))
                 last -= len(messages)
         return left
 
-    def _lists(self) -> list[str]:
-        return [message_list(self._settings.namespace, GENERATE_QUEUE, step) for step in PRIORITY_STEPS]
+    def queues(self) -> set[str]:
+        """The queues in which jobs may wait, but for that of format 1."""
+        names = {name.decode() for name in self._redis.smembers(self._keys.queues)}
+        return names - {OLD_GENERATE_QUEUE}
+
+    def waits(self, version: str) -> bool:
+        """Whether a job or a map waits for workers with a version of a model."""
+        maps = message_list(self._settings.namespace, attention_queue(version), 0)
+        return bool(self._filled([generate_queue(version)]) or self._redis.exists(maps))
+
+    def pop(self, version: str, most: int) -> list[str]:
+        """Take the messages of up to so many waiting jobs without Celery; their ids."""
+        found: list[str] = []
+        for name in self._filled([generate_queue(version)]):
+            found += map(_task_id, self._redis.rpop(name, most - len(found)) or [])
+            if len(found) >= most:
+                break
+        return found
+
+    def unserved(self, served: Collection[str]) -> dict[str, float]:
+        """Queue with jobs that is not in `served` -> for how many seconds nobody has taken from it."""
+        lacking = {queue for queue in self.queues() - set(served) if self._filled([queue])}
+        known = {queue.decode(): float(at) for queue, at in self._redis.hgetall(self._keys.unserved).items()}
+        if known.keys() - lacking:
+            self._redis.hdel(self._keys.unserved, *(known.keys() - lacking))
+        now = self.time().timestamp() if lacking else 0.0
+        for queue in lacking - known.keys():
+            self._redis.hsetnx(self._keys.unserved, queue, now)
+        return {queue: now - known.get(queue, now) for queue in lacking}
+
+    def give_up(self, queue: str, reason: str) -> int:
+        """Fail every job whose message is in a queue; their number."""
+        failed = 0
+        for name in self._filled([queue]):
+            while messages := self._redis.lrange(name, -PAGE, -1):
+                for message in messages:
+                    self.fail(_task_id(message), reason)
+                    self._redis.lrem(name, -1, message)
+                failed += len(messages)
+        self._redis.srem(self._keys.queues, queue)
+        return failed
+
+    def _filled(self, queues: Iterable[str]) -> list[str]:
+        """The lists of queues of jobs that are not empty."""
+        names = [name for queue in queues for name in generate_lists(self._settings.namespace, queue)]
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.exists(name)
+            return [name for name, there in zip(names, pipe.execute(), strict=True) if there]
+
+
+def _task_id(message: bytes) -> str:
+    return str(json.loads(message)["headers"]["id"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -10,13 +11,13 @@ from kombu.entity import Queue
 from kombu.transport import TRANSPORT_ALIASES
 
 from jobs.settings import QueueSettings
-from jobs.wire import ATTENTION_QUEUE, GENERATE_QUEUE, PRIORITY_STEPS, celery_prefix
+from jobs.wire import OLD_GENERATE_QUEUE, PRIORITY_STEPS, celery_prefix
 
 TRANSPORT: Final = "sagan"
 TRANSPORT_ALIASES[TRANSPORT] = "worker.transport:Transport"
 
 
-def make_celery(settings: QueueSettings) -> Celery:
+def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
     """A Celery app over Redis. It opens no connection by itself."""
     celery = Celery("sagan", broker=_broker(settings.redis_url), set_as_current=False)
     celery.conf.update(
@@ -39,8 +40,8 @@ def make_celery(settings: QueueSettings) -> Celery:
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         task_create_missing_queues=False,
-        task_default_queue=GENERATE_QUEUE,
-        task_queues=[Queue(name) for name in (ATTENTION_QUEUE, GENERATE_QUEUE)],  # type: ignore[no-untyped-call]
+        task_default_queue=OLD_GENERATE_QUEUE,
+        task_queues=[Queue(name) for name in queues],  # type: ignore[no-untyped-call]
         broker_transport_options={
             "global_keyprefix": celery_prefix(settings.namespace),
             # Seconds, well above the longest job: a message handed out again too early makes its job twice.

@@ -11,16 +11,17 @@ import json
 import logging
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery, bootsteps, signals
 from celery.exceptions import InvalidTaskError, Reject, SecurityWarning
 from celery.worker.strategy import default as on_a_pool_thread
+from kombu.entity import Queue
 from kombu.utils.scheduling import sorted_cycle
 
-from jobs.wire import ATTENTION, ATTENTION_QUEUE, GENERATE
+from jobs.wire import ATTENTION, GENERATE, is_generate_queue
 from jobs.worker_store import Stopping
 from worker.dispatcher import Dispatcher
 
@@ -32,6 +33,37 @@ class Hooks:
     wants_jobs: Callable[[], bool]  # asked before each look into Redis; False: attention maps alone
     on_signal: Callable[[], None]  # at SIGTERM and SIGINT, in the signal handler: no locks, no logging
     hand_back: Callable[[], None]  # returns when all results are stored and the other jobs handed back
+    looked: Callable[[], None]  # called after each look into Redis that was answered
+
+
+class Queues:
+    """The queues that a worker takes from; `take_from` may be called from any thread, at any time."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        self._worker: Any = None  # Celery's, once it runs
+
+    def take_from(self, names: Iterable[str]) -> None:
+        self.names = frozenset(names)
+        consumer = getattr(self._worker, "consumer", None)
+        if consumer is not None:
+            consumer.call_soon(self._apply)
+
+    def attach(self, worker: Any) -> None:
+        self._worker = worker
+
+    def _apply(self) -> None:
+        """Runs in the consumer's thread."""
+        consumer = self._worker.consumer
+        known = consumer.app.amqp.queues
+        if consumer.task_consumer is None:
+            return
+        taken = set(known.consume_from)
+        for name in self.names - taken:
+            known.add(Queue(name))  # type: ignore[no-untyped-call]
+            consumer.add_task_queue(name)
+        for name in taken - self.names:
+            consumer.cancel_task_queue(name)
 
 
 def register(celery: Celery, dispatcher: Dispatcher) -> None:
@@ -66,7 +98,7 @@ def register(celery: Celery, dispatcher: Dispatcher) -> None:
             raise Reject("the worker is being stopped", requeue=True) from None
 
 
-def consume(celery: Celery, concurrency: int, room: Callable[[], int], hooks: Hooks) -> int:
+def consume(celery: Celery, queues: Queues, concurrency: int, room: Callable[[], int], hooks: Hooks) -> int:
     """Run Celery's consumer in this thread until a signal ends it; returns the exit code.
 
     concurrency: jobs in hand at once. room: jobs to take in one look.
@@ -75,6 +107,7 @@ def consume(celery: Celery, concurrency: int, room: Callable[[], int], hooks: Ho
         **celery.conf.broker_transport_options,
         "queue_order_strategy": _order(hooks.wants_jobs),
         "room": room,
+        "looked": hooks.looked,
     }
     celery.steps["worker"].add(_hand_back_step(hooks.hand_back))
 
@@ -95,6 +128,7 @@ def consume(celery: Celery, concurrency: int, room: Callable[[], int], hooks: Ho
         without_heartbeat=True,  # ours carries the models
         quiet=True,
     )
+    queues.attach(worker)
     try:
         worker.start()
     except SystemExit as end:
@@ -106,11 +140,11 @@ def _order(wants_jobs: Callable[[], bool]) -> type[sorted_cycle]:
     """The order in which a look into Redis asks the queues; kombu makes one object of it."""
 
     class AttentionFirst(sorted_cycle):
-        """By name, so "attention" comes before "generate"; alone while no jobs are wanted."""
+        """By name, so "attention…" comes before "generate…"; alone while no jobs are wanted."""
 
         def consume(self, n: int) -> list[str]:
             names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
-            return names if wants_jobs() else [name for name in names if name == ATTENTION_QUEUE]
+            return names if wants_jobs() else [name for name in names if not is_generate_queue(name)]
 
     return AttentionFirst
 

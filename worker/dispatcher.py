@@ -16,8 +16,9 @@ from jobs.job import JobSpec, Taken
 from jobs.records import SPEC
 from jobs.worker_store import Stopping, WorkerStore
 from worker.engine import Engine, UnknownLayer
+from worker.pending import Dropped, PendingJob
 from worker.result_writer import ResultWriter
-from worker.scheduler import Dropped, PendingJob, Scheduler
+from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,10 @@ class Dispatcher:
         settings: WorkerSettings,
         store: WorkerStore,
         scheduler: Scheduler[Engine],
-        engines: Mapping[str, Engine],
+        engines: Callable[[], Mapping[str, Engine]],
         writer: ResultWriter,
     ) -> None:
+        """engines: those that are loaded now, by version."""
         self._settings = settings
         self._store = store
         self._scheduler = scheduler
@@ -52,6 +54,11 @@ class Dispatcher:
         """Ids of the jobs that this worker works on."""
         with self._lock:
             return tuple(self._in_hand)
+
+    def versions_in_hand(self) -> frozenset[str]:
+        """Versions of models for which this worker has jobs."""
+        with self._lock:
+            return frozenset(job.spec.version for job in self._in_hand.values() if job is not None)
 
     def room(self) -> int:
         """Jobs to take in one look: fewer if the last one taken was long; 0: enough are in hand."""
@@ -69,21 +76,39 @@ class Dispatcher:
             taken = Taken(job_id, SPEC.validate_json(spec))
         except ValidationError:
             return False
-        if self._refusal(taken):
-            return False
         pending = self._pending(taken)
         pending.wanted_at = monotonic() - max(0.0, time() - sent_at)
         with self._lock:
             known = job_id in self._in_hand
+            if not known and taken.spec.version not in self._engines():
+                return False
             if not known:
                 self._in_hand[job_id] = pending
                 self._images_a_job = taken.spec.count
         if known:
             done()  # a second message for the same job
             return True
+        self._submit(pending, done)
+        return True
+
+    def take_over(self, job_id: str) -> None:
+        """Make a job whose message is nowhere any more. Raises Stopping."""
+        taken = self._store.take(job_id)
+        if taken is None or taken.spec.version not in self._engines():
+            return  # the sweeper of another worker finds it
+        if reason := self._refusal(taken):
+            self._store.fail(job_id, reason)
+            return
+        pending = self._pending(taken)
+        with self._lock:
+            if job_id in self._in_hand:
+                return
+            self._in_hand[job_id] = pending
+        self._submit(pending, lambda: None)
+
+    def _submit(self, pending: PendingJob, done: Callable[[], None]) -> None:
         pending.done.add_done_callback(lambda _: self._ended(pending, done))
         self._scheduler.submit(pending)
-        return True
 
     def generate(self, job_id: str) -> None:
         """Make the missing images of a job. Raises Stopping if the worker stops before the end."""
@@ -122,16 +147,21 @@ class Dispatcher:
         job = self._store.job(job_id)
         if job is None:
             return
-        engine = self._engines.get(job.spec.model)
-        if reason := _mismatch(engine, job.spec):
-            self._store.save_attention(job_id, image, layer, reason)
+        if job.spec.version not in self._engines():
+            self._store.pass_on_map(job, image, layer, self._store.workers())
             return
         wanted = image_spec(job.spec, image)
         try:
-            call = self._scheduler.call(job.spec.model, lambda engine: engine.attention(wanted, layer))
+            call = self._scheduler.call(job.spec, lambda engine: engine.attention(wanted, layer))
             _, attention_map = call.result()
         except UnknownLayer as error:
             self._store.save_attention(job_id, image, layer, str(error))
+        except Stopping:
+            raise
+        except Exception as error:  # whoever waits must hear of any error
+            log.exception("attention map %s of image %d of job %s", layer, image, job_id)
+            reason = f"The model could not make this map: {error}"
+            self._store.save_attention(job_id, image, layer, reason)
         else:
             self._store.save_attention(job_id, image, layer, attention_map)
 
@@ -173,6 +203,9 @@ class Dispatcher:
         pending = self._pending(taken)
         with self._lock:
             self._in_hand[taken.job_id] = pending
+        if taken.spec.version not in self._engines():
+            self._store.pass_on(taken.job_id, taken.spec, self._store.workers())
+            return
         self._scheduler.submit(pending)
         pending.done.result()
 
@@ -186,28 +219,10 @@ class Dispatcher:
         )
 
     def _refusal(self, taken: Taken) -> str | None:
-        """Why a job cannot be made; None: it can."""
+        """Why a job is not to be made; None: it is."""
         if (deaths := taken.attempts) >= self._settings.max_attempts:
             return f"The worker died {deaths} times in a row while making it, so it is not tried again."
-        return _mismatch(self._engines.get(taken.spec.model), taken.spec)
-
-
-def _mismatch(engine: Engine | None, spec: JobSpec) -> str | None:
-    """Why the loaded model is not the one that a job asks for; None: it is."""
-    if engine is None:
-        return f"No model {spec.model!r} is loaded in this worker. Ask again with a model it has."
-    info = engine.info
-    if info.hash != spec.model_hash:
-        return (
-            f"Model {spec.model!r} was replaced since the job was made ({spec.model_hash[:12]} then, "
-            f"{info.hash[:12]} now). Ask again to have it made by the new one."
-        )
-    if info.precision != spec.precision:
-        return (
-            f"Model {spec.model!r} runs in {info.precision} now, the job was made for {spec.precision}. "
-            "Ask again."
-        )
-    return None
+        return None
 
 
 def image_spec(spec: JobSpec, index: int) -> ImageSpec:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,12 +21,10 @@ from imaging.noise import noise
 from imaging.spec import ImageSpec
 from jobs.job import AttentionMap, AttentionSite, ModelInfo
 from model.checkpoint import Checkpoint, load_generator
-from model.errors import ModelError
+from model.errors import CheckpointError
 from model.serving.fused import FusedGenerator
 from model.serving.precision import in_precision
-
-if TYPE_CHECKING:  # a machine that only trains has no pydantic
-    from worker.settings import WorkerSettings
+from worker.pending import DeviceLost
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +32,7 @@ log = logging.getLogger(__name__)
 # ├── UnknownLayer    no attention of that name in this model
 # ├── NoDevice        there is no such device
 # ├── NotRecorded     a forward cannot be recorded as a CUDA graph: this process must not go on
-# └── NoModel         no checkpoint could be loaded
+# └── NoModel         no checkpoint could be loaded (worker.models)
 
 # Sizes of a forward, by type of device; a batch between two sizes is filled up with copies of its first row.
 # One spec must give one image in any batch, but torch chooses kernels by size. So `verify_batch_sizes` admits
@@ -67,8 +64,8 @@ class NotRecorded(EngineError):
     """A forward cannot be recorded as a CUDA graph; torch's allocator is left as if it still recorded."""
 
 
-class NoModel(EngineError):
-    """No checkpoint could be loaded."""
+class NotAnImage(Exception):
+    """A forward made values that are no finite numbers."""
 
 
 class ThreadBudget:
@@ -134,10 +131,12 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
         stream.synchronize()
         try:
             with torch.cuda.graph(graph, stream=stream):
-                pixels = to_pixels(network(*inputs))
+                images = network(*inputs)
+                pixels, total = to_pixels(images), images.sum()
         except RuntimeError as wrong:
             raise NotRecorded(f"a forward of {size} cannot be recorded as a CUDA graph ({wrong})") from wrong
     host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
+    host_total = torch.empty((), dtype=total.dtype, pin_memory=True)
 
     def replay(z: Tensor, y: Tensor) -> NDArray[np.uint8]:
         with torch.cuda.stream(stream):
@@ -145,11 +144,19 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
                 ours.copy_(theirs, non_blocking=True)
             graph.replay()
             host.copy_(pixels, non_blocking=True)
+            host_total.copy_(total, non_blocking=True)
         stream.synchronize()
+        _check(host_total)
         images: NDArray[np.uint8] = host.numpy().copy()  # the next forward overwrites the buffer
         return images
 
     return replay
+
+
+def _check(total: Tensor) -> None:
+    """total: sum of all values, so that one NaN or infinity shows in it. Raises NotAnImage."""
+    if not torch.isfinite(total):
+        raise NotAnImage("the network made values that are no finite numbers")
 
 
 RECORDERS: Final[Mapping[str, Callable[[FusedGenerator, int, int], Forward]]] = {"cuda": _record_graph}
@@ -178,6 +185,8 @@ class Engine:
             self._network, precision = in_precision(checkpoint.generator, device, precision)
         self._dtype = self._network.dtype
         self._record = RECORDERS.get(device.type) if graphs else None
+        # on such a device recording breaks other threads' work, and theirs the recording
+        self.verifies_alone = device.type in RECORDERS
         self._recorded: SimpleQueue[Mapping[int, Forward]] | None = None  # by size; one mapping a lane
         self.max_batch = _sizes(device)[-1]
         # The size in use until `verify_batch_sizes` has compared the others with it. On a GPU it is the
@@ -195,7 +204,7 @@ class Engine:
             licence=str(checkpoint.metadata.get("licence", "")),
             description=str(checkpoint.metadata.get("description", "")),
         )
-        self.info = replace(self.info, attention=self._look())
+        self.info = replace(self.info, attention=self._look(name))
 
     @classmethod
     def load(
@@ -209,14 +218,18 @@ class Engine:
         """The model in `path`, named by its stem.
 
         Until `verify_batch_sizes` it makes every image in a forward of one size: on a CPU one by one, on few
-        threads. Raises model.errors.ModelError for any other file, and for a precision that the device lacks.
+        threads. Raises model.errors.ModelError for any other file, for one whose network makes no images, and
+        for a precision that the device lacks.
         """
         budget = ThreadBudget() if budget is None else budget
         return cls(load_generator(path), path.stem, device, precision, budget, graphs)
 
     def sample(self, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
-        """uint8 [N, R, R, 3], one image a spec; it does not depend on the others. N: at most `max_batch`."""
-        with self._budget.share(self._sizes) as share, torch.inference_mode():
+        """uint8 [N, R, R, 3], one image a spec; it does not depend on the others. N: at most `max_batch`.
+
+        Raises NotAnImage, DeviceLost.
+        """
+        with self._budget.share(self._sizes) as share, torch.inference_mode(), self._watched():
             fitting = [size for size in self._sizes[share] if size >= len(specs)]
             if not fitting:
                 return np.concatenate([self._pixels([spec], self._base) for spec in specs])
@@ -248,7 +261,8 @@ class Engine:
                 if self._base in agree:
                     found[share] = agree
         torch.set_num_threads(before)
-        self._sizes = found
+        if found:  # else one image is not the same twice: the size in use stays
+            self._sizes = found
         log.info("%s: images a forward by threads: %s", self.info.name, found)
         if self._record is not None:
             lanes: SimpleQueue[Mapping[int, Forward]] = SimpleQueue()
@@ -259,11 +273,11 @@ class Engine:
             self._recorded = lanes
 
     def attention(self, spec: ImageSpec, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
-        """The image again [R, R, 3], and the map of one layer. Raises UnknownLayer."""
+        """The image again [R, R, 3], and the map of one layer. Raises UnknownLayer, DeviceLost."""
         if layer not in {site.name for site in self.info.attention}:
             names = ", ".join(site.name for site in self.info.attention) or "none"
             raise UnknownLayer(f"Model {self.info.name!r} has no attention layer {layer!r}; it has: {names}.")
-        with self._budget.share(self._sizes), torch.inference_mode():
+        with self._budget.share(self._sizes), torch.inference_mode(), self._watched():
             images, traces = self._network.forward_with_attention(*self._inputs([spec], 1))
             trace = next(trace for trace in traces if trace.name == layer)
             return to_pixels(images[:1])[0].cpu().numpy(), AttentionMap(
@@ -279,7 +293,9 @@ class Engine:
         """uint8 [size, R, R, 3] of one forward of exactly that size."""
         inputs = self._inputs(specs, size)
         if self._recorded is None:
-            return to_pixels(self._network(*inputs)).cpu().numpy()
+            images = self._network(*inputs)
+            _check(images.sum())
+            return to_pixels(images).cpu().numpy()
         lane = self._recorded.get()  # waits if all lanes are at work
         try:
             return lane[size](*inputs)
@@ -295,10 +311,33 @@ class Engine:
         y = torch.tensor(classes + classes[:1] * more)
         return z.to(self._device, self._dtype), y.to(self._device)
 
-    def _look(self) -> tuple[AttentionSite, ...]:
-        """The layers that attend, by a first forward, which also warms up."""
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Tells a lost device from an error that the next forward need not have. Raises DeviceLost."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.answers():
+                raise DeviceLost(f"{self.device} answers no more ({error})") from error
+            raise
+
+    def answers(self) -> bool:
+        """Whether the device computes: after a fault a GPU refuses everything until its process ends."""
+        try:
+            return bool(torch.ones(1, device=self._device).item() == 1)
+        except RuntimeError:
+            return False
+
+    def _look(self, name: str) -> tuple[AttentionSite, ...]:
+        """The layers that attend, by a first forward, which also warms up. Raises CheckpointError."""
         with self._budget.share(self._sizes), torch.inference_mode():
-            _, traces = self._network.forward_with_attention(*self._inputs(_some(1, 1), 1))
+            images, traces = self._network.forward_with_attention(*self._inputs(_some(1, 1), 1))
+        finite = all(torch.isfinite(part).all() for part in (images, *(trace.map for trace in traces)))
+        if not finite or images[0].amax() - images[0].amin() < 1 / 255 or (images[0].abs() > 0.9999).all():
+            what = "values that are no finite numbers" if not finite else "one colour, not an image"
+            raise CheckpointError(
+                f"{name}: its network makes {what}: its training diverged. Use an earlier one."
+            )
         return tuple(AttentionSite(t.name, t.query_grid[0], float(t.gamma)) for t in traces)
 
 
@@ -309,58 +348,3 @@ def _sizes(device: torch.device) -> Sequence[int]:
 def _some(count: int, classes: int) -> list[ImageSpec]:
     """Specs of different noise, of one class after the other."""
     return [ImageSpec(k % classes, k, 0, 1.0) for k in range(count)]
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The torch device of a setting. Raises NoDevice."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise NoDevice(
-            f'There is no device {wanted!r} here ({error}). "auto" takes what there is.'
-        ) from error
-    return device
-
-
-def choose_exact_kernels() -> None:
-    """Keep pixels the same: no kernels chosen by timing, and no TF32, whose mantissa is short."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True
-
-
-def load_engines(settings: WorkerSettings) -> dict[str, Engine]:
-    """Every model in the checkpoints folder, by name; a bad one is logged and left out.
-
-    Raises NoModel when none is left, NoDevice, NotRecorded.
-    """
-    budget = ThreadBudget(settings.threads)
-    choose_exact_kernels()
-    device = choose_device(settings.device)
-
-    def load(path: Path) -> Engine | None:
-        try:
-            engine = Engine.load(path, device, settings.precision, budget, settings.cuda_graphs)
-        except ModelError as error:
-            log.error("refused: %s", error)
-            return None
-        log.info("loaded %s on %s, %s", path.stem, device, engine.info.precision)
-        return engine
-
-    paths = sorted(settings.checkpoints.glob("*.safetensors"))
-    with ThreadPoolExecutor(budget.lanes, "load") as side_by_side:
-        engines = {engine.info.name: engine for engine in side_by_side.map(load, paths) if engine}
-    if not engines:
-        found = (
-            f"none of the {len(paths)} in it can be loaded" if paths else "there is no *.safetensors in it"
-        )
-        raise NoModel(
-            f"No model to serve from {settings.checkpoints}: {found}. Train one with `sagan train`, "
-            "or point SAGAN_CHECKPOINTS to a folder of checkpoints."
-        )
-    if device.type in RECORDERS:
-        for engine in engines.values():
-            engine.verify_batch_sizes()  # one after the other, while no job uses the device
-    return engines

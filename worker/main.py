@@ -5,37 +5,55 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import Event, Thread
+from time import monotonic
+from typing import Final
 
 from jobs.deadlines import FORWARDS_END, HELPER_ENDS, JOBS_RETURNED, RESULTS_STORED
-from jobs.job import WorkerInfo
+from jobs.job import FORMAT, WorkerInfo
 from jobs.worker_store import Stopping, WorkerStore
 from worker import startup
 from worker.celery_app import make_celery
-from worker.consumer import Hooks, consume, register
+from worker.consumer import Hooks, Queues, consume, register
 from worker.dispatcher import Dispatcher
-from worker.engine import RECORDERS, Engine, EngineError, NotRecorded, load_engines
+from worker.engine import Engine, EngineError, NotRecorded
+from worker.models import EngineLoader, ModelFolder
+from worker.pending import DeviceLost
 from worker.result_writer import ResultWriter
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
 from worker.sweeper import Sweeper, every
+from worker.versions import Versions
 
 log = logging.getLogger(__name__)
 
-Load = Callable[[WorkerSettings], Mapping[str, Engine]]
+# Exit codes, from <sysexits.h>: whoever watches the process starts another one
+DEVICE_LOST: Final = 69
+FORWARD_HUNG: Final = 75
+
+SILENT: Final = 10.0  # seconds without an answered look into Redis, after which the consumer counts as gone
+LONG: Final = 10.0  # seconds of a forward after which its worker is told to be stuck
+LOOKS_EVERY: Final = 1.0  # seconds between two looks at the folder of checkpoints
+
+Loader = Callable[[Path], Engine]
 
 
-def run_worker(settings: WorkerSettings, load: Load = load_engines) -> int:
+def run_worker(
+    settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader] = EngineLoader
+) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Unfinished jobs are handed back, in seconds."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log.info("loading models from %s", settings.checkpoints)
     try:
-        worker = Worker(settings, load)
+        worker = Worker(settings, make_loader)
     except NotRecorded as error:
         # Another process must: torch's allocator is left as if it still recorded. No job is in hand yet.
         log.warning("%s: it starts again with SAGAN_CUDA_GRAPHS=false", error)
@@ -50,57 +68,83 @@ def run_worker(settings: WorkerSettings, load: Load = load_engines) -> int:
 class Worker:
     """The parts of one worker process, with the models loaded."""
 
-    def __init__(self, settings: WorkerSettings, load: Load) -> None:
+    def __init__(self, settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader]) -> None:
         """Raises EngineError."""
         self._settings = settings
         self._id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._stopping = Event()
+        self._stopping, self._stopped = Event(), Event()
+        self._code: int | None = None  # None: that of Celery
         self._store = WorkerStore(settings, self._id, self._stopping.is_set)
         self._writer = ResultWriter(self._store)
-        self._scheduler = Scheduler(lambda: load(settings), self._store.begin, self._writer.take)
-        self._engines = self._scheduler.start()
-        self._dispatcher = Dispatcher(settings, self._store, self._scheduler, self._engines, self._writer)
+        load = make_loader(settings)
+        self._folder = ModelFolder(settings.checkpoints, load, self._store.time)
+        self._scheduler = Scheduler(self._load, self._store.begin, self._writer.take, self._lose_device)
+        self._device = next(iter(self._scheduler.start().values())).device
+        self._dispatcher = Dispatcher(
+            settings, self._store, self._scheduler, lambda: self._folder.engines, self._writer
+        )
+        self._versions = Versions(
+            settings, self._id, self._folder, self._store, self._scheduler, self._dispatcher
+        )
+        self._queues = Queues(self._versions.queues())
         self._started_at = datetime.now(UTC)
+        self._looked_at = monotonic()
         self._stopper = Thread(target=self._stop_working, name="stop", daemon=True)
-        self._patience = JOBS_RETURNED  # seconds, over all calls of _hand_back
+        self._patience = settings.drain + JOBS_RETURNED  # seconds, over all calls of _hand_back
 
     def run(self) -> int:
         """Serve until a signal; returns the exit code."""
         period, sweeper = self._settings.heartbeat_period, Sweeper(self._settings, self._store)
         helpers = [
-            every(period, self._beat, self._stopping, "heartbeat"),
+            every(period, self._beat, self._stopped, "heartbeat"),
             every(period, sweeper.sweep, self._stopping, "sweeper"),
         ]
+        every(period, self._watch_forwards, Event(), "watchdog")
         self._stopper.start()
         startup.settle()
         # beside the first jobs: it takes as long as loading, and the first image need not wait for it
-        Thread(target=self._verify_batch_sizes, name="verify_batch_sizes", daemon=True).start()
-        celery = make_celery(self._settings)
+        Thread(target=self._verify_batch_sizes, name="models", daemon=True).start()
+        celery = make_celery(self._settings, self._queues.names)
         register(celery, self._dispatcher)
-        log.info("serving %s", ", ".join(sorted(self._engines)))
-        hooks = Hooks(self._wants_jobs, self._stopping.set, self._hand_back)
-        code = consume(celery, self._settings.concurrency, self._dispatcher.room, hooks)
+        log.info("serving %s", ", ".join(sorted({info.name for info in self._folder.infos()})))
+        hooks = Hooks(self._wants_jobs, self._stopping.set, self._hand_back, self._looked)
+        code = consume(celery, self._queues, self._settings.concurrency, self._dispatcher.room, hooks)
         self._hand_back()
+        self._stopped.set()
         for helper in helpers:
             helper.join(HELPER_ENDS)
         with suppress(Stopping):  # Redis is away; it forgets this worker by itself
             self._store.leave()
         self._store.close()
         log.info("stopped")
-        return code
+        return code if self._code is None else self._code
+
+    def _load(self) -> Mapping[str, Engine]:
+        return self._folder.load()
 
     def _beat(self) -> None:
+        models = self._folder.infos()
+        if self._stopping.is_set():  # new jobs are better asked of others
+            models = tuple(replace(info, draining=True) for info in models)
+        busy = self._scheduler.busy_for()
         self._store.beat(
             WorkerInfo(
                 id=self._id,
-                device=next(iter(self._engines.values())).device,
+                device=self._device,
                 started_at=self._started_at,
                 beat_at=datetime.now(UTC),
-                models=tuple(engine.info for engine in self._engines.values()),
+                models=models,
                 stats=self._scheduler.stats(),
                 in_hand=self._dispatcher.in_hand(),
+                consuming=monotonic() - self._looked_at < SILENT or not self._dispatcher.room(),
+                stuck=f"a forward has been running for {busy:.0f} s" if busy > LONG else None,
+                refused=dict(self._folder.refused),
+                format=FORMAT,
             )
         )
+
+    def _looked(self) -> None:
+        self._looked_at = monotonic()
 
     def _wants_jobs(self) -> bool:
         """False while there is work for some seconds: the next urgent job then finds room."""
@@ -108,13 +152,47 @@ class Worker:
         return self._dispatcher.room() > 0 and self._scheduler.backlog() <= self._settings.backlog
 
     def _verify_batch_sizes(self) -> None:
-        for engine in self._engines.values():
-            if engine.device.partition(":")[0] not in RECORDERS:  # those have done it while they loaded
+        for engine in self._folder.engines.values():
+            if not engine.verifies_alone:  # those have done it while they loaded
                 engine.verify_batch_sizes()
         startup.give_back()
+        every(LOOKS_EVERY, self._follow_folder, self._stopping, "models")
+
+    def _follow_folder(self) -> None:
+        try:
+            changed = self._versions.look()
+        except EngineError as error:
+            log.critical("%s: this worker ends; a new one tries again", error)
+            self._end(1)
+            return
+        if changed:
+            self._queues.take_from(self._versions.queues())
+            self._beat()
+
+    def _watch_forwards(self) -> None:
+        if (busy := self._scheduler.busy_for()) > self._settings.forward_timeout:
+            log.critical(
+                "a forward has not returned for %.0f s: this worker ends, and its jobs go to others",
+                busy,
+            )
+            os._exit(FORWARD_HUNG)  # a thread in the device's driver cannot be stopped in order
+
+    def _lose_device(self, lost: DeviceLost) -> None:
+        log.critical("%s: this worker ends and hands its jobs back; a new one is needed", lost)
+        self._end(DEVICE_LOST)
+
+    def _end(self, code: int) -> None:
+        """Stop in order, from any thread."""
+        self._code = code
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _stop_working(self) -> None:
         self._stopping.wait()
+        if self._code is None:
+            try:
+                self._versions.drain(self._settings.drain)
+            except Exception:  # the jobs in hand must be handed back whatever comes
+                log.exception("draining")
         self._scheduler.stop()
         self._scheduler.join(FORWARDS_END)
         self._writer.close(RESULTS_STORED)

@@ -13,7 +13,7 @@ from time import monotonic
 from imaging.png import png
 from imaging.spec import Provenance
 from jobs.worker_store import Stopping, WorkerStore
-from worker.scheduler import Made
+from worker.pending import Made
 
 log = logging.getLogger(__name__)
 

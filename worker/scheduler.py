@@ -8,26 +8,21 @@ short ones behind it.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from math import inf
-from threading import Condition, Thread
+from threading import Condition, Thread, get_ident
 from time import monotonic
 from typing import Any, Final, Generic, Protocol, TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
+from worker.pending import DeviceLost, Dropped, Made, PendingJob, Pixels
 
 log = logging.getLogger(__name__)
-
-Pixels = NDArray[np.uint8]
 
 # Seconds. A job that was wanted this recently enters its forward before Redis has answered: the device would
 # idle for a round trip and a write to disk. The answer comes meanwhile; a cancelled job's images are dropped.
@@ -41,49 +36,12 @@ class BatchEngine(Protocol):
     lanes: int  # forwards at once, at most
 
     def sample(self, specs: Sequence[ImageSpec]) -> Pixels:
-        """uint8 [N, R, R, 3], one image a spec; an image does not depend on the others."""
-
-
-class Dropped(Exception):
-    """The job was cancelled, or another worker has it: this worker makes no more of it."""
-
-
-@dataclass(eq=False)
-class PendingJob:
-    """The images of one job that are still to be made."""
-
-    job_id: str
-    spec: JobSpec
-    images: Sequence[ImageSpec]
-    alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
-    wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
-    # None once the last image is stored; else Dropped, Stopping or an error
-    done: Future[None] = field(default_factory=Future)
-    entered: int = 0  # images that have entered a forward
-    forwards: int = 0  # running forwards that have images of it
-    stored: int = 0  # images that are stored
-
-    def end(self, error: Exception | None = None) -> None:
-        """Set the outcome; None: all is stored. The first outcome stands."""
-        with suppress(InvalidStateError):
-            if error is None:
-                self.done.set_result(None)
-            else:
-                self.done.set_exception(error)
-
-
-@dataclass(frozen=True)
-class Made:
-    """One image, fresh from a forward."""
-
-    pending: PendingJob
-    image: ImageSpec
-    pixels: Pixels  # [R, R, 3]
+        """uint8 [N, R, R, 3], one image a spec; an image does not depend on the others. Raises DeviceLost."""
 
 
 S = TypeVar("S", bound=BatchEngine)
 T = TypeVar("T")
-_Call = tuple[str, Callable[[S], Any], "Future[Any]"]
+_Call = tuple[JobSpec | None, Callable[[Any], Any], "Future[Any]"]  # None: no other lane may run beside it
 _Batch = list[tuple[PendingJob, ImageSpec]]
 
 
@@ -96,34 +54,38 @@ class _Tally:
 
 
 class Scheduler(Generic[S]):
-    """Runs forwards on its lanes; the first lane also loads the models."""
+    """Runs forwards on its lanes; the first lane also loads the models. A model goes by its version."""
 
     def __init__(
         self,
         load: Callable[[], Mapping[str, S]],
         begin: Callable[[Sequence[str], int, Sequence[str]], Callable[[], set[str]]],
         deliver: Callable[[Sequence[Made]], None],
+        on_lost: Callable[[DeviceLost], None] = lambda _: None,
     ) -> None:
-        """load: returns the models by name; it runs in the first lane.
+        """load: returns the models by version; it runs in the first lane.
 
         begin(entering, fresh, survived): counts an attempt for jobs that enter a forward, and clears it for
         jobs that came out of their last one; see jobs.scripts. The function it returns is called once: it
         waits for the jobs that may run.
         deliver(images): takes the images of a forward; the lane waits for it.
+        on_lost: called in a lane whose device answers no more.
         """
+        self._on_lost = on_lost
         self._load = load
         self._begin = begin
         self._deliver = deliver
         self._changed = Condition()
         self._rings: dict[int, deque[PendingJob]] = {}  # by priority; the jobs of a ring take turns
-        self._calls: deque[_Call[S]] = deque()
+        self._calls: deque[_Call] = deque()
         self._stopping = False
         self._running = 0  # lanes at work
         self._exclusive = False  # one of them is at work on a suspect, a job that is `alone`
         self._survived: list[str] = []
-        self._tallies: dict[str, _Tally] = {}
+        self._tallies: dict[str, _Tally] = defaultdict(_Tally)  # by the name of the model
         self._pace = 0.0  # seconds an image, over the last forwards that were not small
         self._models: Mapping[str, S] = {}
+        self._since: dict[int, float] = {}  # lane whose device is at work -> monotonic() of its beginning
         self._loaded: Future[Mapping[str, S]] = Future()
         self._lanes = [Thread(target=self._first_lane, name="device", daemon=True)]
 
@@ -136,6 +98,15 @@ class Scheduler(Generic[S]):
             self._lanes[-1].start()
         return models
 
+    def serve(self, models: Mapping[str, S]) -> None:
+        """Use these models from now on; no job of a model that is left out may be in hand."""
+        with self._changed:
+            self._models = dict(models)
+
+    def busy_for(self) -> float:
+        """Seconds that the oldest running forward has taken; 0 if none runs."""
+        return monotonic() - min([*self._since.values(), monotonic()])
+
     def submit(self, pending: PendingJob) -> None:
         """Queue a job's images; each is delivered when it is made."""
         with self._changed:
@@ -145,15 +116,23 @@ class Scheduler(Generic[S]):
                 return
         pending.end(Stopping("the worker is being stopped"))
 
-    def call(self, model: str, function: Callable[[S], T]) -> Future[T]:
-        """Run a function of one model before the next forward: a person waits for it."""
+    def call(self, spec: JobSpec, function: Callable[[S], T]) -> Future[T]:
+        """Run a function of a job's model before the next forward: a person waits for it."""
         future: Future[T] = Future()
         with self._changed:
             if not self._stopping:
-                self._calls.append((model, function, future))
+                self._calls.append((spec, function, future))
                 self._changed.notify()
                 return future
         future.set_exception(Stopping("the worker is being stopped"))
+        return future
+
+    def alone(self, function: Callable[[], None]) -> Future[None]:
+        """Run a function in a lane while no other lane uses the device."""
+        future: Future[None] = Future()
+        with self._changed:
+            self._calls.append((None, lambda _: function(), future))
+            self._changed.notify()
         return future
 
     def drop(self, pending: PendingJob, error: Exception | None = None) -> None:
@@ -212,7 +191,6 @@ class Scheduler(Generic[S]):
         except BaseException as error:  # start() raises it  # noqa: BLE001
             self._loaded.set_exception(error)
             return
-        self._tallies = {name: _Tally() for name in self._models}
         self._loaded.set_result(self._models)
         self._lane()
 
@@ -227,6 +205,7 @@ class Scheduler(Generic[S]):
                 call, batch = None, _Batch()
                 if self._calls:
                     call = self._calls.popleft()
+                    self._exclusive = call[0] is None
                 else:
                     batch = self._gather()
                     self._exclusive = batch[0][0].alone
@@ -254,13 +233,13 @@ class Scheduler(Generic[S]):
         if self._exclusive:
             return False
         if self._calls:
-            return True
+            return self._calls[0][0] is not None or not self._running
         first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
         if first is None or not self._running:
             return first is not None
         # A suspect waits until no other job can die with it. Other jobs wait until they are worth a forward
         # of their own, since it slows the one that runs.
-        return not first.alone and self._waiting(first.spec.model) >= self._worthwhile(first.spec.model)
+        return not first.alone and self._waiting(first.spec.version) >= self._worthwhile(first.spec.version)
 
     def _gather(self) -> _Batch:
         """The next forward, of one model: by priority, and jobs of one priority in turn."""
@@ -268,14 +247,14 @@ class Scheduler(Generic[S]):
             self._rings[priority] for priority in sorted(self._rings, reverse=True) if self._rings[priority]
         ]
         first = rings[0][0]
-        room = self._room(first.spec.model)
+        room = self._room(first.spec.version)
         batch = _Batch()
         for ring in rings:
             left_out = []
             while ring and len(batch) < room:
                 pending = ring.popleft()
                 apart = pending is not first and (pending.alone or first.alone)
-                if apart or pending.spec.model != first.spec.model:
+                if apart or pending.spec.version != first.spec.version:
                     left_out.append(pending)
                     continue
                 batch.append((pending, pending.images[pending.entered]))
@@ -285,21 +264,20 @@ class Scheduler(Generic[S]):
             ring.extendleft(reversed(left_out))  # at the head: their turn is next
         return batch
 
-    def _room(self, model: str) -> int:
+    def _room(self, version: str) -> int:
         """Images for one forward: as many as fit, or an equal share where other lanes are free as well."""
-        waiting = self._waiting(model)
+        waiting = self._waiting(version)
         free = len(self._lanes) - self._running + 1
-        shares = max(1, min(free, waiting // self._worthwhile(model)))
-        return min(self._models[model].max_batch, -(-waiting // shares))
+        shares = max(1, min(free, waiting // self._worthwhile(version)))
+        return min(self._models[version].max_batch, -(-waiting // shares))
 
-    def _waiting(self, model: str) -> int:
-        return sum(
-            _left(pending) for ring in self._rings.values() for pending in ring if pending.spec.model == model
-        )
+    def _waiting(self, version: str) -> int:
+        rings = self._rings.values()
+        return sum(_left(job) for ring in rings for job in ring if job.spec.version == version)
 
-    def _worthwhile(self, model: str) -> int:
+    def _worthwhile(self, version: str) -> int:
         """Images that are worth a forward beside a running one."""
-        return max(1, self._models[model].max_batch // 4)
+        return max(1, self._models[version].max_batch // 4)
 
     def _make(self, batch: _Batch) -> None:
         pending_jobs = list(dict.fromkeys(pending for pending, _ in batch))
@@ -328,6 +306,11 @@ class Scheduler(Generic[S]):
         except Stopping as stopping:
             for pending in pending_jobs:
                 self.drop(pending, stopping)
+        except DeviceLost as lost:
+            allowed = set()  # not survived: what always breaks a device must fail in the end
+            self._end(lost)
+            for pending in pending_jobs:
+                self.drop(pending, Stopping(str(lost)))
         except Exception as error:  # the lane must go on for other jobs
             log.exception("jobs could not begin")
             for pending in pending_jobs:
@@ -342,22 +325,26 @@ class Scheduler(Generic[S]):
     def _forward(self, batch: _Batch) -> list[Made]:
         if not batch:
             return []
-        name = batch[0][0].spec.model
+        spec = batch[0][0].spec
+        model = self._models[spec.version]
         began = monotonic()
         try:
-            pixels = self._models[name].sample([image for _, image in batch])
+            with self._at_work():
+                pixels = model.sample([image for _, image in batch])
+        except DeviceLost:
+            raise
         except Exception as error:  # an error of the network fails a job, not the worker  # noqa: BLE001
             return self._one_by_one(batch, error)
         took = monotonic() - began
         with self._changed:
-            tally = self._tallies[name]
+            tally = self._tallies[spec.model]
             tally.images += len(batch)
             tally.busy_seconds += took
             tally.batch_sizes[len(batch)] += 1
             pace = took / len(batch)
             if pace < self._pace or self._pace == 0.0:
                 self._pace = pace
-            elif 2 * len(batch) >= self._models[name].max_batch:
+            elif 2 * len(batch) >= model.max_batch:
                 # a small forward costs more an image, but images that wait are made in full ones
                 self._pace = 0.8 * self._pace + 0.2 * pace
         return [Made(*entry, made) for entry, made in zip(batch, pixels, strict=True)]
@@ -372,17 +359,34 @@ class Scheduler(Generic[S]):
         parts = [[entry for entry in batch if entry[0] is job] for job in jobs]
         return [made for part in parts for made in self._forward(part)]
 
-    def _run_call(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
+    def _run_call(self, spec: JobSpec | None, function: Callable[[Any], T], future: Future[T]) -> None:
         began = monotonic()
         try:
-            result = function(self._models[name])
+            with self._at_work() if spec else nullcontext():
+                result = function(self._models[spec.version] if spec else None)
+        except DeviceLost as lost:
+            self._end(lost)
+            future.set_exception(Stopping(str(lost)))
         except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
             future.set_exception(error)
         else:
             future.set_result(result)
-        with self._changed:
-            self._tallies[name].busy_seconds += monotonic() - began
-            self._tallies[name].calls += 1
+        if spec is not None:
+            with self._changed:
+                self._tallies[spec.model].busy_seconds += monotonic() - began
+                self._tallies[spec.model].calls += 1
+
+    def _end(self, lost: DeviceLost) -> None:
+        self.stop()  # another forward would only count an attempt for other jobs
+        self._on_lost(lost)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._since[get_ident()] = monotonic()
+        try:
+            yield
+        finally:
+            del self._since[get_ident()]
 
 
 def _left(pending: PendingJob) -> int:

@@ -8,12 +8,16 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from jobs.fleet import format_for
+from jobs.job import FORMAT, WorkerInfo
 from jobs.settings import QueueSettings
+from jobs.wire import generate_queue
 from jobs.worker_store import Stopping, WorkerStore
 
 log = logging.getLogger(__name__)
 
 FIRST: Final = 100  # jobs at the front of the queue that a pass examines
+RECOUNTED_EVERY: Final = 30.0  # seconds, while workers of format 1 take jobs without counting them
 
 
 class Sweeper:
@@ -30,15 +34,24 @@ class Sweeper:
         self._store = store
         self._patience = 2.5 * settings.heartbeat_period  # seconds
         self._lock_seconds = settings.worker_ttl
+        self._model_patience = settings.model_patience
         self._lost_since: dict[str, float] = {}
+        self._recounted_at: float | None = None  # None: another worker sweeps
 
     def sweep(self) -> list[str]:
         """One pass, unless another worker sweeps. Returns the jobs queued again."""
-        if not self._store.may_sweep(self._lock_seconds):
+        workers = self._store.workers()
+        old = {worker.id for worker in workers if worker.format < FORMAT}
+        if not self._store.may_sweep(self._lock_seconds, old):
             self._lost_since.clear()
+            self._recounted_at = None
             return []
         now = monotonic()
-        suspects = self._suspects()
+        if self._recounted_at is None or (old and now - self._recounted_at > RECOUNTED_EVERY):
+            self._store.recount()
+            self._recounted_at = now
+        self._give_up(workers)
+        suspects = self._suspects(workers)
         self._lost_since = {job_id: self._lost_since.get(job_id, now) for job_id in suspects}
         due = [job_id for job_id, since in self._lost_since.items() if now - since >= self._patience]
         for job_id in due:
@@ -47,17 +60,30 @@ class Sweeper:
         there_after_all = unheld - self._store.without_message(unheld)
         lost = [job_id for job_id in due if job_id not in there_after_all]
         for job_id in reversed(lost):  # each goes to the front
-            self._bring_back(job_id, suspects[job_id])
+            self._bring_back(job_id, suspects[job_id], workers)
         return lost
 
-    def _suspects(self) -> dict[str, str]:
+    def _give_up(self, workers: list[WorkerInfo]) -> None:
+        """Fail the jobs whose model no living worker has had for long."""
+        served = {
+            generate_queue(model.version, worker.format) for worker in workers for model in worker.models
+        }
+        for queue, seconds in self._store.unserved(served).items():
+            if seconds >= self._model_patience:
+                reason = (
+                    f"No worker has had the version of the model that this job was made for in the last "
+                    f"{self._model_patience:g} s. Ask again to have it made by the one that is served now."
+                )
+                log.error("%s: %d jobs failed. %s", queue, self._store.give_up(queue, reason), reason)
+
+    def _suspects(self, workers: list[WorkerInfo]) -> dict[str, str]:
         """Job that may be lost -> the worker that lost it, or "".
 
         Either a worker has taken it and does not report it in hand, or it stands at the front of the queue,
         has no message there, and no worker reports it.
         """
         holders = self._store.holders()
-        in_hand = self._store.in_hand()
+        in_hand = {worker.id: frozenset(worker.in_hand) for worker in workers}
         dropped = {job: worker for job, worker in holders.items() if job not in in_hand.get(worker, ())}
         known = holders.keys() | frozenset().union(*in_hand.values())
         first = self._store.first(FIRST, known)
@@ -65,9 +91,11 @@ class Sweeper:
         missing = self._store.without_message(first, most=2 * FIRST)
         return dropped | {job: "" for job in first if job in missing}
 
-    def _bring_back(self, job_id: str, holder: str) -> None:
+    def _bring_back(self, job_id: str, holder: str, workers: list[WorkerInfo]) -> None:
         job = self._store.job(job_id)
-        if job is None or job.ended or not self._store.bring_back(job, holder):
+        if job is None or job.ended:
+            return
+        if not self._store.bring_back(job_id, job.spec, holder, format_for(job.spec.version, workers)):
             return
         log.warning("job %s was lost%s: queued again", job_id, f" with worker {holder}" if holder else "")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import Empty
 from time import monotonic, time
 from typing import Any, Final
@@ -26,11 +26,12 @@ from kombu.transport.virtual.base import QoS as VirtualQoS
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
-from jobs.wire import GENERATE_QUEUE
+from jobs.wire import TURNS, is_generate_queue
 
 log = logging.getLogger(__name__)
 
 WRITTEN_EVERY: Final = 0.5  # seconds
+MOST_LOOKS: Final = 1000  # packed commands kept
 SHORT_LOOK: Final = 0.1  # seconds of a look that leaves a queue out: the reason may soon be gone
 
 
@@ -54,7 +55,7 @@ class QoS(redis.QoS):
         return bool(super().can_consume())
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        if message.delivery_info["routing_key"] != GENERATE_QUEUE:
+        if not is_generate_queue(message.delivery_info["routing_key"]):
             super().append(message, delivery_tag)
             return
         self._taken[delivery_tag] = (time(), message)
@@ -109,8 +110,9 @@ class Channel(redis.Channel):
     """Takes several messages in one look, and builds its client once: building costs more than using it."""
 
     QoS = QoS
-    from_transport_options: Any = (*redis.Channel.from_transport_options, "room")
+    from_transport_options: Any = (*redis.Channel.from_transport_options, "room", "looked")
     room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; at least one is taken
+    looked: Callable[[], None] = staticmethod(lambda: None)  # called after each look that was answered
     _several = True
     _in_poll: Any = False
     _brpop_sent_at: Any = None
@@ -118,51 +120,78 @@ class Channel(redis.Channel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._looks: dict[tuple[tuple[str, ...], int], Any] = {}  # packed commands, by queues and number
+        # packed commands, by queues, the list whose turn it is, and number
+        self._looks: dict[tuple[tuple[str, ...], int, int], Any] = {}
+        self._turns: Sequence[tuple[str, int]] = ()  # queue and turn of each list of new jobs
+        self._next = 0  # whose turn it is
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        if not self._several:
-            super()._brpop_start(timeout)
-            return
         queues = tuple(self._queue_cycle.consume(len(self.active_queues)))
         if not queues:
             return
         # all of them come from one list: the most urgent that is not empty
         most = max(1, min(self.room(), self.qos.can_consume_max_estimate() or 1))
         connection = self.client.connection
-        if (queues, most) not in self._looks:
-            lists = [
-                self.global_keyprefix + self._q_for_pri(queue, step)
-                for step in self.priority_steps
-                for queue in queues
-            ]
+        look = queues, self._next, most
+        if look not in self._looks:
+            if len(self._looks) > MOST_LOOKS:  # models come and go
+                self._looks.clear()
+            lists = self._lists(queues)
             seconds = self.brpop_timeout if len(queues) == len(self.active_queues) else SHORT_LOOK
-            self._looks[queues, most] = connection.pack_command(
-                "BLMPOP", seconds, len(lists), *lists, "RIGHT", "COUNT", most
-            )
+            if self._several:
+                command = ("BLMPOP", seconds, len(lists), *lists, "RIGHT", "COUNT", most)
+            else:
+                command = ("BRPOP", *lists, seconds)
+            self._looks[look] = connection.pack_command(*command)
         self._in_poll = connection
         self._brpop_sent_at = monotonic()
-        connection.send_packed_command(self._looks[queues, most])
+        connection.send_packed_command(self._looks[look])
+
+    def _lists(self, queues: Sequence[str]) -> list[str]:
+        """The lists of a look, in order: by step, what came back first, then the callers in turn."""
+        jobs = [queue for queue in queues if is_generate_queue(queue)]
+        self._turns = [(queue, turn) for turn in range(1, TURNS + 1) for queue in jobs]
+        first = self._next % max(1, len(self._turns))
+        in_turn = [*self._turns[first:], *self._turns[:first]]
+        return [
+            self.global_keyprefix + name
+            for step in self.priority_steps
+            for name in (
+                *(self._q_for_pri(queue, step) for queue in queues),
+                *(f"{queue}{self.sep}{step}~{turn}" for queue, turn in in_turn),
+            )
+        ]
+
+    def _took_from(self, name: str) -> None:
+        """Let the caller behind the one whose list this is come next."""
+        queue, _, step_and_turn = name.rpartition(self.sep)
+        _, _, turn = step_and_turn.partition("~")
+        if turn and (queue, int(turn)) in self._turns:
+            self._next = (self._turns.index((queue, int(turn))) + 1) % len(self._turns)
 
     def _brpop_read(self, **options: Any) -> bool:
-        if not self._several:
-            return bool(super()._brpop_read(**options))
         try:
             # parsed like an answer to BRPOP: kombu then strips its prefix from the list's name
             found = self.client.parse_response(self.client.connection, "BRPOP", **options)
         except self.connection_errors:
             self.client.connection.disconnect()
             raise
-        except ResponseError:  # a server before Redis 7.0
+        except ResponseError:  # a server before Redis 7.0 knows no BLMPOP
+            if not self._several:
+                raise
             self._several = False
+            self._looks.clear()
             raise Empty from None
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+        self.looked()
         if not found:
             raise Empty
-        queue = found[0].decode().rsplit(self.sep, 1)[0]
-        for item in found[1]:
+        name = found[0].decode()
+        self._took_from(name)
+        queue = name.rsplit(self.sep, 1)[0]
+        for item in found[1] if self._several else found[1:]:
             try:
                 self.connection._deliver(json.loads(item.decode()), queue)
             except self.connection_errors:

@@ -92,9 +92,8 @@ async def _sight(store: JobClient, job: Job, place: Place) -> _Sight:
 async def _layer(store: JobClient, spec: JobSpec, asked: str | None) -> str:
     """`asked`, or the first layer of the job's model."""
     served = [model for worker in await store.workers() for model in worker.models]
-    named = [model for model in served if model.name == spec.model]
-    model = next((model for model in named if model.hash == spec.model_hash), None)
-    if model is None and named:
+    model = next((model for model in served if model.version == spec.version), None)
+    if model is None and any(model.name == spec.model for model in served):
         raise ModelChanged(
             f"This job was made by another version of {spec.model!r} ({spec.model_hash[:12]}). "
             "Generate again, and look at the new job."

@@ -16,14 +16,15 @@ router = APIRouter(tags=["models"])
 async def list_models(store: Store, caller: Caller, settings: UseSettings) -> ModelsOut:
     """The models that living workers have loaded, the service's default first."""
     models = sorted(await store.models(), key=lambda model: model.name != settings.default_model)
-    return ModelsOut(models=[ModelOut.of(model) for model in models])
+    workers = await store.workers()
+    return ModelsOut(models=[ModelOut.of(model, workers) for model in models])
 
 
 @router.get("/models/{name}", responses=problems(401, 404, 503))
 async def read_model(name: str, store: Store, caller: Caller) -> ModelOut:
     """One model: its classes, attention sites and metrics."""
     try:
-        return ModelOut.of(await served_model(store, name))
+        return ModelOut.of(await served_model(store, name), await store.workers())
     except UnknownModel as error:
         raise NotFound(error.detail) from error
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,11 +29,10 @@ class PlainEngine(Engine):
         """Every size is in use already: a plain network promises nothing about pixels."""
 
 
-def load(settings: WorkerSettings) -> dict[str, Engine]:
+def plain_loader(settings: WorkerSettings) -> Callable[[Path], Engine]:
     budget = ThreadBudget(settings.threads)
-    paths = settings.checkpoints.glob("*.safetensors")
-    return {p.stem: PlainEngine.load(p, torch.device("cpu"), "float32", budget) for p in paths}
+    return lambda path: PlainEngine.load(path, torch.device("cpu"), "float32", budget)
 
 
 if __name__ == "__main__":
-    sys.exit(run_worker(WorkerSettings(), load))
+    sys.exit(run_worker(WorkerSettings(), plain_loader))

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import sleep
@@ -39,6 +39,7 @@ class Sleeper:
     lanes = 1
     device = "cpu"
     info = MODEL
+    verifies_alone = False
 
     def __init__(self) -> None:
         self._pixels = np.random.default_rng(0).integers(0, 256, (ROWS, 64, 64, 3), np.uint8)
@@ -59,7 +60,7 @@ def run_sleeper() -> int:
     from worker.settings import WorkerSettings
 
     engine: BatchEngine = Sleeper()  # type-checked: a stale Sleeper kills its worker's device thread
-    return run_worker(WorkerSettings(), lambda _: cast(Mapping[str, Engine], {"sleeper": engine}))
+    return run_worker(WorkerSettings(), lambda _: lambda path: cast(Engine, engine))
 
 
 class Bed:
@@ -69,14 +70,19 @@ class Bed:
         self.folder = folder
         self.server = PrivateRedis(folder / "redis", appendfsync=appendfsync)
         self.server.start()
-        self.settings = QueueSettings(redis_url=self.server.url, max_queued=10**9)
+        models = folder / "models"
+        models.mkdir(parents=True)
+        (models / "sleeper.safetensors").touch()
+        many: dict[str, Any] = {"max_queued": 10**9, "max_queued_images": 10**9, "caller_share": 1.0}
+        self.settings = QueueSettings(redis_url=self.server.url, **many)
         self.redis: Any = Redis.from_url(self.server.url)
         self.redis_process = _child("redis", "valkey")
         self.workers: list[subprocess.Popen[bytes]] = []
         self.env = {
             **os.environ,
             "SAGAN_REDIS_URL": self.server.url,
-            "SAGAN_MAX_QUEUED": str(10**9),
+            "SAGAN_CHECKPOINTS": str(models),
+            **{f"SAGAN_{name.upper()}": str(value) for name, value in many.items()},
             "OMP_NUM_THREADS": "1",
         }
 

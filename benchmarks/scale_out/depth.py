@@ -91,8 +91,8 @@ def _sweep(bed: Bed) -> tuple[float, float]:
     """Milliseconds of a sweeper's usual pass, and of the full reading when a message is missing."""
     store = WorkerStore(bed.settings, "benchmark", lambda: False)
     began = perf_counter()
-    in_hand = store.in_hand()
-    first = store.first(FIRST, store.holders().keys() | frozenset().union(*in_hand.values()))
+    in_hand = frozenset().union(*(worker.in_hand for worker in store.workers()))
+    first = store.first(FIRST, store.holders().keys() | in_hand)
     store.without_message(first, most=2 * FIRST)
     usual = perf_counter() - began
     began = perf_counter()

@@ -1,17 +1,32 @@
 -- Record jobs and queue them: Celery's message goes onto its list in the same step, so no job is recorded
 -- without being queued. A job that has not ended has no TTL, or a long queue would lose it; max_queued bounds
 -- their number.
--- ARGV: prefix, max_queued, ttl, then for each job ten: id, owner, spec, priority, count, idempotency key and
---   request (or two ''), waiter (or ''), list, message
+-- ARGV: prefix, format, ttl, jobs and images that may wait, jobs and images of one caller that may wait, then
+--   for each job twelve: id, owner, caller, spec, priority, count, idempotency key and request (or two ''),
+--   waiter (or ''), queue, list (one that ends in '~' gets the caller's turn), message
 -- Returns for each job {outcome, detail, field, value, ...}. outcome and detail: 'new', created_at; 'full',
---   depth; 'conflict', id; 'again' (this very call, sent again) or 'known' (by its idempotency key), id. The
---   fields are those of the record, for the last two.
-local max_queued, ttl, depth = tonumber(ARGV[2]), ARGV[3], redis.call('ZCARD', queued)
+--   jobs that wait; 'share', jobs of the caller that wait; 'conflict', id; 'again' (this very call, sent again)
+--   or 'known' (by its idempotency key), id. The fields are those of the record, for the last two.
+local format, ttl, depth = ARGV[2], ARGV[3], redis.call('ZCARD', queued)
+local most_jobs, most_images = tonumber(ARGV[4]), tonumber(ARGV[5])
+local share_jobs, share_images = tonumber(ARGV[6]), tonumber(ARGV[7])
 local recents = {}
 local function answer(outcome, found)
   return {outcome, found, unpack(redis.call('HGETALL', job(found)))}
 end
-local function create(id, owner, spec, priority, count, key, request, waiter, list, message)
+-- Why a job may not wait; nil: it may. A job alone may have more images than a share has.
+local function refusal(caller, count)
+  local waiting = redis.call('HMGET', shares, 'images', 'jobs:' .. caller, 'images:' .. caller)
+  local images, own_jobs = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
+  local own_images = tonumber(waiting[3] or 0)
+  if depth >= most_jobs or (images > 0 and images + count > most_images) then
+    return {'full', tostring(depth)}
+  end
+  if own_jobs >= share_jobs or (own_images > 0 and own_images + count > share_images) then
+    return {'share', tostring(own_jobs)}
+  end
+end
+local function create(id, owner, caller, spec, priority, count, key, request, waiter, queue, list, message)
   if redis.call('EXISTS', job(id)) == 1 then return answer('again', id) end  -- our own call, sent again
   if key ~= '' then
     local known = redis.call('HMGET', key, 'job', 'request')
@@ -24,14 +39,17 @@ local function create(id, owner, spec, priority, count, key, request, waiter, li
       return answer('known', known[1])
     end
   end
-  if depth >= max_queued then return {'full', tostring(depth)} end
+  local refused = refusal(caller, tonumber(count))
+  if refused then return refused end
   depth = depth + 1
   local time = string.format('%.6f', now())
   local sequence = redis.call('INCR', prefix .. 'sequence')
   local score = string.format('%.0f', (9 - tonumber(priority)) * 1e13 + sequence)  -- exact: below 2^53
   redis.call('HSET', job(id), 'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', '0',
-             'attempts', '0', 'worker', '', 'error', '', 'score', score, 'waiter', waiter, 'created_at', time)
+             'attempts', '0', 'worker', '', 'error', '', 'score', score, 'waiter', waiter, 'created_at', time,
+             'caller', caller, 'format', format)
   redis.call('ZADD', queued, score, id)
+  count_waiting(caller, 1, tonumber(count))
   redis.call('SADD', open, id)
   local recent = prefix .. 'recent:' .. owner
   redis.call('ZADD', recent, sequence, id)
@@ -41,11 +59,13 @@ local function create(id, owner, spec, priority, count, key, request, waiter, li
     redis.call('EXPIRE', key, ttl)
   end
   note(id, 'queued', 0)  -- no tell(): nobody can watch a new job
+  redis.call('SADD', prefix .. 'queues', queue)
+  if list:sub(-1) == '~' then list = list .. redis.call('HGET', shares, 'turn:' .. caller) end
   redis.call('LPUSH', list, message)
   return {'new', time}
 end
 local outcomes = {}
-for i = 4, #ARGV, 10 do table.insert(outcomes, create(unpack(ARGV, i, i + 9))) end
+for i = 8, #ARGV, 12 do table.insert(outcomes, create(unpack(ARGV, i, i + 11))) end
 for recent in pairs(recents) do
   redis.call('ZREMRANGEBYRANK', recent, 0, -1001)  -- the newest thousand
   redis.call('EXPIRE', recent, ttl)

@@ -4,6 +4,8 @@
 
 local prefix = ARGV[1]
 local queued, open, held = prefix .. 'queued', prefix .. 'open', prefix .. 'held'
+local shares = prefix .. 'shares'
+local TURNS = 8  -- as in jobs/wire.py
 
 local clock
 local function now()
@@ -31,6 +33,44 @@ local function tell(id, state, done)
   return #nodes
 end
 
+-- What waits of each caller, in the hash `shares`: 'jobs:CALLER', 'images:CALLER', and 'images' of all. A caller
+-- with something waiting has a turn, 'turn:CALLER': one of the lists from which workers take one after the
+-- other. 'callers:TURN' is the number of callers that share it.
+local function begin_turns(caller)
+  local fields = {}
+  for turn = 1, TURNS do fields[turn] = 'callers:' .. turn end
+  local callers, least = redis.call('HMGET', shares, unpack(fields)), 1
+  for turn = 2, TURNS do
+    if tonumber(callers[turn] or 0) < tonumber(callers[least] or 0) then least = turn end
+  end
+  redis.call('HSET', shares, 'turn:' .. caller, least)
+  redis.call('HINCRBY', shares, 'callers:' .. least, 1)
+end
+
+local function count_waiting(caller, jobs, images)
+  redis.call('HINCRBY', shares, 'images', images)
+  redis.call('HINCRBY', shares, 'images:' .. caller, images)
+  local left = redis.call('HINCRBY', shares, 'jobs:' .. caller, jobs)
+  if jobs > 0 and left == jobs then begin_turns(caller) end
+  if left <= 0 then
+    local turn = redis.call('HGET', shares, 'turn:' .. caller)
+    if turn then redis.call('HINCRBY', shares, 'callers:' .. turn, -1) end
+    redis.call('HDEL', shares, 'jobs:' .. caller, 'images:' .. caller, 'turn:' .. caller)
+  end
+end
+
+local function wait_again(id, score)
+  if redis.call('ZADD', queued, score, id) == 0 then return end
+  local record = redis.call('HMGET', job(id), 'caller', 'count')
+  if record[1] then count_waiting(record[1], 1, tonumber(record[2])) end  -- a job of format 1 has no caller
+end
+
+local function wait_no_more(id)
+  if redis.call('ZREM', queued, id) == 0 then return end
+  local record = redis.call('HMGET', job(id), 'caller', 'count')
+  if record[1] then count_waiting(record[1], -1, -tonumber(record[2])) end
+end
+
 local function hold(id, worker)
   redis.call('HSET', job(id), 'worker', worker)
   redis.call('HSET', held, id, worker)
@@ -40,7 +80,7 @@ local function run(id)
   local time = string.format('%.6f', now())
   redis.call('HSETNX', job(id), 'started_at', time)
   redis.call('HSET', job(id), 'state', 'running')
-  redis.call('ZREM', queued, id)
+  wait_no_more(id)
 end
 
 local answers = {}  -- node -> pieces of one message, to all who wait there
@@ -52,7 +92,7 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
   redis.call('HSET', job(id), 'state', state, 'error', reason, 'worker', '',
              'finished_at', finished, 'expires_at', expires)
-  redis.call('ZREM', queued, id)
+  wait_no_more(id)
   redis.call('SREM', open, id)
   redis.call('HDEL', held, id)
   ends[state] = (ends[state] or 0) + 1

@@ -7,7 +7,7 @@ if not is_open(record[1]) or record[2] ~= ARGV[3] then return 0 end
 redis.call('HSET', job(id), 'worker', '', 'state', 'queued')
 redis.call('HDEL', held, id)
 if record[1] == 'running' then
-  redis.call('ZADD', queued, record[3], id)
+  wait_again(id, record[3])
   tell(id, 'queued', record[4])
 end
 if ARGV[5] ~= '' then redis.call('RPUSH', ARGV[4], ARGV[5]) end  -- the front, where the job is in `queued`

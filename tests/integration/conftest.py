@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from forked import WorkerProcess
 from jobs.client import JobClient
 from jobs.job import Job, JobSpec, ModelInfo, WorkerInfo
 from jobs.settings import QueueSettings
-from jobs.wire import generate_list, generate_message
+from jobs.wire import broker_priority, generate_lists, generate_message, generate_queue, message_list
 from networks import random_checkpoint
 from serve.private_redis import PrivateRedis
 
@@ -88,16 +89,28 @@ class Service:
     def lose_message(self, job: Job) -> None:
         """Take what was queued last off its list: the record stays."""
         with Redis.from_url(self.settings.redis_url) as redis:
-            message = redis.lpop(generate_list(self.settings.namespace, job.spec.priority))
+            [name] = [name for name in self.lists(job.spec) if redis.exists(name)]
+            message = redis.lpop(name)
         assert job.id.encode() in message
+
+    def lists(self, spec: JobSpec) -> list[str]:
+        """The Redis lists that have the messages of such jobs, the first to be taken first."""
+        return generate_lists(self.settings.namespace, generate_queue(spec.version))
+
+    def messages(self, spec: JobSpec) -> list[str]:
+        """Ids of the jobs whose messages wait, the first to be taken first."""
+        with Redis.from_url(self.settings.redis_url) as redis:
+            found: list[bytes] = []
+            for name in self.lists(spec):
+                found += reversed(redis.lrange(name, 0, -1))
+        return [json.loads(message)["headers"]["id"] for message in found]
 
     def queue_again(self, job: Job) -> None:
         """A second message for a job."""
-        priority = job.spec.priority
+        priority, queue = job.spec.priority, generate_queue(job.spec.version)
         with Redis.from_url(self.settings.redis_url) as redis:
-            redis.lpush(
-                generate_list(self.settings.namespace, priority), generate_message(job.id, None, priority)
-            )
+            name = message_list(self.settings.namespace, queue, broker_priority(priority))
+            redis.lpush(name, generate_message(job.id, None, priority, queue))
 
     async def finished(self, jobs: list[Job], seconds: float = 60.0) -> list[Job]:
         """The jobs when all have ended."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imaging.spec import ImageSpec
-from worker.engine import Engine, load_engines
+from worker.engine import Engine
 from worker.main import run_worker
+from worker.models import EngineLoader
 from worker.settings import WorkerSettings
 
 SLOW = float(os.environ.get("TEST_SLOW", "0"))
@@ -36,11 +38,15 @@ class OddEngine(Engine):
         return super().sample(specs)
 
 
-def load(settings: WorkerSettings) -> Mapping[str, Engine]:
-    engines = load_engines(settings)
-    for engine in engines.values():
+def odd_loader(settings: WorkerSettings) -> Callable[[Path], Engine]:
+    load = EngineLoader(settings)
+
+    def odd(path: Path) -> Engine:
+        engine = load(path)
         engine.__class__ = OddEngine
-    return engines
+        return engine
+
+    return odd
 
 
-sys.exit(run_worker(WorkerSettings(), load))
+sys.exit(run_worker(WorkerSettings(), odd_loader))

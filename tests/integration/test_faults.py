@@ -11,8 +11,8 @@ from redis import Redis
 
 from jobs.worker_store import WorkerStore
 from worker.dispatcher import image_spec
+from worker.pending import Made, PendingJob
 from worker.result_writer import ResultWriter
-from worker.scheduler import Made, PendingJob
 
 if TYPE_CHECKING:
     from forked import WorkerProcess

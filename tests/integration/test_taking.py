@@ -14,7 +14,7 @@ import anyio
 import pytest
 from redis import Redis
 
-from jobs.wire import generate_list, generate_message
+from jobs.wire import broker_priority, generate_message, generate_queue, message_list
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Service
@@ -77,10 +77,9 @@ async def test_no_more_jobs_are_in_hand_than_the_worker_was_told(service: Servic
     jobs = [await service.generate(seed=seed) for seed in range(30)]
     service.start_worker(ODD, TEST_SLOW="0.2", SAGAN_CONCURRENCY="5")
     await service.ready()
-    name = generate_list("test", 5)
     seen = []
     while not await service.has_ended(jobs[-6]):
-        waiting = asked.llen(name)
+        waiting = len(service.messages(jobs[0].spec))
         [worker] = await service.store.workers()
         seen.append((len(worker.in_hand), waiting))
         await anyio.sleep(0.05)
@@ -106,7 +105,7 @@ async def test_a_job_that_fails_is_let_go(service: Service, asked: Any) -> None:
     assert ended[3].error == "The model could not make this image: it is broken"
     await nothing_is_in_hand(service)
     worker.stop()
-    assert asked.llen(generate_list("test", 5)) == 0
+    assert service.messages(await service.spec()) == []
 
 
 async def test_a_job_that_fails_while_redis_is_away_is_failed_when_it_is_back(service: Service) -> None:
@@ -130,14 +129,16 @@ async def test_a_job_that_fails_while_redis_is_away_is_failed_when_it_is_back(se
 
 
 async def test_what_cannot_be_read_takes_nobody_along(service: Service, asked: Any) -> None:
-    name = generate_list("test", 5)
+    queue = generate_queue((await service.spec()).version)
+    name = message_list("test", queue, broker_priority(5))
     bodies = ["", "bm8ganNvbg==", "W10=", "eyJub3QiOiAiYSBsaXN0In0=", "W1sxLCAyXSwge30sIHt9XQ=="]
     messages = ["", "no json", "[]", "{}", '{"properties": {}}']
     messages += [
-        json.dumps({**json.loads(generate_message("some-job", None, 5)), "body": body}) for body in bodies
+        json.dumps({**json.loads(generate_message("some-job", None, 5, queue)), "body": body})
+        for body in bodies
     ]
-    messages += [generate_message("some-job", spec, 5) for spec in ("{}", "no json", None)]
-    messages += [generate_message("some-job", None, 5).replace("sagan.generate", "sagan.unknown")]
+    messages += [generate_message("some-job", spec, 5, queue) for spec in ("{}", "no json", None)]
+    messages += [generate_message("some-job", None, 5, queue).replace("sagan.generate", "sagan.unknown")]
     jobs = []
     for seed, message in enumerate(messages):
         asked.lpush(name, message)
@@ -185,9 +186,7 @@ async def test_what_was_in_hand_when_the_worker_stopped_comes_next_in_the_old_or
 
     await service.until(all_are_taken)
     worker.stop()
-    messages = asked.lrange(generate_list("test", 5), 0, -1)
-    waiting = [json.loads(message)["headers"]["id"] for message in reversed(messages)]
-    assert waiting == [job.id for job in long + later]
+    assert service.messages(later[0].spec) == [job.id for job in long + later]
     assert asked.hlen("test:celery:unacked") == 0
 
 
@@ -202,7 +201,7 @@ async def test_what_ends_while_the_worker_stops_is_not_handed_back(service: Serv
     await service.until(has_begun)
     worker.stop()
     assert await service.has_ended(job)
-    assert asked.llen(generate_list("test", 5)) == 0
+    assert service.messages(await service.spec()) == []
 
 
 async def test_short_jobs_behind_a_long_one_are_taken_by_a_worker_that_has_made_single_images_so_far(

@@ -19,18 +19,20 @@ from jobs.job import AttentionMap
 from jobs.settings import QueueSettings
 from jobs.wire import (
     ATTENTION,
-    ATTENTION_QUEUE,
     GENERATE,
-    GENERATE_QUEUE,
     attention_message,
+    attention_queue,
     broker_priority,
-    generate_list,
     generate_message,
+    generate_queue,
     message_list,
 )
 from serve.private_redis import PrivateRedis
 from worker.celery_app import make_celery
 from worker.settings import WorkerSettings
+
+JOBS = generate_queue("0123456789abcdef.float32")
+MAPS = attention_queue("0123456789abcdef.float32")
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def test_nine_is_most_urgent_and_redis_counts_the_other_way() -> None:
 
 
 def test_the_settings_that_decide_whether_a_job_can_be_lost() -> None:
-    conf = make_celery(QueueSettings(namespace="here")).conf
+    conf = make_celery(QueueSettings(namespace="here"), [JOBS, MAPS]).conf
     assert conf.task_acks_late
     assert conf.task_reject_on_worker_lost
     assert conf.worker_prefetch_multiplier == 1
@@ -88,36 +90,34 @@ def test_neither_torch_nor_celery_on_the_api_s_side(module: str) -> None:
 
 def test_the_queue_is_in_the_same_redis_by_port_and_by_socket(server: PrivateRedis) -> None:
     for url in (f"{server.socket_url}?db=3", server.url.replace("/0", "/3")):
-        celery = make_celery(QueueSettings(redis_url=url, namespace="here"))
-        celery.send_task(ATTENTION, queue=ATTENTION_QUEUE, priority=0)
+        celery = make_celery(QueueSettings(redis_url=url, namespace="here"), [MAPS])
+        celery.send_task(ATTENTION, queue=MAPS, priority=0)
         celery.close()
     with Redis.from_url(f"{server.socket_url}?db=3") as redis:
-        assert redis.llen(message_list("here", ATTENTION_QUEUE, 0)) == 2
+        assert redis.llen(message_list("here", MAPS, 0)) == 2
 
 
 def test_our_messages_are_what_celery_would_send(server: PrivateRedis) -> None:
     settings = QueueSettings(redis_url=server.url, namespace="here")
-    celery = make_celery(settings)
+    celery = make_celery(settings, [JOBS, MAPS])
     celery.send_task(
         GENERATE,
         args=["some-job", None],
         task_id="some-job",
-        queue=GENERATE_QUEUE,
+        queue=JOBS,
         priority=2,
         ignore_result=True,
     )
-    celery.send_task(
-        ATTENTION, args=["some-job", 1, "16x16"], queue=ATTENTION_QUEUE, priority=0, ignore_result=True
-    )
+    celery.send_task(ATTENTION, args=["some-job", 1, "16x16"], queue=MAPS, priority=0, ignore_result=True)
     with Redis.from_url(server.url) as redis:
         theirs = [
             json.loads(redis.lindex(name, 0))
-            for name in (generate_list("here", 7), message_list("here", ATTENTION_QUEUE, 0))
+            for name in (message_list("here", JOBS, broker_priority(7)), message_list("here", MAPS, 0))
         ]
     celery.close()
     ours = [
-        json.loads(generate_message("some-job", None, 7)),
-        json.loads(attention_message("some-job", 1, "16x16")),
+        json.loads(generate_message("some-job", None, 7, JOBS)),
+        json.loads(attention_message("some-job", 1, "16x16", MAPS)),
     ]
     for our, their in zip(ours, theirs, strict=True):
         assert base64.b64decode(our.pop("body")) == base64.b64decode(their.pop("body"))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,11 @@ from worker.engine import (
     Engine,
     Forward,
     NoDevice,
-    NoModel,
     NotRecorded,
     ThreadBudget,
     UnknownLayer,
-    choose_device,
-    load_engines,
 )
+from worker.models import EngineLoader, ModelFolder, NoModel, choose_device
 from worker.settings import WorkerSettings
 
 CPU = torch.device("cpu")
@@ -153,21 +152,27 @@ def test_attention_belongs_to_the_image(engine: Engine) -> None:
         engine.attention(spec, "8x8")
 
 
+def folder_of(settings: WorkerSettings) -> ModelFolder:
+    return ModelFolder(settings.checkpoints, EngineLoader(settings), lambda: datetime.now(UTC))
+
+
 def test_bad_checkpoints_are_left_out_and_told_about(
     checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "good.safetensors").write_bytes(checkpoint.read_bytes())
     (tmp_path / "bad.safetensors").write_bytes(checkpoint.read_bytes()[:1000])
     with caplog.at_level(logging.ERROR):
-        engines = load_engines(WorkerSettings(checkpoints=tmp_path, device="cpu"))
-    assert list(engines) == ["good"]
+        folder = folder_of(WorkerSettings(checkpoints=tmp_path, device="cpu"))
+        folder.load()
+    assert [info.name for info in folder.infos()] == ["good"]
+    assert list(folder.refused) == ["bad.safetensors"]
     [record] = caplog.records
     assert "bad.safetensors" in record.message
 
 
 def test_no_model_at_all_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NoModel, match="sagan train"):
-        load_engines(WorkerSettings(checkpoints=tmp_path, device="cpu"))
+        folder_of(WorkerSettings(checkpoints=tmp_path, device="cpu")).load()
 
 
 def test_a_device_that_is_not_there_is_told() -> None:
@@ -237,13 +242,13 @@ def test_models_are_recorded_before_the_first_job_and_one_that_cannot_be_is_told
     settings = WorkerSettings(checkpoints=tmp_path, device="cpu", threads=1)
     recorder = Recorder()
     monkeypatch.setattr("worker.engine.RECORDERS", {"cpu": recorder})
-    load_engines(settings)
+    folder_of(settings).load()
     assert recorder.threads == {threading.get_ident()}
     recorder.recording = 1  # as if another recorded
     with pytest.raises(NotRecorded):
-        load_engines(settings)
-    engines = load_engines(settings.model_copy(update={"cuda_graphs": False}))
-    assert len(engines["a"].sample(SPECS)) == len(SPECS)
+        folder_of(settings).load()
+    [engine] = folder_of(settings.model_copy(update={"cuda_graphs": False})).load().values()
+    assert len(engine.sample(SPECS)) == len(SPECS)
 
 
 def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +270,8 @@ def test_a_worker_whose_forwards_cannot_be_recorded_starts_again_without(tmp_pat
     program = tmp_path / "program.py"
     program.write_text(
         "import os, sys\n"
-        "from worker.engine import NoModel, NotRecorded\n"
+        "from worker.engine import NotRecorded\n"
+        "from worker.models import NoModel\n"
         "from worker.main import run_worker\n"
         "from worker.settings import WorkerSettings\n"
         "def load(settings):\n"

@@ -14,7 +14,12 @@ from numpy.typing import NDArray
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec
 from jobs.worker_store import Stopping
-from worker.scheduler import Dropped, Made, PendingJob, Scheduler
+from worker.pending import Dropped, Made, PendingJob
+from worker.scheduler import Scheduler
+
+
+def spec_of(model: str, seed: int = 0, count: int = 1, priority: int = 5) -> JobSpec:
+    return JobSpec(model, model.ljust(64, "0"), "float32", 0, "cat", count, seed, 1.0, priority)
 
 
 class Recorder:
@@ -51,7 +56,11 @@ class Bench:
         self.refused: set[str] = set()
         self.begun: list[tuple[list[str], int, list[str]]] = []
         self.made: dict[str, list[tuple[int, int]]] = {}  # job -> (seed, index) as delivered
-        self.scheduler = Scheduler(lambda: {"m": self.model, "other": self.other}, self.begin, self.deliver)
+        self.scheduler = Scheduler(
+            lambda: {spec_of("m").version: self.model, spec_of("other").version: self.other},
+            self.begin,
+            self.deliver,
+        )
         self.scheduler.start()
         self.other.gate.set()
 
@@ -76,7 +85,7 @@ class Bench:
         alone: bool = False,
         wanted_at: float = -inf,
     ) -> PendingJob:
-        spec = JobSpec(model, "0" * 64, "float32", 0, "cat", count, seed, 1.0, priority)
+        spec = spec_of(model, seed, count, priority)
         images = [ImageSpec(0, seed, index, 1.0) for index in range(count)]
         pending = PendingJob(f"job-{seed}", spec, images, alone, wanted_at)
         self.scheduler.submit(pending)
@@ -226,12 +235,12 @@ def test_an_error_in_a_forward_is_the_fault_of_one_job(bench: Bench) -> None:
 def test_a_call_comes_before_the_next_forward(bench: Bench) -> None:
     bench.hold()
     pending = bench.ask(1)
-    seen = bench.scheduler.call("m", lambda model: (threading.get_ident(), len(model.forwards)))
+    seen = bench.scheduler.call(spec_of("m"), lambda model: (threading.get_ident(), len(model.forwards)))
     bench.run(pending)
     thread, forwards = seen.result(10)
     assert {thread} == bench.model.threads
     assert forwards == 1
-    failing = bench.scheduler.call("m", lambda model: 1 / 0)
+    failing = bench.scheduler.call(spec_of("m"), lambda model: 1 / 0)
     assert isinstance(failing.exception(10), ZeroDivisionError)
 
 
@@ -239,12 +248,12 @@ def test_stopping_lets_the_forward_end_and_gives_the_rest_back(bench: Bench) -> 
     running = bench.ask(0)
     assert bench.model.entered.wait(10)
     waiting = bench.ask(1, count=3)
-    call = bench.scheduler.call("m", lambda model: None)
+    call = bench.scheduler.call(spec_of("m"), lambda model: None)
     bench.scheduler.stop()
     bench.model.gate.set()
     bench.scheduler.join(10)
     running.done.result(10)
-    for future in (waiting.done, call, bench.ask(2).done, bench.scheduler.call("m", id)):
+    for future in (waiting.done, call, bench.ask(2).done, bench.scheduler.call(spec_of("m"), id)):
         assert isinstance(future.exception(10), Stopping)
     assert bench.begun[-1] == ([], 0, ["job-0"])
 
@@ -270,7 +279,7 @@ def test_a_suspect_runs_while_no_other_lane_does() -> None:
     bench.hold()
     suspect, other = bench.ask(6, alone=True), bench.ask(2)
     for _ in range(3):  # the other lane is free to answer, and looks for work after each
-        bench.scheduler.call("m", id).result(10)
+        bench.scheduler.call(spec_of("m"), id).result(10)
     assert [entering for entering, _, _ in bench.begun] == [["job-0"]]
     assert bench.run(suspect, other) == [[6], [2]]
     bench.scheduler.stop()
@@ -280,12 +289,12 @@ def test_a_suspect_runs_while_no_other_lane_does() -> None:
 def test_it_counts_what_it_does(bench: Bench) -> None:
     bench.hold()
     bench.run(bench.ask(1, count=6))
-    bench.scheduler.call("m", id).result(10)
+    bench.scheduler.call(spec_of("m"), id).result(10)
     stats = bench.scheduler.stats()
     assert (stats["m"].images, stats["m"].forwards, stats["m"].batch_sizes) == (7, 3, {1: 1, 4: 1, 2: 1})
     assert stats["m"].busy_seconds > 0
-    assert stats["other"].forwards == 0
-    bench.scheduler.call("m", id).result(10)
+    assert "other" not in stats
+    bench.scheduler.call(spec_of("m"), id).result(10)
     assert bench.scheduler.stats()["m"].attention_maps >= 1
 
 

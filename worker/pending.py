@@ -1,0 +1,58 @@
+"""A job on its way through the scheduler, and what can become of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imaging.spec import ImageSpec
+from jobs.job import JobSpec
+
+Pixels = NDArray[np.uint8]
+
+
+class DeviceLost(Exception):
+    """The device answers no more: this process must end, and another one make the jobs."""
+
+
+class Dropped(Exception):
+    """The job was cancelled, or another worker has it: this worker makes no more of it."""
+
+
+@dataclass(eq=False)
+class PendingJob:
+    """The images of one job that are still to be made."""
+
+    job_id: str
+    spec: JobSpec
+    images: Sequence[ImageSpec]
+    alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
+    wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
+    # None once the last image is stored; else Dropped, Stopping or an error
+    done: Future[None] = field(default_factory=Future)
+    entered: int = 0  # images that have entered a forward
+    forwards: int = 0  # running forwards that have images of it
+    stored: int = 0  # images that are stored
+
+    def end(self, error: Exception | None = None) -> None:
+        """Set the outcome; None: all is stored. The first outcome stands."""
+        with suppress(InvalidStateError):
+            if error is None:
+                self.done.set_result(None)
+            else:
+                self.done.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Made:
+    """One image, fresh from a forward."""
+
+    pending: PendingJob
+    image: ImageSpec
+    pixels: Pixels  # [R, R, 3]
