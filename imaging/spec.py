@@ -57,7 +57,7 @@ class Provenance:
         """Raises SpecError, with one line that says what is wrong."""
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SpecError(f"The spec in this PNG is not JSON ({error}).") from error
         if not isinstance(values, dict):
             raise SpecError("The spec in this PNG is not a JSON object.")

@@ -149,14 +149,15 @@ class JobClient:
 
     @_asks_redis
     async def _submit(self, job: NewJob) -> tuple[Job, bool]:
-        workers = (await self._fleet.look()).workers
-        created = await self._creates.ask(replace(job, format=format_for(job.spec.version, workers)))
+        created = await self._creates.ask(job)
         if isinstance(created, JobError):
             raise created
         return created
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
-        return await self._scripts.create(jobs).arun(self._redis)
+        workers = (await self._fleet.look()).workers
+        fitting = [replace(job, format=format_for(job.spec.version, workers)) for job in jobs]
+        return await self._scripts.create(fitting).arun(self._redis)
 
     async def _answered(self, job: Job, watch: Watch, deadline: float) -> tuple[Job, bytes | None]:
         """The job when it has ended, or as it is at the deadline, and its PNG if that came along."""

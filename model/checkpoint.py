@@ -133,7 +133,7 @@ def _json(header: Mapping[str, str], name: str, path: Path) -> object:
         return json.loads(header[name])
     except KeyError:
         raise CheckpointError(f"{path}: {name} is missing from its header.") from None
-    except ValueError as wrong:
+    except (ValueError, RecursionError) as wrong:
         raise CheckpointError(f"{path}: {name} in its header is not JSON ({wrong}).") from None
 
 

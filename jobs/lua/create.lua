@@ -19,11 +19,11 @@ local function refusal(caller, count)
   local waiting = redis.call('HMGET', shares, 'images', 'jobs:' .. caller, 'images:' .. caller)
   local images, own_jobs = tonumber(waiting[1] or 0), tonumber(waiting[2] or 0)
   local own_images = tonumber(waiting[3] or 0)
-  if depth >= most_jobs or (images > 0 and images + count > most_images) then
-    return {'full', tostring(depth)}
-  end
   if own_jobs >= share_jobs or (own_images > 0 and own_images + count > share_images) then
     return {'share', tostring(own_jobs)}
+  end
+  if depth >= most_jobs or (images > 0 and images + count > most_images) then
+    return {'full', tostring(depth)}
   end
 end
 local function create(id, owner, caller, spec, priority, count, key, request, waiter, queue, list, message)

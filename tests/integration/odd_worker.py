@@ -1,7 +1,7 @@
 """A worker with an odd engine.
 
 TEST_SLOW: seconds that each forward takes longer. TEST_POISON: a seed that kills the worker. TEST_BROKEN: a
-seed whose forward fails.
+seed whose forward fails. TEST_HANG: one whose forward never returns. TEST_LOST: one that breaks the device.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ from worker.settings import WorkerSettings
 SLOW = float(os.environ.get("TEST_SLOW", "0"))
 POISON = int(os.environ.get("TEST_POISON", "-1"))
 BROKEN = int(os.environ.get("TEST_BROKEN", "-1"))
+HANG = int(os.environ.get("TEST_HANG", "-1"))
+LOST = int(os.environ.get("TEST_LOST", "-1"))
 
 
 class OddEngine(Engine):
     """An engine with a fault."""
+
+    lost = False
 
     def sample(self, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
         if any(spec.seed == POISON for spec in specs):
@@ -35,7 +39,17 @@ class OddEngine(Engine):
         time.sleep(SLOW)
         if any(spec.seed == BROKEN for spec in specs):
             raise ValueError("it is broken")
+        if any(spec.seed == HANG for spec in specs):
+            time.sleep(3600)
+        if any(spec.seed == LOST for spec in specs):
+            self.lost = True
+        with self._watched():
+            if self.lost:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return super().sample(specs)
+
+    def answers(self) -> bool:
+        return not self.lost
 
 
 def odd_loader(settings: WorkerSettings) -> Callable[[Path], Engine]:

@@ -38,7 +38,7 @@ def calls(service: Service, command: str) -> int:
 async def test_creates_that_come_together_are_one_call_and_each_has_its_own_outcome(
     service: Service,
 ) -> None:
-    store = JobClient.open(service.settings.model_copy(update={"max_queued": 4}))
+    store = JobClient.open(service.settings.model_copy(update={"max_queued": 4, "caller_share": 1.0}))
     spec = await service.spec()
     first, _ = await store.create(spec, service.owner)  # connects, and loads the script
     before = calls(service, "evalsha")

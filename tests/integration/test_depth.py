@@ -81,7 +81,7 @@ async def test_the_sweeper_does_not_read_a_long_queue(
     service.start_worker(SLOW, TEST_SLOW=forward)
     await service.ready()
     store = WorkerStore(service.settings, "here", lambda: False)
-    monkeypatch.setattr(store, "may_sweep", lambda _: True)
+    monkeypatch.setattr(store, "may_sweep", lambda *_: True)
     lrange, read = store._redis.lrange, []
 
     def watched(name: str, first: int, last: int) -> Any:

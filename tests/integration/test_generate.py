@@ -155,17 +155,6 @@ async def test_a_long_job_that_is_cancelled_stops_soon(running: Service) -> None
     assert job.id not in worker.in_hand
 
 
-async def test_a_job_for_a_model_that_was_replaced_fails_and_says_so(running: Service) -> None:
-    jobs = [await running.generate(**changes) for changes in (
-        {"model_hash": "0" * 64}, {"model": "gone"}, {"precision": "bfloat16"}
-    )]  # fmt: skip
-    replaced, gone, other = await running.finished(jobs)
-    assert {replaced.state, gone.state, other.state} == {"failed"}
-    assert "was replaced" in str(replaced.error)
-    assert "No model 'gone'" in str(gone.error)
-    assert "float32 now" in str(other.error)
-
-
 async def test_images_expire_then_the_record_does(service: Service) -> None:
     settings = service.settings.model_copy(update={"result_ttl": 2, "record_ttl": 2})
     service.settings = settings
@@ -212,7 +201,7 @@ async def test_an_idempotency_key_makes_one_job(running: Service) -> None:
 
 
 async def test_a_full_queue_takes_no_more(service: Service) -> None:
-    store = JobClient.open(service.settings.model_copy(update={"max_queued": 3}))
+    store = JobClient.open(service.settings.model_copy(update={"max_queued": 3, "caller_share": 1.0}))
     spec = await service.spec()
     for _ in range(3):
         await store.create(spec, service.owner)

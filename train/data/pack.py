@@ -279,7 +279,7 @@ def _stacked(index: Path, about: dict[str, object], shards: object) -> Shards:
 def _metadata(path: Path, stored: dict[str, str]) -> dict[str, object]:
     try:
         about = json.loads(stored["pack"])
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         raise NotAPack(f"{path} is a safetensors file, but not a pack of images.") from None
     if not isinstance(about, dict) or "class_names" not in about or _kind(about) != about.get("format"):
         raise NotAPack(f"{path} is a pack of another format than {FORMAT}: pack its source again.")

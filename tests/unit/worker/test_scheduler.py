@@ -187,7 +187,7 @@ def test_a_job_that_was_wanted_a_moment_ago_runs_before_the_answer_comes(bench: 
         bench.begin(entering, fresh, survived)
         return lambda: set(entering) - bench.refused if answered.wait(10) else set()
 
-    scheduler = Scheduler(lambda: {"m": bench.model}, begin, bench.deliver)
+    scheduler = Scheduler(lambda: {spec_of("m").version: bench.model}, begin, bench.deliver)
     scheduler.start()
     bench.scheduler, other = scheduler, bench.scheduler
     bench.refused = {"job-2"}
