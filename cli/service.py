@@ -11,6 +11,10 @@ import typer
 
 from cli.common import Host, Port, Seed, console, fail, tell, wait_passively
 
+ApiKey = Annotated[
+    str | None, typer.Option(help="Key of a service that asks for one", envvar="SAGAN_API_KEY")
+]
+
 
 def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
     """Everything in one command: API, worker and, unless SAGAN_REDIS_URL is set, a private Redis."""
@@ -56,12 +60,24 @@ def worker() -> None:
 
 
 def models(
-    folder: Annotated[Path, typer.Argument(help="Folder of checkpoints")] = Path("checkpoints"),
+    where: Annotated[
+        str, typer.Argument(help="Folder of checkpoints, or address of a running service")
+    ] = "checkpoints",
+    api_key: ApiKey = None,
 ) -> None:
-    """List the checkpoints in a folder, and say of a bad one what is wrong with it."""
-    from worker.offline import describe
+    """List the checkpoints in a folder, bad ones too; or what a running service serves, by which workers."""
+    if where.startswith(("http://", "https://")):
+        from cli import served
 
-    for line in describe(folder):
+        try:
+            lines = list(served.describe(where, api_key))
+        except served.NoAnswer as error:
+            fail(error)
+    else:
+        from worker import offline
+
+        lines = list(offline.describe(Path(where)))
+    for line in lines:
         tell(line)
 
 
@@ -78,9 +94,7 @@ def bench(
     seconds: Annotated[float, typer.Option(help="Measured time of each load", min=0.1)] = 10.0,
     warm_up: Annotated[float, typer.Option(help="Seconds before that", min=0.0)] = 2.0,
     seed: Seed = 0,
-    api_key: Annotated[
-        str | None, typer.Option(help="Key of a service that asks for one", envvar="SAGAN_API_KEY")
-    ] = None,
+    api_key: ApiKey = None,
     out: Annotated[Path | None, typer.Option(help="Folder for bench.json and bench.svg")] = None,
 ) -> None:
     """Put load on a running service: images a second, latency percentiles, and every error by its kind.

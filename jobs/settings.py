@@ -50,6 +50,12 @@ class QueueSettings(BaseSettings):
     worker_ttl: float = Field(
         default=6.0, gt=0, description="seconds of silence after which a worker counts as dead"
     )
+    drain: float = Field(
+        default=20.0,
+        ge=0,
+        description="seconds that a worker that is told to stop still makes waiting jobs of a model that no "
+        "other worker has, where another one has it in a newer version",
+    )
     visibility_timeout: int = Field(
         default=3600, ge=60, description="seconds after which Redis hands out an unacknowledged message again"
     )

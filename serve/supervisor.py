@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from jobs.deadlines import WORKER_STOPS
+from jobs.settings import QueueSettings
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class _Service:
         finally:
             if self._worker is not None:
                 _say("stopping: the worker hands back what it has not finished")
-                await asyncio.to_thread(end, self._worker, WORKER_STOPS)
+                await asyncio.to_thread(end, self._worker, QueueSettings().drain + WORKER_STOPS)
             if self._redis is not None:
                 await asyncio.to_thread(self._redis.stop)
                 _say("stopped; jobs that were waiting are kept and go on at the next start")
@@ -100,7 +101,6 @@ class _Service:
 
         from jobs.client import JobClient
         from jobs.pubsub import cancel
-        from jobs.settings import QueueSettings
 
         server = uvicorn.Server(
             uvicorn.Config(

@@ -36,12 +36,6 @@ class WorkerSettings(QueueSettings):
         gt=0,
         description="seconds after which a forward counts as hung: the worker ends, its jobs go elsewhere",
     )
-    drain: float = Field(
-        default=20.0,
-        ge=0,
-        description="seconds that a worker that is told to stop still makes waiting jobs of a model that no "
-        "other worker has, where another one has it in a newer version",
-    )
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(
         default=4.0,

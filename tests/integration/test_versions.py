@@ -239,7 +239,7 @@ async def test_jobs_for_a_worker_of_the_format_before_go_to_its_queue(service: S
         redis.zadd(keys.workers, {"old:1:a": 2e9})
 
         async def it_is_seen() -> bool:
-            return [worker.id for worker in await service.store.workers()] == ["old:1:a"]
+            return [worker.format for worker in await service.store.workers()] == [1]
 
         await service.until(it_is_seen)
         job, _ = await service.store.create(spec, OWNER)

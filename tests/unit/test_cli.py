@@ -9,7 +9,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -151,6 +155,38 @@ def test_the_attention_figure_is_drawn(checkpoints: Path, tmp_path: Path) -> Non
         assert figure.width > 6 * 256
     refused = sagan("attention", checkpoints / "pets.safetensors", "cat", "--layer", "4x4", code=2)
     assert "it has: 16x16" in refused
+
+
+def test_models_of_a_service_are_listed_with_their_workers() -> None:
+    version = {"hash": "ab" * 32, "precision": "float32", "draining": True, "served_by": ["a:1:x", "b:2:y"]}
+    with answering(200, {"models": [{"name": "tiny", "versions": [version]}]}) as url:
+        assert sagan("models", url).strip() == f"tiny {'ab' * 6}… float32: draining by a:1:x, b:2:y"
+    with answering(401, {}) as url:
+        assert "--api-key" in sagan("models", url, code=2)
+    assert "does not answer" in sagan("models", "http://127.0.0.1:1", code=2)
+
+
+@contextmanager
+def answering(status: int, body: object) -> Iterator[str]:
+    """A server that answers every GET so; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # http.server's name
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: Path) -> None:

@@ -20,6 +20,9 @@ async def test_models_and_classes_say_what_can_be_asked_for(client: httpx.AsyncC
     assert attentive == models[0]
     assert attentive["resolution"] == 32
     assert [site["name"] for site in attentive["attention"]] == ["8x8", "16x16"]
+    [version] = attentive["versions"]
+    assert (version["hash"], version["workers"], version["draining"]) == (attentive["hash"], 1, False)
+    assert len(version["served_by"]) == 1
     assert attentive["classes"][3] == {"id": 3, "name": "cat"}
     assert models[1]["attention"] == []
     classes = (await client.get("/classes?model=plain")).json()

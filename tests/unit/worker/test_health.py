@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from time import sleep
+from typing import Any
 
 import pytest
 from redis import ConnectionPool, Redis
@@ -40,10 +41,10 @@ def environment(settings: QueueSettings) -> dict[str, str]:
     return {"SAGAN_REDIS_URL": settings.redis_url, "SAGAN_NAMESPACE": settings.namespace}
 
 
-def beat(settings: QueueSettings, worker_id: str, *, leave: bool = False) -> None:
+def beat(settings: QueueSettings, worker_id: str, *, leave: bool = False, **state: Any) -> None:
     store = WorkerStore(settings, worker_id, lambda: False)
     now = datetime.now(UTC)
-    store.beat(WorkerInfo(id=worker_id, device="cpu", started_at=now, beat_at=now, models=()))
+    store.beat(WorkerInfo(id=worker_id, device="cpu", started_at=now, beat_at=now, models=(), **state))
     if leave:
         store.leave()
     store.close()
@@ -73,6 +74,19 @@ def test_a_worker_that_fell_silent_is_not_healthy(settings: QueueSettings) -> No
     beat(brief, f"{HOST}:17:abcd")
     sleep(1.5 * brief.worker_ttl)
     assert "no worker" in (silence(environment(settings), HOST) or "")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [({"consuming": False}, "lost its connection"), ({"stuck": "a forward hangs"}, "a forward hangs")],
+)
+def test_a_worker_that_makes_nothing_is_not_healthy(
+    settings: QueueSettings, state: dict[str, Any], said: str
+) -> None:
+    beat(settings, f"{HOST}:17:abcd", **state)
+    assert said in (silence(environment(settings), HOST) or "")
+    beat(settings, f"{HOST}:18:abcd")  # another one on this host
+    assert silence(environment(settings), HOST) is None
 
 
 def test_a_redis_that_is_away_is_told(unused_tcp_port: int) -> None:
