@@ -27,6 +27,7 @@ def describe(url: str, api_key: str | None) -> Iterator[str]:
             for version in model["versions"]
         ]
     except HTTPError as error:
+        error.close()
         key = " Give a key with --api-key." if error.code == 401 else ""
         raise NoAnswer(f"{url} answers {error.code} {error.reason}.{key}") from error
     except (URLError, OSError, ValueError, KeyError, TypeError) as error:
