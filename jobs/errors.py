@@ -8,6 +8,7 @@ from __future__ import annotations
 # ├── QueueFull             429
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
+# ├── Overloaded            503: more calls than Redis has answered in time
 # └── BrokerUnavailable     503: Redis does not answer
 
 
@@ -52,6 +53,13 @@ class IdempotencyConflict(JobError):
 
 class AttentionFailed(JobError):
     """The worker could not make an attention map; the message is its reason."""
+
+
+class Overloaded(JobError):
+    """Redis answers, and more is asked of it than it can answer in time."""
+
+    def __init__(self) -> None:
+        super().__init__("More is asked here than can be answered in time. Try again in a second.")
 
 
 class BrokerUnavailable(JobError):

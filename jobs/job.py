@@ -110,6 +110,8 @@ class WorkerInfo:
     models: tuple[ModelInfo, ...]
     stats: dict[str, ModelStats] = field(default_factory=dict)  # by name of the model
     in_hand: tuple[str, ...] = ()  # ids of the jobs that it works on
+    consuming: bool = True  # the consumer is connected to Redis
+    stuck: str | None = None  # why this worker makes nothing now
 
 
 @dataclass(frozen=True)

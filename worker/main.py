@@ -95,7 +95,7 @@ class Worker:
                 id=self._id,
                 device=next(iter(self._engines.values())).device,
                 started_at=self._started_at,
-                beat_at=datetime.now(UTC),
+                beat_at=self._store.time(),  # before all that the beat tells
                 models=tuple(engine.info for engine in self._engines.values()),
                 stats=self._scheduler.stats(),
                 in_hand=self._dispatcher.in_hand(),
