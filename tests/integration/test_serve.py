@@ -113,7 +113,7 @@ async def test_one_command_serves_and_one_ctrl_c_ends_it_all(
     assert "the worker died (SIGKILL)" in sagan.output
 
     os.kill(parts["redis"], signal.SIGKILL)
-    await sagan.says("Redis died; it starts again on its data")
+    await sagan.says("Redis died (SIGKILL); it starts again on its data")
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{sagan.port}") as client:
         with anyio.fail_after(10):
             while (reply := await client.get(f"/jobs/{job['id']}")).status_code == 503:  # noqa: ASYNC110

@@ -119,7 +119,7 @@ def test_redis_keeps_what_it_was_given() -> None:
     assert given["dir"] == "/data"
     defaults = signature(PrivateRedis).parameters
     chosen = {name: defaults[name].default for name in ("appendfsync", "maxmemory")}
-    embedded = directives(CONFIG.format(port=0, socket="x", password="x", folder="x", **chosen))
+    embedded = directives(CONFIG.format(port=0, socket="x", password="x", **chosen))
     for name in ("appendonly", "appendfsync", "save", "maxmemory", "maxmemory-policy"):
         assert given[name] == embedded[name]
 
