@@ -105,12 +105,12 @@ class PrivateRedis:
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket = _socket_folder() / f"sagan-{secrets.token_hex(8)}.sock"
+        self.socket = _socket_folder() / f"sagan-{secrets.token_hex(8)}.sock"
 
     @property
     def socket_url(self) -> str:
         """Over a Unix socket, which costs both ends less than TCP."""
-        return f"unix://:{self._password}@{self._socket}"
+        return f"unix://:{self._password}@{self.socket}"
 
     @property
     def url(self) -> str:
@@ -165,7 +165,7 @@ class PrivateRedis:
         config.write_text(
             CONFIG.format(
                 port=self._port,
-                socket=self._socket,
+                socket=self.socket,
                 password=self._password,
                 appendfsync=self._appendfsync,
                 maxmemory=self._maxmemory,
@@ -209,6 +209,12 @@ class PrivateRedis:
         return f" (see {log})" if log.exists() else ""
 
     @property
+    def pid(self) -> int:
+        """Of the server that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
     def returncode(self) -> int | None:
         """The exit code once it has ended; -9: by SIGKILL."""
         return None if self._process is None else self._process.poll()
@@ -228,7 +234,7 @@ class PrivateRedis:
             return
         end(self._process, seconds)
         self._process = None
-        self._socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
+        self.socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
 
 
 def _socket_folder() -> Path:

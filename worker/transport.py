@@ -131,6 +131,14 @@ class Channel(redis.Channel):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._looks: dict[tuple[tuple[str, ...], int], Any] = {}  # packed commands, by queues and number
+        try:
+            # kombu has seen an answer to PING. A Redis that takes no orders answers that as well, and Celery
+            # would connect again without the pauses that it makes where it cannot connect.
+            self.client.delete("nothing")
+        except Exception:
+            self.connection.cycle.discard(self)
+            self._disconnect_pools()
+            raise
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if not self._several:

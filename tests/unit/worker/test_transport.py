@@ -28,7 +28,15 @@ USED = {
     ),
     "Channel": (
         *("QoS", "from_transport_options", "_in_poll", "_brpop_sent_at", "_queue_cycle", "_q_for_pri", "sep"),
-        *("_flush_brpop_reauth", "active_queues", "brpop_timeout", "client", "conn_or_acquire", "connection"),
+        *(
+            "_flush_brpop_reauth",
+            "_disconnect_pools",
+            "active_queues",
+            "brpop_timeout",
+            "client",
+            "conn_or_acquire",
+            "connection",
+        ),
         *("connection_class", "connection_errors", "global_keyprefix", "priority_steps", "qos"),
     ),
     "Transport": ("Channel", "channels", "_deliver"),
