@@ -25,7 +25,8 @@ def silence(environment: Mapping[str, str], host: str) -> str | None:
     # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
     try:
         redis: Any = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3, retry=None)
-    except ValueError:  # whose message may quote a password
+        redis.connection_pool.make_connection()  # connects to nothing: it reads the options
+    except (ValueError, TypeError, RedisError):  # whose message may quote a password
         return "SAGAN_REDIS_URL cannot be read"
     try:
         with redis:
