@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Seque
 from contextlib import asynccontextmanager
 from datetime import datetime
 from functools import wraps
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from jobs.coalesce import Coalescer
@@ -178,9 +178,9 @@ class JobClient:
             pipe.time()
             for command in commands:
                 pipe.execute_command(*command)
-            time, *answers = await pipe.execute()
+            told, *answers = await pipe.execute()
         found = dict(zip(commands, answers, strict=True))
-        return [(as_time(time), [found[command] for command in question]) for question in questions]
+        return [(as_time(told), [found[command] for command in question]) for question in questions]
 
     @_shares_a_call
     async def position(self, job: Job) -> int | None:
@@ -316,11 +316,11 @@ class JobClient:
 
     @_asks_redis
     async def count_request(self, caller: str) -> int:
-        """Count one request of the caller; their number in the minute that began with the first of them."""
-        key = self._keys.rate(caller)
+        """Count one request of the caller; their number in this minute."""
+        key = self._keys.rate(caller, int(time() // 60))
         async with self._redis.pipeline(transaction=True) as pipe:
             pipe.incr(key)
-            pipe.expire(key, 60, nx=True)  # by Redis' clock: those of several APIs may differ
+            pipe.expire(key, 120)
             made, _ = await pipe.execute()
         return int(made)
 

@@ -45,7 +45,7 @@ class Refused(RedisConnectionError, ReadOnlyError):
 
 
 REFUSALS: Final = (
-    *("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN"),
+    *("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING"),
     "UNBLOCKED",  # a server that becomes a replica ends the calls that wait in it
     "BUSY",  # somebody's script runs for seconds
     "NOPERM",  # the operator will mend the rights: until then nothing may be lost

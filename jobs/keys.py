@@ -69,9 +69,9 @@ class Keys:
         """Hash: the job of this key, and the request."""
         return f"{self.namespace}:idempotency:{owner}:{key}"
 
-    def rate(self, caller: str) -> str:
-        """Counter of the caller's requests; it expires a minute after the first."""
-        return f"{self.namespace}:rate:{caller}"
+    def rate(self, caller: str, minute: int) -> str:
+        """Counter of the caller's requests in this minute since 1970."""
+        return f"{self.namespace}:rate:{caller}:{minute}"
 
     def attention(self, job_id: str, image: int, layer: str) -> str:
         """The map, or the reason why there is none."""

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
-from jobs.client import JobClient
 from jobs.job import Job, new_job_id
 from jobs.pubsub import RECHECK
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 READ = """\
 import asyncio, sys
-from jobs.client import JobClient
 from jobs.errors import JobError
 from jobs.settings import QueueSettings
 
@@ -101,19 +99,6 @@ async def read_with_clock(service: Service, job: Job, skew: str) -> list[str]:
         subprocess.run, command, env=env, capture_output=True, text=True, timeout=60, check=True
     )
     return str(found.stdout).split()
-
-
-async def test_a_caller_s_minute_begins_with_their_first_request_by_redis_clock(service: Service) -> None:
-    assert [await service.store.count_request("somebody") for _ in range(3)] == [1, 2, 3]
-    with Redis.from_url(service.settings.redis_url) as redis:
-        assert 55 < redis.ttl("test:rate:somebody") <= 60
-        redis.expire("test:rate:somebody", 1)
-    await service.until(lambda: _counts(service.store, 1), seconds=10)
-
-
-async def _counts(store: JobClient, wanted: int) -> bool:
-    await asyncio.sleep(0.5)
-    return await store.count_request("somebody") == wanted
 
 
 async def test_a_worker_whose_clock_is_ahead_forgets_no_other(service: Service) -> None:
