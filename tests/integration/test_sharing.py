@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 READ = """\
 import asyncio, sys
+from jobs.client import JobClient
 from jobs.errors import JobError
 from jobs.settings import QueueSettings
 
