@@ -44,8 +44,6 @@ _Reply = tuple[datetime, list[Any]]  # Redis' time, and its answers
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-
-
 _Asked = Callable[Concatenate["JobClient", _P], Coroutine[Any, Any, _T]]
 
 

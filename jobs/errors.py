@@ -8,8 +8,8 @@ from __future__ import annotations
 # ├── QueueFull             429
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
-# ├── Overloaded            503: more calls than Redis has answered in time
 # └── BrokerUnavailable     503: Redis does not answer
+#     └── Overloaded        503: more calls than it answers in time
 
 
 class JobError(Exception):
@@ -55,15 +55,15 @@ class AttentionFailed(JobError):
     """The worker could not make an attention map; the message is its reason."""
 
 
-class Overloaded(JobError):
-    """Redis answers, and more is asked of it than it can answer in time."""
-
-    def __init__(self) -> None:
-        super().__init__("More is asked here than can be answered in time. Try again in a second.")
-
-
 class BrokerUnavailable(JobError):
     """Redis does not answer, or is full."""
 
     def __init__(self, reason: str = "Redis does not answer") -> None:
         super().__init__(f"{reason}. Nothing that was accepted is lost; try again in a few seconds.")
+
+
+class Overloaded(BrokerUnavailable):
+    """Redis answers, and more is asked of it than it can answer in time."""
+
+    def __init__(self) -> None:
+        super().__init__("More is asked here than can be answered in time")

@@ -157,9 +157,10 @@ class PrivateRedis:
     def _prepare(self) -> None:
         """The folder and the config, for this user alone; those of an earlier version as well."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._folder.chmod(0o700)
-        for path in self._folder.rglob("*"):
-            path.chmod(0o700 if path.is_dir() else 0o600)
+        for path in (self._folder, *self._folder.rglob("*")):
+            if not path.is_symlink():
+                with contextlib.suppress(PermissionError):  # another user's, or a disk that has no modes
+                    path.chmod(0o700 if path.is_dir() else 0o600)
         config = self._folder / "redis.conf"
         config.touch(mode=0o600)  # the password is in it
         config.write_text(

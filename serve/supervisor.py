@@ -309,4 +309,5 @@ def _death(code: int) -> str:
 
 
 def _say(what: str) -> None:
-    print(f"sagan: {what}", flush=True)  # noqa: T201
+    with contextlib.suppress(OSError):  # a log on a full disk, or a reader that has gone, ends nothing
+        os.write(1, f"sagan: {what}\n".encode(errors="replace"))

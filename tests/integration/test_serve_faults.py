@@ -171,6 +171,23 @@ async def test_a_full_disk_is_told_and_waited_for(
         assert await sagan.stop(signal.SIGTERM) == 0
 
 
+async def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, checkpoints: Path) -> None:
+    with serving(tmp_path, checkpoints, log=Path("/dev/full")) as sagan, anyio.fail_after(90):
+        async with asking(sagan) as client:
+            status = 0
+            while status != 200:
+                assert sagan.process.poll() is None
+                with contextlib.suppress(httpx.TransportError):
+                    status = (await client.get("/health/ready")).status_code
+                await anyio.sleep(0.1)
+            for part in ("worker", "redis"):
+                os.kill(sagan.parts()[part], signal.SIGKILL)
+            await anyio.sleep(1)
+            await ready_again(client)
+        assert (await sagan.generate())[0] == 200
+        assert await sagan.stop(signal.SIGTERM) == 0
+
+
 def listens(pid: int) -> bool:
     """Whether a process listens on a TCP port."""
     sockets = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}

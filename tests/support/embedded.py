@@ -23,11 +23,20 @@ class Sagan:
     """The embedded service in a process of its own."""
 
     def __init__(
-        self, folder: Path, checkpoints: Path, port: int | None = None, state: Path | None = None, **env: str
+        self,
+        folder: Path,
+        checkpoints: Path,
+        port: int | None = None,
+        state: Path | None = None,
+        log: Path | None = None,
+        **env: str,
     ) -> None:
-        """state: folder of the data; None: one of an odd name in `folder`. env: beside the tests' own."""
+        """state: folder of the data; None: one of an odd name in `folder`. log: None: a file in `folder`.
+
+        env: beside the tests' own.
+        """
         self.port = free_port() if port is None else port
-        self._log = folder / f"sagan-{self.port}.log"
+        self._log = folder / f"sagan-{self.port}.log" if log is None else log
         self.state = folder / STATE if state is None else state
         ours = {name: value for name, value in os.environ.items() if not name.startswith("SAGAN_")}
         ours |= {
@@ -38,12 +47,12 @@ class Sagan:
             "SAGAN_WORKER_TTL": "2",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        with self._log.open("wb") as log:
+        with self._log.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", COMMAND.format(port=self.port)],
                 env=ours | env,
-                stdout=log,
-                stderr=log,
+                stdout=out,
+                stderr=out,
                 start_new_session=True,
             )
 
