@@ -22,6 +22,7 @@
     ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
+        ├── Busy             more is asked than can be answered in time
         └── NoBroker
 
 `problem_of` gives the errors of other packages the same form.
@@ -44,6 +45,7 @@ from jobs.errors import (
     ExpiredJob,
     IdempotencyConflict,
     JobError,
+    Overloaded,
     QueueFull,
     UnknownJob,
 )
@@ -182,6 +184,10 @@ class NoWorker(Unavailable):
     slug, title = "no-worker", "No worker"
 
 
+class Busy(Unavailable):
+    slug, title = "overloaded", "Too much is asked at once"
+
+
 class NoBroker(Unavailable):
     slug, title = "no-broker", "The broker does not answer"
 
@@ -210,6 +216,8 @@ def problem_of(error: Exception) -> Problem:
             return KeyReused(str(error))
         case AttentionFailed():
             return NoMap(str(error))
+        case Overloaded():
+            return Busy(str(error), retry_after=1)
         case JobError():
             return NoBroker(str(error), retry_after=RETRY_AFTER)
         case RedisError():

@@ -21,6 +21,7 @@ from app.routes import attention, generate, health, jobs, models
 from app.security import BodyLimit, OriginCheck, ResponseHeaders
 from app.settings import Settings
 from jobs.client import JobClient
+from jobs.settings import read_settings
 
 _WEB = Path(__file__).parent / "web"
 
@@ -42,7 +43,7 @@ class _Page(StaticFiles):
 
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The app; no connection is opened before its lifespan starts. settings: None reads the environment."""
-    settings = settings or Settings()
+    settings = settings or read_settings(Settings)
     metrics = Metrics()
 
     @asynccontextmanager

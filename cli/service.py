@@ -33,6 +33,10 @@ def api(
 
     import uvicorn
 
+    from app.settings import Settings
+    from jobs.settings import read_settings
+
+    read_settings(Settings)  # a wrong one is told once, before processes start
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     uvicorn.run(
         "app.main:create_app",
@@ -53,10 +57,13 @@ def worker() -> None:
     from worker import startup
 
     startup.begin()
-    from worker.main import run_worker
+    from jobs.settings import read_settings
     from worker.settings import WorkerSettings
 
-    raise typer.Exit(run_worker(WorkerSettings()))
+    settings = read_settings(WorkerSettings)  # before the imports that take seconds
+    from worker.main import run_worker
+
+    raise typer.Exit(run_worker(settings))
 
 
 def models(

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import wraps
 from time import monotonic, time
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from jobs.coalesce import Coalescer
+from jobs.connections import Turns, open_redis
 from jobs.errors import AttentionFailed, BrokerUnavailable, ExpiredJob, JobError, UnknownJob
 from jobs.fleet import FleetReader, format_for
 from jobs.job import (
@@ -37,68 +32,70 @@ from jobs.job import (
 )
 from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Watch
-from jobs.records import ended_job, read_job
+from jobs.records import as_time, ended_job, read_job
 from jobs.scripts import Created, NewJob, Scripts
 from jobs.settings import QueueSettings
 
+log = logging.getLogger(__name__)
+
 WATCHED: Final = 3600  # seconds that Redis remembers a watcher: longer than any wait
+
+_Question = tuple[tuple[str, ...], ...]  # commands for Redis that do the same when they are sent twice
+_Reply = tuple[datetime, list[Any]]  # Redis' time, and its answers
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Asked = Callable[Concatenate["JobClient", _P], Coroutine[Any, Any, _T]]
 
 
-def _asks_redis(
-    method: Callable[Concatenate[JobClient, _P], Awaitable[_T]],
-) -> Callable[Concatenate[JobClient, _P], Coroutine[Any, Any, _T]]:
-    """The method, raising BrokerUnavailable where Redis does not answer."""
+def _asks_redis(method: Callable[Concatenate[JobClient, _P], Awaitable[_T]]) -> _Asked[_P, _T]:
+    """The method when it is its turn, raising BrokerUnavailable and Overloaded (see Turns)."""
 
     @wraps(method)
     async def asked(self: JobClient, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        try:
-            return await method(self, *args, **kwargs)
-        except OutOfMemoryError as error:
-            raise BrokerUnavailable("Redis is full") from error
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise BrokerUnavailable() from error
+        return await self._turns.take(lambda: method(self, *args, **kwargs))
 
     return asked  # type: ignore[return-value]  # wraps() drops the first parameter's type
+
+
+def _shares_a_call(method: Callable[Concatenate[JobClient, _P], Awaitable[_T]]) -> _Asked[_P, _T]:
+    """The same for a method whose question goes to Redis together with others: it waits for no turn."""
+
+    @wraps(method)
+    async def asked(self: JobClient, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await self._turns.take(lambda: method(self, *args, **kwargs), shared=True)
+
+    return asked  # type: ignore[return-value]
 
 
 class JobClient:
     """Submit, read, follow and cancel jobs. Every method may raise BrokerUnavailable."""
 
-    def __init__(self, redis: Redis, settings: QueueSettings) -> None:
-        # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
-        self._redis: Any = redis
+    def __init__(self, redis: Any, settings: QueueSettings) -> None:
+        """redis: from open_redis. Any: redis-py's types allow for text and bytes everywhere."""
+        self._redis = redis
         self._settings = settings
+        self._turns = Turns()
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
         self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
         self._subscriber = Subscriber(redis, self._keys.channel(self._node))
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
         self._creates = Coalescer(self._create_all, most=500)  # some 30 ms of Redis
+        self._commands = Coalescer(self._send_all, most=500)
 
     @classmethod
     def open(cls, settings: QueueSettings) -> Self:
         """A client with connections of its own. It sends nothing before the first call."""
-        redis = Redis.from_url(
-            settings.redis_url,
-            socket_timeout=5,
-            socket_connect_timeout=2,
-            health_check_interval=15,
-            # with 3, redis-py formats each pub/sub message for a debug log line
-            protocol=2,
-            # enough for a lost connection; in an outage the caller gets 503 instead of waiting
-            retry=Retry(ExponentialWithJitterBackoff(cap=0.4, base=0.05), retries=2),
-        )
-        return cls(redis, settings)
+        return cls(open_redis(settings), settings)
 
     async def close(self) -> None:
         await self._creates.close()
+        await self._commands.close()
         await self._subscriber.close()
         await self._redis.aclose()
 
-    @_asks_redis
+    @_shares_a_call
     async def ping(self) -> None:
         """Return if Redis answers."""
         await self._redis.ping()
@@ -147,7 +144,7 @@ class JobClient:
                     return job, None  # it is recorded: an error would have it ordered twice
         return await self.finished(job.id, owner, deadline - monotonic()), None
 
-    @_asks_redis
+    @_shares_a_call
     async def _submit(self, job: NewJob) -> tuple[Job, bool]:
         created = await self._creates.ask(job)
         if isinstance(created, JobError):
@@ -165,26 +162,41 @@ class JobClient:
             if not await watch.wait(left):
                 continue
             if watch.answer is not None:
-                changes, png = watch.answer.split(b"\n", 1)
-                return ended_job(job, changes), png or None
+                try:
+                    changes, png = watch.answer.split(b"\n", 1)
+                    return ended_job(job, changes), png or None
+                except (ValueError, TypeError, StopIteration) as error:  # not one of ours
+                    log.warning("news of job %s cannot be read: %r", job.id, error)
+                    watch.answer = None
             job = await self.get(job.id, job.owner)
         return job, None
 
-    @_asks_redis
+    @_shares_a_call
     async def get(self, job_id: str, owner: str) -> Job:
         """The job as it is now. Raises UnknownJob, ExpiredJob."""
-        record = await self._redis.hgetall(self._keys.job(job_id))
+        now, (record,) = await self._commands.ask((("HGETALL", self._keys.job(job_id)),))
         if not record or record[b"owner"].decode() != owner:
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
-        if _expired(job):
+        if _expired(job, now):
             raise ExpiredJob(job_id)
         return job
 
-    @_asks_redis
+    async def _send_all(self, questions: Sequence[_Question]) -> list[_Reply]:
+        """Send all commands at once, equal ones once; for each question Redis' time and the answers."""
+        commands = list(dict.fromkeys(command for question in questions for command in question))
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            for command in commands:
+                pipe.execute_command(*command)
+            told, *answers = await pipe.execute()
+        found = dict(zip(commands, answers, strict=True))
+        return [(as_time(told), [found[command] for command in question]) for question in questions]
+
+    @_shares_a_call
     async def position(self, job: Job) -> int | None:
         """Number of jobs that run before it. None: it no longer waits."""
-        rank = await self._redis.zrank(self._keys.queued, job.id)
+        _, (rank,) = await self._commands.ask((("ZRANK", self._keys.queued, job.id),))
         return None if rank is None else int(rank)
 
     @_asks_redis
@@ -222,15 +234,13 @@ class JobClient:
             offset=0,
             num=limit,
         )
-        async with self._redis.pipeline(transaction=False) as pipe:
-            for job_id, _ in rows:
-                pipe.hgetall(self._keys.job(job_id.decode()))
-            records = await pipe.execute()
+        question = tuple(("HGETALL", self._keys.job(job_id.decode())) for job_id, _ in rows)
+        now, records = await self._commands.ask(question)
         known = [
             read_job(row[0].decode(), record) for row, record in zip(rows, records, strict=True) if record
         ]
         following = str(int(rows[-1][1])) if len(rows) == limit else None
-        return [job for job in known if not _expired(job)], following
+        return [job for job in known if not _expired(job, now)], following
 
     @_asks_redis
     async def cancel(self, job_id: str, owner: str) -> Job:
@@ -274,12 +284,10 @@ class JobClient:
             await self._subscribe(key)
             yield watch
 
-    @_asks_redis
+    @_shares_a_call
     async def _subscribe(self, key: str) -> None:
-        async with self._redis.pipeline(transaction=False) as pipe:
-            pipe.sadd(self._keys.watchers(key), self._node)
-            pipe.expire(self._keys.watchers(key), WATCHED)
-            await pipe.execute()
+        watchers = self._keys.watchers(key)
+        await self._commands.ask((("SADD", watchers, self._node), ("EXPIRE", watchers, str(WATCHED))))
 
     async def finished(self, job_id: str, owner: str, seconds: float) -> Job:
         """The job when it has ended, or as it is after so many seconds. Raises UnknownJob, ExpiredJob."""
@@ -291,12 +299,12 @@ class JobClient:
                 job = await self.get(job_id, owner)
             return job
 
-    @_asks_redis
+    @_shares_a_call
     async def workers(self) -> list[WorkerInfo]:
         """The workers that are alive, oldest first; as they were up to half a heartbeat ago."""
         return (await self._fleet.look()).workers
 
-    @_asks_redis
+    @_shares_a_call
     async def models(self) -> list[ModelInfo]:
         """The models that living workers have loaded, the largest images first, then by name."""
         return (await self._fleet.look()).models
@@ -358,5 +366,6 @@ class JobClient:
             raise ExpiredJob(job.id)
 
 
-def _expired(job: Job) -> bool:
-    return job.expires_at is not None and job.expires_at <= datetime.now(UTC)
+def _expired(job: Job, now: datetime) -> bool:
+    """now: by Redis' clock, as every time of a job is."""
+    return job.expires_at is not None and job.expires_at <= now

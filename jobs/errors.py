@@ -11,6 +11,7 @@ from __future__ import annotations
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
 # └── BrokerUnavailable     503: Redis does not answer
+#     └── Overloaded        503: more calls than it answers in time
 
 
 class JobError(Exception):
@@ -81,3 +82,10 @@ class BrokerUnavailable(JobError):
 
     def __init__(self, reason: str = "Redis does not answer") -> None:
         super().__init__(f"{reason}. Nothing that was accepted is lost; try again in a few seconds.")
+
+
+class Overloaded(BrokerUnavailable):
+    """Redis answers, and more is asked of it than it can answer in time."""
+
+    def __init__(self) -> None:
+        super().__init__("More is asked here than can be answered in time")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
+
+log = logging.getLogger(__name__)
 
 # Seconds. Pub/sub may lose a message (a reconnect, a full buffer), so a waiter looks by itself this often.
 RECHECK: Final = 5.0
@@ -29,18 +32,24 @@ async def cancel(*tasks: asyncio.Task[Any]) -> None:
     )  # else asyncio logs an error of theirs as never retrieved
 
 
-def read(message: bytes) -> Iterator[tuple[str, bytes | None]]:
+def read(message: bytes) -> list[tuple[str, bytes | None]]:
     """The keys that a message tells about, each with its answer or None.
 
-    A message is one key alone, or for each key `key length\n` and then `length` bytes of its answer.
+    A message is one key alone, or for each key `key length\n` and then `length` bytes of its answer. Raises
+    ValueError for any other: whoever reaches Redis may publish here.
     """
+    if b"\n" not in message:
+        return [(message.decode(), None)]
+    found: list[tuple[str, bytes | None]] = []
     at = 0
-    while (end := message.find(b"\n", at)) >= 0:
-        key, length = message[at:end].split()
-        at = end + 1 + int(length)
-        yield key.decode(), message[end + 1 : at]
-    if at == 0:
-        yield message.decode(), None
+    while at < len(message):
+        end = message.index(b"\n", at)
+        key, length = message[at:end].split(b" ")
+        if not length.isdigit() or len(length) > 12 or (after := end + 1 + int(length)) > len(message):
+            raise ValueError("the length of an answer is wrong")
+        found.append((key.decode(), message[end + 1 : after]))
+        at = after
+    return found
 
 
 class Watch:
@@ -104,22 +113,37 @@ class Subscriber:
             self._task = None
 
     async def _listen(self) -> None:
+        """For ever: whatever goes wrong, the waiters look by themselves and listening begins anew."""
         while True:
             try:
-                async with self._redis.pubsub() as subscription:
-                    await subscription.subscribe(self._channel)
-                    self._tell_all()  # something may have changed before this
-                    while True:
-                        message = await subscription.get_message(timeout=RECHECK)
-                        if message is None:
-                            await subscription.ping()  # notices a connection that is half open
-                        elif message["type"] == "message":
-                            for key, answer in read(message["data"]):
-                                for watch in self._watches.get(key, ()):
-                                    watch.tell(answer)
+                await self._hear()
             except (RedisError, OSError):
-                self._tell_all()
-                await asyncio.sleep(0.5)
+                pass  # Redis is away: whoever asks it something tells so
+            except Exception:
+                log.exception("listening to Redis failed and begins again")
+            self._tell_all()
+            await asyncio.sleep(0.5)
+
+    async def _hear(self) -> None:
+        async with self._redis.pubsub() as subscription:
+            await subscription.subscribe(self._channel)
+            self._tell_all()  # something may have changed before this
+            while True:
+                message = await subscription.get_message(timeout=RECHECK)
+                if message is None:
+                    await subscription.ping()  # notices a connection that is half open
+                elif message["type"] == "message":
+                    self._tell(message["data"])
+
+    def _tell(self, message: bytes) -> None:
+        try:
+            news = read(message)
+        except ValueError as error:
+            log.warning("a message on the channel of the news cannot be read (%s): %.80r", error, message)
+            return
+        for key, answer in news:
+            for watch in self._watches.get(key, ()):
+                watch.tell(answer)
 
     def _tell_all(self) -> None:
         for watches in self._watches.values():

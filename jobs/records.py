@@ -80,5 +80,11 @@ def ended_job(job: Job, changes: bytes) -> Job:
     )
 
 
+def as_time(answer: tuple[int, int]) -> datetime:
+    """Redis' answer to TIME."""
+    seconds, micros = answer
+    return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+
+
 def _time(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromtimestamp(float(text), UTC)

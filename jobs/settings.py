@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import Field, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from typing import TypeVar
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from redis import ConnectionPool
+from redis.exceptions import RedisError
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class QueueSettings(BaseSettings):
     """Settings that the API and its workers share. Each field is read from SAGAN_<NAME>."""
 
-    model_config = SettingsConfigDict(env_prefix="SAGAN_", extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="SAGAN_", extra="ignore", hide_input_in_errors=True, validate_default=False
+    )
 
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
+        repr=False,  # a password may be in it
         description="Redis or Valkey: redis://, rediss:// or unix:///path/of/its/socket",
     )
     namespace: str = Field(
@@ -63,6 +73,37 @@ class QueueSettings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _only_redis(cls, url: str) -> str:
+        """The message never quotes the URL: a password may stand anywhere in one that is wrong."""
         if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError(f"redis_url is {url!r}; it must start with redis://, rediss:// or unix://")
+            raise ValueError("it must start with redis://, rediss:// or unix://")
+        try:
+            ConnectionPool.from_url(url).make_connection()  # connects to nothing
+        except (ValueError, TypeError, RedisError):
+            raise ValueError(
+                "it cannot be read; it has the form redis://USER:PASSWORD@HOST:PORT/NUMBER?OPTION=VALUE, "
+                "where characters such as / # ? @ : of a password are written %2F %23 %3F %40 %3A, and the "
+                "options are those of redis-py"
+            ) from None
         return url
+
+
+def read_settings(kind: type[S]) -> S:
+    """The settings in the environment. Raises SystemExit, with a line for each that is wrong."""
+    try:
+        return kind()
+    except ValidationError as error:
+        lines = [_explain(kind, each) for each in error.errors(include_url=False, include_context=False)]
+    except SettingsError as error:  # it names the field and not its value
+        lines = [f"sagan: {error}"]
+    raise SystemExit("\n".join(dict.fromkeys(lines)))
+
+
+def _explain(kind: type[BaseSettings], error: ErrorDetails) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return f"sagan: {message}"
+    name = str(error["loc"][0])
+    field = kind.model_fields.get(name)
+    secret = field is None or not field.repr or "Secret" in repr(field.annotation)
+    given = "" if secret else f" is {str(error['input'])[:60]!r}"
+    return f"sagan: SAGAN_{name.upper()}{given}: {message}."

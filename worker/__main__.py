@@ -8,7 +8,10 @@ from worker import startup
 
 if __name__ == "__main__":
     startup.begin()
-    from worker.main import run_worker
+    from jobs.settings import read_settings
     from worker.settings import WorkerSettings
 
-    sys.exit(run_worker(WorkerSettings()))
+    settings = read_settings(WorkerSettings)  # before the imports that take seconds
+    from worker.main import run_worker
+
+    sys.exit(run_worker(settings))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Final
-from urllib.parse import parse_qs
 
 from celery import Celery
 from kombu.entity import Queue
@@ -19,9 +18,8 @@ TRANSPORT_ALIASES[TRANSPORT] = "worker.transport:Transport"
 
 def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
     """A Celery app over Redis. It opens no connection by itself."""
-    celery = Celery("sagan", broker=_broker(settings.redis_url), set_as_current=False)
+    celery = Celery("sagan", broker=f"{TRANSPORT}://redis", set_as_current=False)
     celery.conf.update(
-        broker_transport=TRANSPORT,
         task_acks_late=True,  # a message is gone from Redis only when its job is done
         task_reject_on_worker_lost=True,  # a worker that vanishes has not done its job
         worker_prefetch_multiplier=1,  # take no more messages than there are threads
@@ -29,6 +27,7 @@ def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
         accept_content=["json"],  # never unpickle what comes from a queue
         task_serializer="json",
         broker_connection_retry_on_startup=True,  # Redis may come up after the worker
+        broker_channel_error_retry=True,  # an error that Redis answers ends no worker either
         broker_connection_max_retries=None,  # None: try for ever, since a worker outlives its Redis
         # jobs in hand go on while Redis is away: their results are written when it is back
         worker_cancel_long_running_tasks_on_connection_loss=False,
@@ -43,6 +42,7 @@ def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
         task_default_queue=OLD_GENERATE_QUEUE,
         task_queues=[Queue(name) for name in queues],  # type: ignore[no-untyped-call]
         broker_transport_options={
+            "redis_url": settings.redis_url,  # worker.transport connects by it; kombu reads URLs otherwise
             "global_keyprefix": celery_prefix(settings.namespace),
             # Seconds, well above the longest job: a message handed out again too early makes its job twice.
             # The sweeper brings jobs of a dead worker back within seconds; this is the net below it.
@@ -59,12 +59,3 @@ def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
         },
     )
     return celery
-
-
-def _broker(url: str) -> str:
-    """A URL of redis-py in kombu's form."""
-    address, _, options = url.partition("?")
-    if not address.startswith("unix://"):
-        return url
-    database = parse_qs(options).get("db", ["0"])[0]
-    return f"{TRANSPORT}+{address.replace('unix', 'socket', 1)}?virtual_host={database}"

@@ -24,7 +24,11 @@ def silence(environment: Mapping[str, str], host: str) -> str | None:
     url = environment.get("SAGAN_REDIS_URL", "redis://127.0.0.1:6379/0")
     keys = Keys(environment.get("SAGAN_NAMESPACE", "sagan"))
     # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
-    redis: Any = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3, retry=None)
+    try:
+        redis: Any = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=3, retry=None)
+        redis.connection_pool.make_connection()  # connects to nothing: it reads the options
+    except (ValueError, TypeError, RedisError):  # whose message may quote a password
+        return "SAGAN_REDIS_URL cannot be read"
     try:
         with redis:
             workers = [name.decode() for name in redis.zrange(keys.workers, 0, -1)]

@@ -123,6 +123,7 @@ class Worker:
         return self._folder.load()
 
     def _beat(self) -> None:
+        now = self._store.time()  # before all that the beat tells
         models = self._folder.infos()
         if self._stopping.is_set():  # new jobs are better asked of others
             models = tuple(replace(info, draining=True) for info in models)
@@ -132,7 +133,7 @@ class Worker:
                 id=self._id,
                 device=self._device,
                 started_at=self._started_at,
-                beat_at=datetime.now(UTC),
+                beat_at=now,
                 models=models,
                 stats=self._scheduler.stats(),
                 in_hand=self._dispatcher.in_hand(),

@@ -18,20 +18,23 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from queue import Empty
-from time import monotonic, time
+from time import monotonic, sleep, time
 from typing import Any, Final
 
 from kombu.transport import redis
 from kombu.transport.virtual.base import QoS as VirtualQoS
 from kombu.utils.json import dumps
+from redis.connection import Connection, parse_url
 from redis.exceptions import RedisError, ResponseError
 
+from jobs.connections import Refused
 from jobs.wire import TURNS, is_generate_queue
 
 log = logging.getLogger(__name__)
 
 WRITTEN_EVERY: Final = 0.5  # seconds
 MOST_LOOKS: Final = 1000  # packed commands kept
+REFUSED: Final = 1.0  # seconds between two looks into a Redis that takes no orders
 SHORT_LOOK: Final = 0.1  # seconds of a look that leaves a queue out: the reason may soon be gone
 
 
@@ -106,11 +109,20 @@ class QoS(redis.QoS):
         self._done.clear()
 
 
+def _has_no_blmpop(error: Exception) -> bool:
+    """Whether the server is older than Redis 7.0, or its user may not send this command."""
+    said = str(error).lower()
+    return isinstance(error, ResponseError) and (
+        "unknown command" in said or ("noperm" in said and "blmpop" in said)
+    )
+
+
 class Channel(redis.Channel):
     """Takes several messages in one look, and builds its client once: building costs more than using it."""
 
     QoS = QoS
-    from_transport_options: Any = (*redis.Channel.from_transport_options, "room", "looked")
+    from_transport_options: Any = (*redis.Channel.from_transport_options, "room", "looked", "redis_url")
+    redis_url: str
     room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; at least one is taken
     looked: Callable[[], None] = staticmethod(lambda: None)  # called after each look that was answered
     _several = True
@@ -124,6 +136,14 @@ class Channel(redis.Channel):
         self._looks: dict[tuple[tuple[str, ...], int, int], Any] = {}
         self._turns: Sequence[tuple[str, int]] = ()  # queue and turn of each list of new jobs
         self._next = 0  # whose turn it is
+        try:
+            # kombu has seen an answer to PING. A Redis that takes no orders answers that as well, and Celery
+            # would connect again without the pauses that it makes where it cannot connect.
+            self.client.delete("nothing")
+        except Exception:
+            self.connection.cycle.discard(self)
+            self._disconnect_pools()
+            raise
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = tuple(self._queue_cycle.consume(len(self.active_queues)))
@@ -173,15 +193,15 @@ class Channel(redis.Channel):
         try:
             # parsed like an answer to BRPOP: kombu then strips its prefix from the list's name
             found = self.client.parse_response(self.client.connection, "BRPOP", **options)
-        except self.connection_errors:
+        except (*self.connection_errors, ResponseError) as error:
+            if _has_no_blmpop(error):
+                self._several = False
+                self._looks.clear()
+                raise Empty from None
             self.client.connection.disconnect()
+            if isinstance(error, Refused):
+                sleep(REFUSED)
             raise
-        except ResponseError:  # a server before Redis 7.0 knows no BLMPOP
-            if not self._several:
-                raise
-            self._several = False
-            self._looks.clear()
-            raise Empty from None
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
@@ -199,6 +219,17 @@ class Channel(redis.Channel):
             except Exception:  # the messages that came with it must go on
                 log.exception("a message cannot be delivered: %.200r", item)
         return True
+
+    def _connparams(self, asynchronous: bool = False) -> Any:
+        """What a connection is made of: as redis-py reads the URL, with TLS and all options."""
+        options = parse_url(self.redis_url)
+        self.connection_class = options.pop("connection_class", Connection)
+        ours = super()._connparams(asynchronous)
+        address = {"host", "port", "username", "password", "db"}
+        if "path" in options:
+            address |= {"socket_connect_timeout", "socket_keepalive", "socket_keepalive_options"}
+        others = {name: value for name, value in ours.items() if name not in address}
+        return others | {"db": 0} | options
 
     def _create_client(self, asynchronous: bool = False) -> Any:
         if asynchronous:

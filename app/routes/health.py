@@ -1,12 +1,19 @@
 """/health and /metrics, for the operator."""
 
+import asyncio
+from typing import Final
+
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.deps import Store, UseMetrics, served_model
 from app.docs import problems
+from app.errors import RETRY_AFTER, NoBroker, NoWorker
+from jobs.job import WorkerInfo
 
 router = APIRouter(tags=["health"])
+
+ANSWERS_WITHIN: Final = 1.5  # seconds; whoever asks for readiness waits a second or two
 
 
 @router.get("/health/live")
@@ -17,11 +24,28 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", responses=problems(503))
 async def ready(store: Store) -> dict[str, object]:
-    """Redis answers, and a worker with a loaded model is alive."""
-    await store.ping()
-    await served_model(store, None)
-    models = [model.name for model in await store.models()]
-    return {"status": "ready", "workers": len(await store.workers()), "models": models}
+    """Redis answers at once, and a living worker with a loaded model takes jobs and makes images."""
+    try:
+        async with asyncio.timeout(ANSWERS_WITHIN):
+            await store.ping()
+            await served_model(store, None)
+            models = [model.name for model in await store.models()]
+            workers = await store.workers()
+    except TimeoutError as error:
+        raise NoBroker(
+            f"Redis has not answered within {ANSWERS_WITHIN:g} s. Ask again shortly.", retry_after=RETRY_AFTER
+        ) from error
+    idle = {worker.id: _idles(worker) for worker in workers}
+    able = [worker for worker in workers if not idle[worker.id]]
+    if not able:
+        said = "; ".join(f"{worker_id}: {why}" for worker_id, why in idle.items())
+        raise NoWorker(f"No worker makes images now. {said}.", retry_after=RETRY_AFTER)
+    return {"status": "ready", "workers": len(able), "models": models}
+
+
+def _idles(worker: WorkerInfo) -> str | None:
+    """Why a living worker makes nothing; None: it does."""
+    return worker.stuck if worker.consuming else "it is not connected to the queue"
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from signal import SIGCONT
 from time import sleep
 from typing import Any, Final, cast
 
@@ -88,16 +89,27 @@ class Bed:
 
     def start_workers(self, workers: int) -> None:
         """Start workers up to the number `workers`."""
+        while len(self.workers) < workers:
+            self.start_worker([sys.executable, "-m", "benchmarks.scale_out", "sleeper"])
+
+    def start_worker(self, command: Sequence[str], **env: str) -> subprocess.Popen[bytes]:
+        """Start one more. env: beside the bed's."""
         with (self.folder / "workers.log").open("ab") as log:
-            while len(self.workers) < workers:
-                command = [sys.executable, "-m", "benchmarks.scale_out", "sleeper"]
-                self.workers.append(subprocess.Popen(command, env=self.env, cwd=ROOT, stdout=log, stderr=log))
+            worker = subprocess.Popen(command, env=self.env | env, cwd=ROOT, stdout=log, stderr=log)
+        self.workers.append(worker)
+        return worker
 
     def grow(self, workers: int) -> None:
         """Start workers up to the number `workers`, and wait for the first heartbeat of each."""
         self.start_workers(workers)
-        while self.redis.zcard(Keys(self.settings.namespace).workers) < workers:
-            assert all(worker.poll() is None for worker in self.workers), "a worker died"
+        for worker in self.workers:
+            self.wait_for(worker)
+
+    def wait_for(self, worker: subprocess.Popen[bytes]) -> None:
+        """Wait for the first heartbeat of a worker."""
+        names = Keys(self.settings.namespace).workers
+        while not any(f":{worker.pid}:".encode() in name for name in self.redis.zrange(names, 0, -1)):
+            assert worker.poll() is None, "a worker died"
             sleep(0.1)
 
     def ended(self) -> int:
@@ -106,6 +118,7 @@ class Bed:
 
     def close(self) -> None:
         for worker in self.workers:
+            worker.send_signal(SIGCONT)  # one that a benchmark stopped
             worker.terminate()
         for worker in self.workers:
             end(worker, 20)

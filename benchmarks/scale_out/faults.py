@@ -1,81 +1,136 @@
-"""Every job ends once, whatever is killed meanwhile."""
+"""A table: each fault under a steady load, and what became of the accepted jobs."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import monotonic, sleep
-from typing import Annotated
+from typing import Annotated, Final
 
-import numpy as np
 import typer
-import uvloop
 
-from benchmarks.scale_out.bed import Bed, fill, started
+from benchmarks.scale_out import fault_services as services
+from benchmarks.scale_out.bed import Bed, sleeping_job
+from benchmarks.scale_out.fault_kinds import FAULTS, CannotBeMade, Fault, check, small_disk, start_workers
+from benchmarks.scale_out.load import Load, MakeSpec, Outcome, outcome, wait_for
 from jobs.client import JobClient
-from jobs.keys import Keys
-from jobs.settings import QueueSettings
+from jobs.job import JobSpec
+
+BEFORE: Final = 5.0  # seconds of load before the fault
+AFTER: Final = 3.0  # and after it is over
 
 
 def faults(
-    jobs: Annotated[int, typer.Option(min=100)] = 20_000,
-    workers: Annotated[int, typer.Option(min=1)] = 3,
-    worker_every: Annotated[float, typer.Option(help="Seconds between two kill -9 of a worker, mean")] = 2.5,
-    redis_every: Annotated[float, typer.Option(help="Seconds between two kill -9 of Redis, mean")] = 12,
-    patience: Annotated[float, typer.Option(help="Seconds in which all jobs must have ended")] = 600,
-    seed: int = 0,
+    only: Annotated[str, typer.Option(help="Names of faults, comma-separated; all unless told")] = "",
+    rate: Annotated[float, typer.Option(help="Jobs a second", min=1)] = 20,
+    patience: Annotated[float, typer.Option(help="Seconds in which all jobs must have ended")] = 180,
 ) -> None:
-    """Kill workers and Redis again and again while jobs are made, a twentieth of them cancelled before.
+    """Break one thing after the other under load, and tell what became of the accepted jobs.
 
-    Exit 1 unless every job has ended, each told once, and each that was not cancelled has its image.
+    Recovery: seconds from the moment when what was broken is whole again (for a worker that nobody starts
+    again: from its death) until every job accepted before has ended. Exit 1 unless every accepted job has
+    ended well, once, with images of the model that its record names.
     """
-    chance = np.random.default_rng(seed)
-    with started() as bed:
-        keys = Keys(bed.settings.namespace)
-        fill(bed.settings, jobs, 0.02)
-        ids = [name.decode().rsplit(":", 1)[1] for name in bed.redis.scan_iter(keys.job("*"), count=1000)]
-        cancelled = set(chance.choice(ids, jobs // 20, replace=False).tolist())
-        uvloop.run(_cancel(bed.settings, cancelled))
-        bed.grow(workers)
-        began = monotonic()
-        killed = {"worker": 0, "redis": 0}
-        due = {"worker": began + worker_every, "redis": began + redis_every}
-        while bed.redis.exists(keys.open) and monotonic() - began < patience:
-            sleep(0.1)
-            if monotonic() > due["worker"]:
-                bed.workers.pop(int(chance.integers(workers))).kill()
-                bed.start_workers(workers)
-                killed["worker"] += 1
-                due["worker"] = monotonic() + worker_every * chance.uniform(0.5, 1.5)
-            if monotonic() > due["redis"]:
-                bed.server.kill()
-                sleep(chance.uniform(0, 1))
-                bed.server.start()
-                killed["redis"] += 1
-                due["redis"] = monotonic() + redis_every * chance.uniform(0.5, 1.5)
-        took = monotonic() - began
-        wrong = [one for one in ids if not _well_ended(bed, keys, one, one in cancelled)]
-        again = (bed.folder / "workers.log").read_text().count("queued again")
-    typer.echo(
-        f"{jobs} jobs, {len(cancelled)} of them cancelled, {workers} workers, {took:.0f} s, seed {seed}: "
-        f"{killed['worker']} workers and {killed['redis']} times Redis killed, {again} jobs queued again "
-        f"by a sweeper, {len(wrong)} lost or told twice"
+    scenes = _scenes(rate, patience)
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(scenes)
+    if unknown := [name for name in names if name not in scenes]:
+        raise typer.BadParameter(f"there is no {', '.join(unknown)}; there are {', '.join(scenes)}")
+    typer.echo("| fault | accepted | ended | failed | doubled | of another model | recovery, s |")
+    typer.echo("|---|---|---|---|---|---|---|")
+    bad = False
+    for name in names:
+        what, scene = scenes[name]
+        try:
+            found, recovery = scene()
+        except CannotBeMade as error:
+            typer.echo(f"| {what} | not made: {error} | | | | | |")
+            continue
+        bad |= not found.good
+        typer.echo(
+            f"| {what} | {found.accepted} | {found.ended} | {found.failed} | {found.doubled} "
+            f"| {found.foreign} | {recovery:.1f} |"
+        )
+    raise typer.Exit(bad)
+
+
+Scene = Callable[[], tuple[Outcome, float]]
+
+
+def _scenes(rate: float, patience: float) -> dict[str, tuple[str, Scene]]:
+    """Name -> what happens, and how to make it happen."""
+    scenes: dict[str, tuple[str, Scene]] = {}
+    for name, fault in FAULTS.items():
+        scenes[name] = fault.what, _with_sleepers(fault, rate, patience)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        scenes[f"api-{how.name[3:].lower()}"] = services.with_api(how), _with_api(how, patience)
+    scenes["rolling"] = (
+        "another file of the model's name, three workers replaced one by one",
+        _with_models(services.prepare_one_model, services.roll, rate, patience),
     )
-    raise typer.Exit(bool(wrong))
-
-
-async def _cancel(settings: QueueSettings, job_ids: set[str]) -> None:
-    store = JobClient.open(settings)
-    for job_id in job_ids:
-        await store.cancel(job_id, "somebody")
-    await store.close()
-
-
-def _well_ended(bed: Bed, keys: Keys, job_id: str, cancelled: bool) -> bool:
-    state = b"cancelled" if cancelled else b"succeeded"
-    told = [event[b"state"] for _, event in bed.redis.xrange(keys.events(job_id))]
-    images = bed.redis.hlen(keys.images(job_id))
-    return bool(
-        bed.redis.hget(keys.job(job_id), "state") == state
-        and told.count(state) == 1
-        and told[-1] == state
-        and images == (not cancelled)
+    scenes["mixed"] = (
+        "two workers with different models",
+        _with_models(services.prepare_two_models, lambda _: sleep(5), rate, patience),
     )
+    return scenes
+
+
+@contextlib.contextmanager
+def _bed(on_a_disk: bool = False) -> Iterator[Bed]:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if on_a_disk:
+            folder = stack.enter_context(small_disk(folder / "disk"))
+        bed = Bed(folder)
+        stack.callback(bed.close)
+        yield bed
+
+
+async def _sleeping(store: JobClient, number: int) -> JobSpec:
+    return sleeping_job(0.05, number)
+
+
+def _with_sleepers(fault: Fault, rate: float, patience: float) -> Scene:
+    def scene() -> tuple[Outcome, float]:
+        check(fault)
+        with _bed(fault.on_a_disk) as bed:
+            start_workers(bed, fault)
+            return _under_load(bed, fault.act, _sleeping, rate, patience)
+
+    return scene
+
+
+def _with_models(
+    prepare: Callable[[Bed], None], act: Callable[[Bed], None], rate: float, patience: float
+) -> Scene:
+    def scene() -> tuple[Outcome, float]:
+        with _bed() as bed:
+            prepare(bed)
+            return _under_load(bed, act, services.served, rate, patience)
+
+    return scene
+
+
+def _with_api(how: signal.Signals, patience: float) -> Scene:
+    def scene() -> tuple[Outcome, float]:
+        with _bed() as bed:
+            bed.grow(1)
+            return services.end_the_api(bed, how, patience)
+
+    return scene
+
+
+def _under_load(
+    bed: Bed, act: Callable[[Bed], None], make: MakeSpec, rate: float, patience: float
+) -> tuple[Outcome, float]:
+    with Load(bed.settings, rate, make) as load:
+        sleep(BEFORE)
+        act(bed)
+        whole = monotonic()
+        before = [job_id for job_id, at in list(load.accepted.items()) if at <= whole]
+        recovery = wait_for(bed.redis, bed.settings, before, patience)
+        sleep(AFTER)
+    wait_for(bed.redis, bed.settings, load.accepted, patience)
+    return outcome(bed.redis, bed.settings, load.accepted), recovery

@@ -56,6 +56,39 @@ def test_the_wheels_server_keeps_its_data_over_a_kill(tmp_path: Path) -> None:
     server.stop()
 
 
+@pytest.mark.parametrize(
+    "name", ["a blank", "it's", '"quoted"', "a\nline", "Übung", "back\\slash", "# $HOME %s"]
+)
+def test_its_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
+    server = PrivateRedis(tmp_path / name, command=VALKEY)
+    server.start()
+    with Redis.from_url(server.url) as redis:
+        redis.set("kept", "1")
+    server.stop()
+    assert any((tmp_path / name / "appendonlydir").iterdir())
+
+
+def test_its_folder_is_for_its_user_alone_also_where_an_earlier_version_made_it(tmp_path: Path) -> None:
+    filled(tmp_path / "redis", VALKEY)
+    for path in (tmp_path / "redis").rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    (tmp_path / "redis").chmod(0o755)
+    filled(tmp_path / "redis", VALKEY)
+    for path in (tmp_path / "redis", *(tmp_path / "redis").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_an_odd_folder_for_temporary_files_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a blank", "ü", "long" * 30):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
+        server = PrivateRedis(tmp_path / "redis", command=VALKEY)
+        server.start()
+        server.stop()
+
+
 def test_a_server_that_cannot_read_its_data_says_why(tmp_path: Path) -> None:
     filled(tmp_path, VALKEY)
     [base] = (tmp_path / "appendonlydir").glob("*.base.*")

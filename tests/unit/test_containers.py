@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from redis import Redis
+from redis.exceptions import AuthenticationError
 
 from app.settings import Settings
 from jobs.deadlines import WORKER_STOPS
 from jobs.settings import QueueSettings
-from serve.private_redis import CONFIG, PrivateRedis
+from serve.private_redis import CONFIG, PrivateRedis, server_command
 from worker.settings import WorkerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +115,42 @@ def test_only_the_api_is_published_and_to_this_machine_alone() -> None:
     assert SERVICES["redis"]["networks"] == SERVICES["worker"]["networks"] == ["queue"]
 
 
+def test_redis_has_one_password_and_everybody_uses_it() -> None:
+    password = "${SAGAN_REDIS_PASSWORD:-sagan}"
+    assert SERVICES["redis"]["environment"]["REDISCLI_AUTH"] == password
+    for name in ("api", "worker"):
+        assert SERVICES[name]["environment"]["SAGAN_REDIS_URL"] == f"redis://:{password}@redis:6379/0"
+
+
+def test_the_command_of_redis_sets_that_password_and_shows_it_to_nobody(tmp_path: Path) -> None:
+    """It runs here, with the server of these tests and the config's folder and port replaced."""
+    config = (ROOT / "docker" / "redis.conf").read_text().replace("dir /data", "dir .")
+    (tmp_path / "redis.conf").write_text(f"{config}\nport 0\nunixsocket ./redis.sock\n")
+    shell, option, script = SERVICES["redis"]["command"]
+    script = script.replace("$$", "$").replace("/etc/redis.conf", "redis.conf")
+    script = script.replace("redis-server", server_command(), 1)
+    process = subprocess.Popen(
+        [shell, option, script],
+        cwd=tmp_path,
+        env={**os.environ, "REDISCLI_AUTH": "hunter2"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        with Redis(unix_socket_path=str(tmp_path / "redis.sock"), password="hunter2") as redis:
+            deadline = time.monotonic() + 20
+            while not (tmp_path / "redis.sock").exists():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert redis.ping()
+        stranger = Redis(unix_socket_path=str(tmp_path / "redis.sock"))
+        with stranger, pytest.raises(AuthenticationError):
+            stranger.ping()
+        assert b"hunter2" not in Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_redis_keeps_what_it_was_given() -> None:
     given = directives((ROOT / "docker" / "redis.conf").read_text())
     assert given["appendonly"] == "yes"
@@ -119,7 +159,7 @@ def test_redis_keeps_what_it_was_given() -> None:
     assert given["dir"] == "/data"
     defaults = signature(PrivateRedis).parameters
     chosen = {name: defaults[name].default for name in ("appendfsync", "maxmemory")}
-    embedded = directives(CONFIG.format(port=0, socket="x", password="x", folder="x", **chosen))
+    embedded = directives(CONFIG.format(port=0, socket="x", password="x", **chosen))
     for name in ("appendonly", "appendfsync", "save", "maxmemory", "maxmemory-policy"):
         assert given[name] == embedded[name]
 

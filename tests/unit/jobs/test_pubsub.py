@@ -19,6 +19,18 @@ def test_a_message_tells_of_one_key_or_of_many_with_their_answers() -> None:
     assert list(read(framed)) == answers
 
 
+@pytest.mark.parametrize(
+    "junk",
+    [
+        *(b"\xff\xfe", b"\n", b"a b\n", b"a -5\nhello", b"a 6\nshort", b"a\n", b"a 1 2\nx", b"a 3\nabcdef"),
+        *(b"\xff 1\nx", b"a " + b"9" * 5000 + b"\nx", "a ²\nxx".encode(), b"a  1\nx"),
+    ],
+)
+def test_what_is_none_of_our_messages_is_an_error(junk: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  # decoding has one of its own
+        read(junk)
+
+
 async def test_a_watch_tells_what_came_before_or_while_it_waits_and_nothing_twice() -> None:
     watch = Watch()
     watch.tell(b"answer")

@@ -18,7 +18,7 @@ from worker import transport
 
 OVERRIDDEN = {
     "QoS": ("can_consume", "append", "ack", "reject", "restore_unacked"),
-    "Channel": ("_brpop_start", "_brpop_read", "_create_client"),
+    "Channel": ("_brpop_start", "_brpop_read", "_create_client", "_connparams"),
     "Transport": ("register_with_event_loop",),
 }
 USED = {
@@ -28,8 +28,16 @@ USED = {
     ),
     "Channel": (
         *("QoS", "from_transport_options", "_in_poll", "_brpop_sent_at", "_queue_cycle", "_q_for_pri", "sep"),
-        *("_flush_brpop_reauth", "active_queues", "brpop_timeout", "client", "conn_or_acquire", "connection"),
-        *("connection_errors", "global_keyprefix", "priority_steps", "qos"),
+        *(
+            "_flush_brpop_reauth",
+            "_disconnect_pools",
+            "active_queues",
+            "brpop_timeout",
+            "client",
+            "conn_or_acquire",
+            "connection",
+        ),
+        *("connection_class", "connection_errors", "global_keyprefix", "priority_steps", "qos"),
     ),
     "Transport": ("Channel", "channels", "_deliver"),
     "Hub": ("call_repeatedly", "call_soon"),
