@@ -77,7 +77,7 @@ class Worker:
         self._store = WorkerStore(settings, self._id, self._stopping.is_set)
         self._writer = ResultWriter(self._store)
         load = make_loader(settings)
-        self._folder = ModelFolder(settings.checkpoints, load, self._store.time)
+        self._folder = ModelFolder(settings.checkpoints, load)
         self._scheduler = Scheduler(self._load, self._store.begin, self._writer.take, self._lose_device)
         self._device = next(iter(self._scheduler.start().values())).device
         self._dispatcher = Dispatcher(
@@ -124,7 +124,7 @@ class Worker:
 
     def _beat(self) -> None:
         now = self._store.time()  # before all that the beat tells
-        models = self._folder.infos()
+        models = self._folder.announced(now)
         if self._stopping.is_set():  # new jobs are better asked of others
             models = tuple(replace(info, draining=True) for info in models)
         busy = self._scheduler.busy_for()

@@ -57,11 +57,10 @@ class ModelFolder:
     One thread calls `load` and then `look` and `let_go`; any thread reads `engines`, `infos` and `refused`.
     """
 
-    def __init__(self, folder: Path, load: Callable[[Path], Engine], now: Callable[[], datetime]) -> None:
-        """load: raises ModelError. now: the time by Redis' clock."""
+    def __init__(self, folder: Path, load: Callable[[Path], Engine]) -> None:
+        """load: raises ModelError."""
         self._folder = folder
         self._load = load
-        self._now = now
         self._read: dict[Path, _Stamp] = {}  # files as they were when they were read
         self._seen: dict[Path, _Stamp] = {}  # files as they were at the last look
         self._current: dict[str, ModelInfo] = {}  # by name
@@ -94,7 +93,7 @@ class ModelFolder:
 
         prepare: called with each new engine before it serves.
         """
-        before, stamps = self.infos(), self._stamps()
+        before, stamps = self._served(), self._stamps()
         for path in self._read.keys() - stamps.keys():
             del self._read[path]
             self.refused = {name: why for name, why in self.refused.items() if name != path.name}
@@ -110,7 +109,7 @@ class ModelFolder:
                     prepare(engine)
                 self._take(path.stem, engine)
         self._seen = stamps
-        return self.infos() != before
+        return self._served() != before
 
     def infos(self) -> tuple[ModelInfo, ...]:
         """What the heartbeat tells: the models, and those replaced that still have jobs."""
@@ -118,6 +117,17 @@ class ModelFolder:
             *self._current.values(),
             *(replace(info, draining=True) for info, _ in self._dropped.values()),
         )
+
+    def announced(self, now: datetime) -> tuple[ModelInfo, ...]:
+        """`infos`, for a heartbeat; a model is loaded when it is first announced. now: by Redis' clock."""
+        for name, info in list(self._current.items()):
+            if info.loaded_at is None:
+                self._current[name] = replace(info, loaded_at=now)
+        return self.infos()
+
+    def _served(self) -> tuple[set[tuple[str, str]], set[str]]:
+        """Name and version of what gets jobs, and versions of what gets none any more."""
+        return {(info.name, info.version) for info in self._current.values()}, set(self._dropped)
 
     def dropped(self) -> dict[str, float]:
         """Version that gets no more jobs -> seconds since then."""
@@ -161,7 +171,7 @@ class ModelFolder:
         if before is not None and before.version == version:
             return
         self.engines = {version: engine, **self.engines}  # one file under two names is loaded once
-        self._current[name] = replace(engine.info, name=name, loaded_at=self._now())
+        self._current[name] = replace(engine.info, name=name)
         if before is not None:
             log.info("%s was replaced: its version %s gets no more jobs", name, before.version)
             self._drop(before)

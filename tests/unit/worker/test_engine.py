@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +152,7 @@ def test_attention_belongs_to_the_image(engine: Engine) -> None:
 
 
 def folder_of(settings: WorkerSettings) -> ModelFolder:
-    return ModelFolder(settings.checkpoints, EngineLoader(settings), lambda: datetime.now(UTC))
+    return ModelFolder(settings.checkpoints, EngineLoader(settings))
 
 
 def test_bad_checkpoints_are_left_out_and_told_about(
