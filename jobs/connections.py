@@ -44,21 +44,24 @@ class Refused(RedisConnectionError, ReadOnlyError):
         super().__init__(f"{status_code} {reason}" if status_code else reason, status_code=status_code)
 
 
+class Full(Refused, OutOfMemoryError):
+    """Redis has no memory left: it is waited for as well, since results expire and make room."""
+
+
 REFUSALS: Final = (
     *("READONLY", "NOREPLICAS", "MISCONF", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "LOADING"),
     "UNBLOCKED",  # a server that becomes a replica ends the calls that wait in it
     "BUSY",  # somebody's script runs for seconds
     "NOPERM",  # the operator will mend the rights: until then nothing may be lost
 )
-BaseParser.EXCEPTION_CLASSES.update(dict.fromkeys(REFUSALS, Refused))
+BaseParser.EXCEPTION_CLASSES.update({**dict.fromkeys(REFUSALS, Refused), "OOM": Full})
 
 
 class PatientRetry(Retry):
     """A worker's retry: for ever, with a line in the log at first and every 30 s."""
 
     def __init__(self, backoff: ExponentialWithJitterBackoff) -> None:
-        # a full Redis is waited for as well: results expire and make room
-        awaited = (RedisConnectionError, RedisTimeoutError, OSError, OutOfMemoryError)
+        awaited = (RedisConnectionError, RedisTimeoutError, OSError)
         super().__init__(backoff, retries=-1, supported_errors=awaited)
         self._told_at = -inf
 
@@ -116,7 +119,7 @@ class Turns:
             raise
         except MaxConnectionsError as error:
             raise Overloaded() from error
-        except OutOfMemoryError as error:
+        except Full as error:
             raise self._outage("Redis is full", error) from error
         except Refused as error:
             raise self._outage(f"Redis takes no orders now ({error.status_code})", error) from error

@@ -139,7 +139,7 @@ class Channel(redis.Channel):
         try:
             # kombu has seen an answer to PING. A Redis that takes no orders answers that as well, and Celery
             # would connect again without the pauses that it makes where it cannot connect.
-            self.client.delete("nothing")
+            self.client.set("nothing", "", px=1)
         except Exception:
             self.connection.cycle.discard(self)
             self._disconnect_pools()

@@ -8,10 +8,9 @@ import logging
 import pytest
 from redis._parsers import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError
 
 from app.errors import problem_of
-from jobs.connections import REFUSALS, Refused, Turns
+from jobs.connections import REFUSALS, Full, Refused, Turns
 from jobs.errors import BrokerUnavailable, Overloaded, UnknownJob
 
 
@@ -45,7 +44,7 @@ async def test_a_shared_call_waits_for_no_turn() -> None:
     [
         (RedisConnectionError("gone"), "does not answer"),
         (OSError("too many open files"), "does not answer"),
-        (OutOfMemoryError("full"), "is full"),
+        (Full("no memory", status_code="OOM"), "is full"),
         (Refused("no replicas", status_code="NOREPLICAS"), "NOREPLICAS"),
     ],
 )
@@ -77,7 +76,7 @@ async def test_errors_of_jobs_pass_through() -> None:
         await Turns().take(unknown)
 
 
-@pytest.mark.parametrize("code", REFUSALS)
+@pytest.mark.parametrize("code", [*REFUSALS, "OOM"])
 def test_redis_py_reads_a_refusal_as_a_lost_connection(code: str) -> None:
     error = BaseParser.parse_error(f"{code} for a reason")  # type: ignore[no-untyped-call]
     assert isinstance(error, Refused)
