@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from jobs.deadlines import WORKER_STOPS
+from serve.api import options
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
     from jobs.client import JobClient
 
-API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
+API_GRACE: Final = 3  # seconds for open requests
 LONGEST_PAUSE: Final = 30.0  # seconds between two starts of a worker that keeps dying
 
 
@@ -37,12 +38,16 @@ def run(
     redis_url: str | None = None,
     state_dir: Path | None = None,
     worker_command: Sequence[str] | None = None,
+    root_path: str | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the exit code.
 
     port: 0: a free one. redis_url: None: SAGAN_REDIS_URL, or else a private Redis. state_dir: the folder of
-    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`.
+    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`. root_path:
+    the path prefix under which a proxy serves this; None: SAGAN_ROOT_PATH.
     """
+    if root_path is not None:
+        os.environ["SAGAN_ROOT_PATH"] = root_path
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
     state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR", ".sagan"))
     try:
@@ -103,14 +108,7 @@ class _Service:
         from jobs.settings import QueueSettings
 
         server = uvicorn.Server(
-            uvicorn.Config(
-                "app.main:create_app",
-                factory=True,
-                log_level="warning",
-                access_log=False,  # log_level would drop its lines
-                server_header=False,
-                timeout_graceful_shutdown=API_GRACE,
-            )
+            uvicorn.Config(**options(), log_level="warning", timeout_graceful_shutdown=API_GRACE)
         )
         # signals are ours: uvicorn would raise them again before the other parts are stopped
         setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
