@@ -64,12 +64,14 @@ class Doorkeeper:
         self.settings = settings
         self._ended = ended
         self._on_stop: Callable[[], None] | None = on_stop
+        self.most = settings.max_connections
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.most = max(1, min(settings.max_connections, files - min(SPARE_FILES, files // 4)))
+        if files != resource.RLIM_INFINITY:
+            self.most = max(1, min(self.most, files - min(SPARE_FILES, files // 4)))
         self.share = settings.max_connections_per_address or max(1, self.most // 2)
         self._peers: dict[str, _Peer] = {}
         self._open: dict[Connection, _Peer] = {}
-        # ordered: who waits longest is first. They wait for the head of a first or of another request
+        # ordered: who waits longest is first. They wait for a request, or for an answer to be taken
         self._waiting: dict[Connection, None] = {}
         self._unsent: dict[Connection, int] = {}  # bytes of an answer that its client does not take
 
@@ -121,12 +123,12 @@ class Doorkeeper:
                 del self._peers[peer.name]
 
     def wait(self, connection: Connection) -> None:
-        """It waits for its client's next head."""
+        """It waits for its client: for a request, or that an answer is taken."""
         if peer := self._open.get(connection):
             self._waiting[connection] = peer.waiting[connection] = None
 
     def busy(self, connection: Connection) -> None:
-        """A head has come: it is not to be evicted until it is answered."""
+        """A whole request has come: it is not to be evicted until it is answered."""
         if peer := self._open.get(connection):
             self._waiting.pop(connection, None)
             peer.waiting.pop(connection, None)
@@ -179,6 +181,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self.door: Doorkeeper = app_state["doorkeeper"]
         self._limits = self.door.settings
+        self.timeout_keep_alive = math.ceil(self._limits.idle_timeout)
         self.deadline = math.inf  # of what it waits for; infinite while it waits for us
         self.take_by = math.inf  # when the client must have taken the answer
         self._idle = False  # nothing of the next request is here
@@ -216,12 +219,15 @@ class Connection(HttpToolsProtocol):
         super().pause_writing()
         size = self.transport.get_write_buffer_size()
         self.take_by = self.loop.time() + self._limits.send_timeout + size / SLOWEST
+        self.door.wait(self)
         self.door.untaken(self, size)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self.take_by = math.inf
         self.door.taken(self)
+        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+            self.door.busy(self)  # the rest of its answer is ours to make
 
     # the parser's callbacks; what one raises ends in send_400_response
 
@@ -233,7 +239,6 @@ class Connection(HttpToolsProtocol):
             raise ValueError("too large a head")
         self._extra = 0
         self.deadline = self.loop.time() + self._limits.body_timeout
-        self.door.busy(self)
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -247,12 +252,16 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         if self.cycle.response_complete:
             self._rest()
+        else:
+            self.door.busy(self)
 
     # uvicorn's
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.deadline == math.inf and self.cycle.response_complete:
+        if self.transport.is_closing():
+            self.deadline = self.loop.time() + self._limits.send_timeout  # what is not taken by then is lost
+        elif self.deadline == math.inf and self.cycle.response_complete:
             self._rest()
 
     def send_400_response(self, msg: str) -> None:
@@ -298,7 +307,9 @@ class Connection(HttpToolsProtocol):
         """Say why and read no more. A client may still be sending: closing would lose it the answer."""
         self._problem = problem
         self.deadline = self.loop.time() + LINGER
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+        cycle = self.cycle
+        unanswered = cycle is not None and not cycle.response_complete
+        if unanswered and (cycle.response_started or not cycle.more_body):
             self.drop()  # an answer is on its way, and another would become part of it
             return
         self._unset_keepalive_if_required()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.integration.entrance.conftest import Start
 
 HEAD = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n"
+BODY = b"POST /generate/cat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
 CHUNKED = b"POST /generate/cat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 STREAM = "GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n"
 WAIT = b"POST /generate/cat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nPrefer: wait=50\r\n\r\n"
@@ -67,12 +68,13 @@ def until(holds: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def test_slow_heads_by_the_thousand_shut_nobody_out(start: Start) -> None:
-    api = start(files=1024, head_timeout=60)
+@pytest.mark.parametrize("sends", [HEAD, BODY + b"{"], ids=["head", "body"])
+def test_slow_clients_by_the_thousand_shut_nobody_out(start: Start, sends: bytes) -> None:
+    api = start(files=1024, head_timeout=60, body_timeout=60)
     slow = []
     for _ in range(1200):
         with contextlib.suppress(OSError):
-            slow.append(connect(api, HEAD))
+            slow.append(connect(api, sends))
     for _ in range(5):
         began = time.monotonic()
         assert api.get("/health/live")[0] == 200
@@ -101,8 +103,7 @@ def test_a_head_that_trickles_has_no_more_time(api: Api) -> None:
 
 
 def test_a_body_that_does_not_come_in_time_ends_the_connection(api: Api) -> None:
-    head = b"POST /generate/cat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
-    with connect(api, head + b"{") as sock:
+    with connect(api, BODY + b"{") as sock:
         assert problem(heard(sock)) == (408, "too-slow")
 
 
@@ -274,3 +275,16 @@ def test_a_client_that_asks_first_need_not_send_what_is_too_much(api: Api) -> No
     asks = b"POST /generate/cat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000000\r\n"
     with connect(api, asks + b"Expect: 100-continue\r\n\r\n") as sock:
         assert problem(heard(sock))[0] == 413  # no 100 before
+
+
+def test_clients_that_take_no_answer_give_way(start: Start) -> None:
+    api = start(max_connections=20, max_connections_per_address=20)
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", api.port))
+            asks = b"GET /docs-assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            sock.sendall(asks * 10)
+        until(lambda: api.get("/health/live")[0] == 200)
+        assert api.counted('sagan_connections_ended_total{reason="evicted"}') >= 1
