@@ -10,9 +10,11 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Path, Request
 
 from app import security
+from app.addresses import address_of
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
 from app.metrics import Metrics
 from app.settings import Settings
+from app.streams import Streams
 from jobs.client import JobClient
 from jobs.errors import UnknownJob
 from jobs.job import Job, ModelInfo
@@ -42,6 +44,7 @@ class State(Protocol):
     store: JobClient
     drawing: DrawingPool
     metrics: Metrics
+    streams: Streams
 
 
 def state(request: Request) -> State:
@@ -87,8 +90,7 @@ async def paced(request: Request) -> str:
     caller, limit = await caller_of(request), state(request).settings.rate_limit
     if limit is not None:
         # without keys all callers are one owner, and only their addresses differ
-        host = request.client.host if request.client else ""
-        who = caller if caller != security.EVERYBODY else host
+        who = caller if caller != security.EVERYBODY else address_of(request)
         await security.within_rate(state(request).store, who, limit)
     return caller
 

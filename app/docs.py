@@ -1,11 +1,14 @@
 """OpenAPI with our problems, and a /docs without a network: the fastapi-offline wheel has Swagger UI."""
 
+import copy
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import BaseRoute
 
 from app import errors
 from app.schemas import ProblemOut
@@ -81,7 +84,10 @@ def describe(app: FastAPI, *, with_keys: bool) -> None:
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             schema = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=[_without_head(route) for route in app.routes],
             )
             components = schema.setdefault("components", {})
             _replace_validation_errors(schema)
@@ -109,6 +115,15 @@ def describe(app: FastAPI, *, with_keys: bool) -> None:
         return Response(_START, media_type="text/javascript")
 
     app.mount("/docs-assets", StaticFiles(packages=[("fastapi_offline", "static")]))
+
+
+def _without_head(route: BaseRoute) -> BaseRoute:
+    """HEAD is wherever GET is: it needs no operation of its own."""
+    if not isinstance(route, APIRoute) or not route.methods:
+        return route
+    shown = copy.copy(route)
+    shown.methods = route.methods - {"HEAD"}
+    return shown
 
 
 def _replace_validation_errors(schema: dict[str, Any]) -> None:

@@ -1,7 +1,10 @@
 """Every error as one tree, and its one form for the client: application/problem+json (RFC 9457).
 
     Problem
+    ├── BadRequest          400  no HTTP
+    ├── BadHost             400  no Host header, or one that names no host
     ├── Unauthorised        401  no valid key where keys are set
+    ├── ForeignHost         403  asked under a name that is not ours
     ├── ForeignOrigin       403  a page of another site asked
     ├── NotFound            404  no such address, job, image or model
     ├── MethodNotAllowed    405
@@ -12,7 +15,9 @@
     │   ├── NoMap                the worker could not make it
     │   └── ModelChanged
     ├── Gone                410  the result has expired
+    ├── TooSlow             408  the request did not come in time
     ├── BodyTooLarge        413
+    ├── HeadersTooLarge     431
     ├── Invalid             422  a value outside its bounds
     │   ├── UnknownClass
     │   ├── UnknownModel
@@ -23,7 +28,9 @@
     └── Unavailable         503  with Retry-After
         ├── NoWorker
         ├── Busy             more is asked than can be answered in time
-        └── NoBroker
+        ├── NoBroker
+        ├── TooManyConnections
+        └── Stopping             the server ends before the answer is there
 
 `problem_of` gives the errors of other packages the same form.
 """
@@ -31,13 +38,14 @@
 import http
 import logging
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jobs.classes import nearest_name
 from jobs.errors import (
@@ -53,6 +61,11 @@ from jobs.errors import (
 log = logging.getLogger("sagan.app")
 
 RETRY_AFTER = 3  # seconds that a client is asked to wait where the server knows no better
+# what an answer quotes of a request: a caller who sends much nonsense gets little of it back
+FINDINGS: Final = 8
+LONGEST_NAME: Final = 80  # characters, as below
+LONGEST_MESSAGE: Final = 200
+LONGEST_DETAIL: Final = 2000
 
 
 class Problem(Exception):
@@ -79,6 +92,18 @@ class Unauthorised(Problem):
 
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
+
+
+class BadHost(Problem):
+    status, slug, title = 400, "bad-host", "No usable Host header"
+
+
+class BadRequest(Problem):
+    status, slug, title = 400, "bad-request", "Not HTTP"
+
+
+class ForeignHost(Problem):
+    status, slug, title = 403, "foreign-host", "Asked under a foreign name"
 
 
 class ForeignOrigin(Problem):
@@ -134,6 +159,14 @@ class BodyTooLarge(Problem):
     def headers(self) -> dict[str, str]:
         # the rest of the body is not read: the connection cannot carry another request
         return {"Connection": "close"}
+
+
+class TooSlow(Problem):
+    status, slug, title = 408, "too-slow", "The request did not come in time"
+
+
+class HeadersTooLarge(Problem):
+    status, slug, title = 431, "headers-too-large", "Request headers too large"
 
 
 class Invalid(Problem):
@@ -192,6 +225,14 @@ class NoBroker(Unavailable):
     slug, title = "no-broker", "The broker does not answer"
 
 
+class TooManyConnections(Unavailable):
+    slug, title = "too-many-connections", "Too many connections"
+
+
+class Stopping(Unavailable):
+    slug, title = "stopping", "The server stops"
+
+
 def shorten(text: str) -> str:
     """`text` quoted for a message, at most 40 characters of it."""
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
@@ -234,8 +275,6 @@ def _of_http(error: HTTPException) -> Problem:
             return Invalid(f"body: {reason}.", errors=[{"at": "body", "message": reason}])
         case 404:
             return NotFound("There is nothing at this address. See /docs for what there is.")
-        case 405:
-            return MethodNotAllowed((error.headers or {}).get("Allow", "another method"))
         case status:
             problem = Problem(str(error.detail))
             problem.status = status  # type: ignore[misc]
@@ -245,28 +284,36 @@ def _of_http(error: HTTPException) -> Problem:
 
 
 def invalid(error: RequestValidationError) -> Invalid:
-    """FastAPI's and pydantic's findings as one sentence, and one by one under `errors`."""
+    """The first findings of FastAPI and pydantic as one sentence, and one by one under `errors`."""
+    findings = error.errors()
     found = [
         {
             # "body.count", not "body.class_id.int": the branches of a union are internal;
             # "body", not "body.17": the position of a syntax error is no field
-            "at": ".".join(part for part in finding["loc"][:2] if isinstance(part, str)),
-            "message": str(finding["msg"]),
+            "at": cut(".".join(part for part in finding["loc"][:2] if isinstance(part, str)), LONGEST_NAME),
+            "message": cut(str(finding["msg"]), LONGEST_MESSAGE),
         }
-        for finding in error.errors()
+        for finding in findings[:FINDINGS]
     ]
     said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
-    return Invalid(f"{said}. See /docs for the bounds.", errors=found)
+    more = f"; and {len(findings) - FINDINGS} more" if len(findings) > FINDINGS else ""
+    return Invalid(f"{said}{more}. See /docs for the bounds.", errors=found)
+
+
+def cut(text: str, most: int) -> str:
+    """At most so many characters of `text`, and none that UTF-8 cannot write."""
+    shown = text if len(text) <= most else f"{text[: most - 3]}..."
+    return shown.encode(errors="replace").decode()
 
 
 def document(problem: Problem, path: str) -> dict[str, object]:
-    """The problem document of a request for `path`."""
+    """The problem document of a request for `path`: a screenful at most, whatever was asked."""
     found: dict[str, object] = {
         "type": f"urn:sagan:problem:{problem.slug}",
         "title": problem.title,
         "status": problem.status,
-        "detail": problem.detail,
-        "instance": path,
+        "detail": cut(problem.detail, LONGEST_DETAIL),
+        "instance": cut(path, LONGEST_MESSAGE),
     }
     return found | {"errors": problem.errors} if problem.errors else found
 
@@ -282,13 +329,29 @@ def respond(problem: Problem, path: str) -> JSONResponse:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Every way a request of `app` can fail answers application/problem+json."""
+    """Every way to fail answers application/problem+json; OPTIONS says what is allowed."""
 
-    async def answer(request: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, RedisError):
             log.warning("broker: %s", error)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            allowed = _allowed(request)
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": allowed})
+            error = MethodNotAllowed(allowed)
         return respond(problem_of(error), request.url.path)
 
-    # Starlette raises an Exception again after the answer, so that the server logs the traceback
+    # Exception: of our own middleware; those of a route end in app.unbroken.Unbroken
     for kind in (Problem, RequestValidationError, HTTPException, JobError, RedisError, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes at the request's address, such as "DELETE, GET, HEAD, OPTIONS"."""
+    # a mounted app has made its own place the root
+    scope = {**request.scope, "root_path": request.scope.get("app_root_path", request.scope["root_path"])}
+    methods = {"OPTIONS"}
+    for route in request.app.routes:
+        if route.matches(scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or {"GET", "HEAD"}  # a mount has files
+    return ", ".join(sorted(methods))

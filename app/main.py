@@ -9,17 +9,24 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
-from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
+from app.addresses import Proxies
+from app.bodies import BodyLimit
 from app.deps import DrawingPool
 from app.docs import describe
+from app.entrance import Doorkeeper
 from app.errors import handle_errors
 from app.metrics import Metrics, Observe
+from app.origins import Origins
+from app.prefix import Prefix
 from app.routes import attention, generate, health, jobs, models
-from app.security import BodyLimit, OriginCheck, ResponseHeaders
+from app.security import ResponseHeaders, WrongKeys
 from app.settings import Settings
+from app.streams import Streams
+from app.unbroken import Unbroken
 from jobs.client import JobClient
 from jobs.settings import read_settings
 
@@ -47,14 +54,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     metrics = Metrics()
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.store = JobClient.open(settings)
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
+        store = app.state.store = JobClient.open(settings)
         app.state.drawing = DrawingPool(at_once=os.cpu_count() or 1)
+        doorkeeper = Doorkeeper(settings, on_stop=store.stop_waiting, ended=metrics.connections_ended)
         try:
-            with _collecting_less():
-                yield
+            # what a lifespan yields is each connection's state: the server's protocol finds it there
+            async with doorkeeper.watching():
+                with _collecting_less():
+                    yield {"doorkeeper": doorkeeper}
         finally:
-            await app.state.store.close()
+            await store.close()
 
     app = FastAPI(
         title="Sagan",
@@ -66,27 +76,37 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.wrong_keys = WrongKeys(settings.wrong_keys)
+    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
     handle_errors(app)
     for resource in (generate, jobs, attention, models, health):
         # not include_router: FastAPI goes through an included router twice at every request
         app.router.routes.extend(resource.router.routes)
     describe(app, with_keys=bool(settings.api_keys))
     _show_page(app)
-
-    # a request meets the middleware that is added last first
-    app.add_middleware(BodyLimit, limit=settings.max_body)
-    app.add_middleware(OriginCheck, allowed=settings.allowed_origins)
-    if settings.allowed_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.allowed_origins,
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["*"],
-            expose_headers=["*"],
-        )
-    app.add_middleware(ResponseHeaders, shared=bool(settings.allowed_origins))
-    app.add_middleware(Observe, metrics=metrics)
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")  # as Starlette's own routes have it
+    _guard(app, settings)
     return app
+
+
+def _guard(app: FastAPI, settings: Settings) -> None:
+    """Adds the middleware. A request meets what is added last first."""
+    app.add_middleware(Unbroken)
+    app.add_middleware(BodyLimit, limit=settings.max_body)
+    app.add_middleware(
+        Origins,
+        hosts=settings.allowed_hosts,
+        origins=settings.allowed_origins,
+        with_keys=bool(settings.api_keys),
+    )
+    if settings.root_path or settings.trusted_proxies:
+        app.add_middleware(Prefix, prefix=settings.root_path)
+    if settings.trusted_proxies:
+        app.add_middleware(Proxies, trusted=settings.trusted_proxies)
+    app.add_middleware(ResponseHeaders, shared=bool(settings.allowed_origins))
+    app.add_middleware(Observe, metrics=app.state.metrics)
 
 
 @contextmanager

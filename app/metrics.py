@@ -44,6 +44,12 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self.connections_ended = Counter(
+            "sagan_connections_ended",
+            "Connections that the server ended: slow, evicted (for a newer one), refused",
+            ["reason"],
+            registry=self.registry,
+        )
 
         # prometheus_client looks a series up by its labels: once is enough
         self.of = cache(self._series)
@@ -119,7 +125,7 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _id_of(scope)
+        request_id = scope["request_id"] = _id_of(scope)
         started = time.perf_counter()
 
         async def observed(message: Message) -> None:

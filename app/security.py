@@ -1,17 +1,19 @@
-"""The guards: keys, rate limit, body limit, Origin check, response headers."""
+"""The guards: keys, wrong keys, the rate limit, and the headers of every response."""
 
 import hashlib
 import hmac
 import time
-from collections.abc import Mapping, Sequence
-from urllib.parse import urlsplit
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
 
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from pydantic import SecretStr
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLarge, ForeignOrigin, TooManyRequests, Unauthorised, respond
+from app.addresses import address_of
+from app.errors import TooManyRequests, Unauthorised
 from jobs.client import JobClient
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
@@ -33,13 +35,58 @@ _HEADERS = {
 }
 
 
+class WrongKeys:
+    """Counts wrong keys by address and minute. It never refuses a valid key, whoever shares its address."""
+
+    ADDRESSES: Final = 4096  # kept; the one that was heard least recently is forgotten first
+
+    def __init__(self, most: int) -> None:
+        self._most = most  # wrong keys a minute
+        self._counts: OrderedDict[str, tuple[int, int]] = OrderedDict()  # address -> minute, wrong keys in it
+
+    def count(self, address: str) -> None:
+        """Count one of `address`; raises TooManyRequests beyond the limit."""
+        now = int(time.time())
+        minute, count = self._counts.pop(address, (0, 0))
+        count = count + 1 if minute == now // 60 else 1
+        self._counts[address] = (now // 60, count)
+        if len(self._counts) > self.ADDRESSES:
+            self._counts.popitem(last=False)
+        if count > self._most:
+            raise TooManyRequests(
+                f"This address has sent {self._most} wrong keys in this minute. A valid one is still taken.",
+                retry_after=60 - now % 60,
+            )
+
+
+class KeyedRoute(APIRoute):
+    """A route that looks at the key before it reads anything else of the request."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_keyed(request: Request) -> Response:
+            owner_of(request, request.app.state.settings.api_keys)
+            return await handle(request)
+
+        return handle_keyed
+
+
 def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:
     """The caller as a name derived from the key, which itself is never stored; EVERYBODY without keys.
 
-    Raises Unauthorised where keys are set and the request carries none of them.
+    Raises Unauthorised where keys are set and the request carries none of them, and TooManyRequests after too
+    many wrong ones.
     """
     if not keys:
         return EVERYBODY
+    owner: str | None = request.scope.get("sagan.owner")
+    if owner is None:
+        owner = request.scope["sagan.owner"] = _read_key(request, keys)
+    return owner
+
+
+def _read_key(request: Request, keys: Sequence[SecretStr]) -> str:
     given = request.headers.get("x-api-key", "")
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if not given and scheme.lower() == "bearer":
@@ -49,9 +96,12 @@ def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:
     matches = [
         hmac.compare_digest(asked, hashlib.sha256(key.get_secret_value().encode()).digest()) for key in keys
     ]
-    if not any(matches):
-        raise Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer.")
-    return hashlib.sha256(b"owner:" + given.encode()).hexdigest()[:32]
+    if any(matches):
+        return hashlib.sha256(b"owner:" + given.encode()).hexdigest()[:32]
+    if given:
+        wrong_keys: WrongKeys = request.app.state.wrong_keys
+        wrong_keys.count(address_of(request))
+    raise Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer.")
 
 
 async def within_rate(store: JobClient, caller: str, limit: int) -> None:
@@ -83,84 +133,20 @@ class ResponseHeaders:
                     *message["headers"],
                     *(header for header in added if header[0] not in given),
                 ]
+                if message["status"] == 307:
+                    message["headers"] = [_within(header) for header in message["headers"]]
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
+def _within(header: tuple[bytes, bytes]) -> tuple[bytes, bytes]:
+    """Starlette sends /docs/ on to a whole URL, whose scheme may be a proxy's: the path is enough."""
+    name, value = header
+    if name != b"location" or b"://" not in value:
+        return header
+    return name, b"/" + value.split(b"://", 1)[1].partition(b"/")[2]
+
+
 def _raw(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-
-
-class OriginCheck:
-    """A page of another site may not make a visitor's browser queue or cancel jobs here.
-
-    Browsers send Origin with every POST and DELETE from another site; other clients send none.
-    """
-
-    def __init__(self, app: ASGIApp, *, allowed: Sequence[str]) -> None:
-        self.app = app
-        self.allowed = {origin.rstrip("/").lower() for origin in allowed}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            headers = Headers(scope=scope)
-            origin = headers.get("origin")
-            if origin is not None and not self._is_ours(origin.lower(), headers.get("host", "").lower()):
-                problem = ForeignOrigin(
-                    "Pages of this origin may not ask here. Serve the page from this host, or add its origin "
-                    "to SAGAN_ALLOWED_ORIGINS."
-                )
-                await respond(problem, scope["path"])(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
-
-    def _is_ours(self, origin: str, host: str) -> bool:
-        if origin in self.allowed:
-            return True
-        try:
-            # the scheme is not compared: a proxy that ends TLS makes ours http
-            return urlsplit(origin).netloc == host != ""
-        except ValueError:
-            return False
-
-
-class BodyLimit:
-    """Reads the body before anything else does, up to `limit` bytes, whatever its declared length."""
-
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
-        self.app = app
-        self.limit = limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self.app(scope, receive, send)
-            return
-        declared = Headers(scope=scope).get("content-length", "")
-        body = b""
-        more = not (declared.isdecimal() and int(declared[:18]) > self.limit)
-        too_large = not more
-        while more and not too_large:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            too_large = len(body) > self.limit
-        if too_large:
-            problem = BodyTooLarge(
-                f"A body may have {self.limit} bytes. Only the fields shown in /docs are read."
-            )
-            await respond(problem, scope["path"])(scope, receive, send)
-            return
-
-        replayed = False
-
-        async def replay() -> Message:
-            nonlocal replayed
-            if replayed:
-                return await receive()  # only a disconnect can follow
-            replayed = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        await self.app(scope, replay, send)

@@ -1,31 +1,74 @@
 """The HTTP face's settings: environment variables with the prefix SAGAN_."""
 
-from typing import Annotated
+import ipaddress
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
+from app.addresses import Network
+from app.origins import read_origin, read_pattern
+from app.prefix import read_prefix
 from jobs.settings import QueueSettings
 
 # An environment variable holds "a,b", not JSON
 Words = Annotated[tuple[str, ...], NoDecode]
 
 
+def _words(value: Any) -> Any:
+    """The words between commas; anything but text stays as it is."""
+    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
+
+
 class Settings(QueueSettings):
     """QueueSettings, and the API's own."""
 
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = ()  # comma-separated; empty: open to everybody
-    allowed_origins: Words = ()  # comma-separated, such as https://a.example: whose pages may ask
+    wrong_keys: int = Field(default=20, ge=1)  # a minute and address, then 429; a valid key is always taken
+    allowed_hosts: Words = ()  # comma-separated names, *.example.com, *; empty: this machine's, any with keys
+    allowed_origins: Words = ()  # comma-separated, such as https://a.example: whose pages may ask; *: all
+    trusted_proxies: Annotated[tuple[Network, ...], NoDecode] = ()  # whose X-Forwarded-* are believed
+    root_path: str = ""  # the path prefix under which a proxy serves this, such as /sagan
     rate_limit: int | None = Field(default=None, ge=1)  # POSTs a caller may make a minute; None: no limit
     max_body: int = Field(default=64 * 1024, ge=1024)  # bytes of a request's body
+    max_head: int = Field(default=16 * 1024, ge=1024)  # bytes of a request's line and headers
+    head_timeout: float = Field(default=10, gt=0)  # seconds for the line and headers of a request
+    body_timeout: float = Field(default=30, gt=0)  # seconds for a request's body
+    idle_timeout: float = Field(default=15, gt=0)  # seconds that a connection is kept between requests
+    send_timeout: float = Field(default=30, gt=0)  # seconds to take an answer, and one more each 8 kB
+    max_connections: int = Field(default=8192, ge=1)  # of one process; fewer where it may open fewer files
+    max_connections_per_address: int | None = Field(default=None, ge=1)  # None: half of all
+    max_streams: int = Field(default=1000, ge=1)  # open event streams of one process
+    max_streams_per_caller: int = Field(default=100, ge=1)  # a caller: a key, or without keys an address
     max_wait: int = Field(default=60, ge=0, le=600)  # seconds; Prefer: wait holds a request no longer
     attention_timeout: float = Field(default=30, gt=0)  # seconds to wait for a worker to make a map, then 503
     max_side: int = Field(default=2048, ge=256)  # pixels of an enlarged image's side
     default_model: str | None = None  # for requests that name none; None: the one of the largest images
 
-    @field_validator("api_keys", "allowed_origins", mode="before")
+    @field_validator("api_keys", "allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
-        )
+        return _words(value)
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_networks(cls, value: object) -> object:
+        try:
+            return [ipaddress.ip_network(word, strict=False) for word in _words(value)]
+        except ValueError as error:
+            raise ValueError(f"{error}. Write addresses or networks: 127.0.0.1, 10.0.0.0/8") from error
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _read_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(read_pattern, value))
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _read_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(word if word == "*" else read_origin(word) for word in value)
+
+    @field_validator("root_path")
+    @classmethod
+    def _read_root_path(cls, value: str) -> str:
+        return read_prefix(value)

@@ -31,6 +31,7 @@ from app.schemas import GenerateIn, JobOut
 from app.settings import Settings
 from jobs.client import JobClient
 from jobs.job import AttentionSite, Job, JobSpec, ModelInfo
+from serve.api import options
 
 PNG = os.urandom(9_000)  # as long as a 64-pixel image
 CLASSES = tuple(f"class_{number}" for number in range(120))
@@ -43,11 +44,11 @@ JOB = JobOut.of(DONE, None, "").model_dump_json().encode()
 BODY = b'{"seed": 7}'
 QUESTIONS = {
     "POST, Prefer: wait, PNG": (
-        b"POST /generate/3 HTTP/1.1\r\nHost: sagan.test\r\nContent-Type: application/json\r\n"
+        b"POST /generate/3 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Prefer: wait=30\r\nAccept: image/png\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
     ),
-    "GET job": b"GET /jobs/%s HTTP/1.1\r\nHost: sagan.test\r\n\r\n" % DONE.id.encode(),
-    "GET image": b"GET /jobs/%s/images/0 HTTP/1.1\r\nHost: sagan.test\r\n\r\n" % DONE.id.encode(),
+    "GET job": b"GET /jobs/%s HTTP/1.1\r\nHost: localhost\r\n\r\n" % DONE.id.encode(),
+    "GET image": b"GET /jobs/%s/images/0 HTTP/1.1\r\nHost: localhost\r\n\r\n" % DONE.id.encode(),
 }
 
 
@@ -55,6 +56,9 @@ class InMemory(JobClient):
     """A store of one job that has just ended."""
 
     def __init__(self) -> None:
+        pass
+
+    def stop_waiting(self) -> None:
         pass
 
     async def close(self) -> None:
@@ -135,8 +139,10 @@ class Server:
 
 
 def _serve(row: str, listener: socket.socket) -> None:
-    config = uvicorn.Config(ROWS[row](), server_header=False, access_log=False, log_level="warning")
-    uvicorn.Server(config).run(sockets=[listener])
+    given = {**options(), "app": ROWS[row](), "factory": False, "log_level": "warning"}
+    if row != "ours":
+        given["http"] = "httptools"  # uvicorn's own
+    uvicorn.Server(uvicorn.Config(**given)).run(sockets=[listener])
 
 
 def start(row: str) -> Server:

@@ -14,19 +14,23 @@ from cli.common import Host, Port, Seed, console, fail, tell, wait_passively
 ApiKey = Annotated[
     str | None, typer.Option(help="Key of a service that asks for one", envvar="SAGAN_API_KEY")
 ]
+RootPath = Annotated[
+    str | None, typer.Option(help="Path prefix under which a proxy serves this, such as /sagan")
+]
 
 
-def serve(host: Host = "127.0.0.1", port: Port = 8000) -> None:
+def serve(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = None) -> None:
     """Everything in one command: API, worker and, unless SAGAN_REDIS_URL is set, a private Redis."""
     from serve.supervisor import run
 
-    raise typer.Exit(run(host=host, port=port))
+    raise typer.Exit(run(host=host, port=port, root_path=root_path))
 
 
 def api(
     host: Host = "127.0.0.1",
     port: Port = 8000,
     workers: Annotated[int, typer.Option(help="Processes; /metrics counts the requests of one", min=1)] = 1,
+    root_path: RootPath = None,
 ) -> None:
     """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
     import logging
@@ -35,18 +39,17 @@ def api(
 
     from app.settings import Settings
     from jobs.settings import read_settings
+    from serve.api import options
 
+    served = options(root_path)
     read_settings(Settings)  # a wrong one is told once, before processes start
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     uvicorn.run(
-        "app.main:create_app",
-        factory=True,
+        **served,
         host=host,
         port=port,
         workers=workers,
-        server_header=False,
-        access_log=False,  # the app writes a line a request itself
-        timeout_graceful_shutdown=5,  # seconds: event streams never end by themselves
+        timeout_graceful_shutdown=5,  # seconds: a picture may be drawn
     )
 
 

@@ -83,11 +83,21 @@ class JobClient:
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
         self._creates = Coalescer(self._create_all, most=500)  # some 30 ms of Redis
         self._commands = Coalescer(self._send_all, most=500)
+        self._stopping = False
 
     @classmethod
     def open(cls, settings: QueueSettings) -> Self:
         """A client with connections of its own. It sends nothing before the first call."""
         return cls(open_redis(settings), settings)
+
+    def stop_waiting(self) -> None:
+        """End every wait now as if its time were up, and every later one at once: the process is to end."""
+        self._stopping = True
+        self._subscriber.wake_all()
+
+    def _left(self, deadline: float) -> float:
+        """Seconds that a wait may still take."""
+        return 0.0 if self._stopping else deadline - monotonic()
 
     async def close(self) -> None:
         await self._creates.close()
@@ -158,7 +168,7 @@ class JobClient:
 
     async def _answered(self, job: Job, watch: Watch, deadline: float) -> tuple[Job, bytes | None]:
         """The job when it has ended, or as it is at the deadline, and its PNG if that came along."""
-        while not job.ended and (left := deadline - monotonic()) > 0:
+        while not job.ended and (left := self._left(deadline)) > 0:
             if not await watch.wait(left):
                 continue
             if watch.answer is not None:
@@ -261,7 +271,10 @@ class JobClient:
     async def follow(
         self, job: Job, last_id: str = "0"
     ) -> AsyncIterator[tuple[str, dict[str, object]] | None]:
-        """Events after last_id as they come, up to the job's end; None every few seconds in between."""
+        """Events after last_id as they come, up to the job's end; None every few seconds in between.
+
+        They also end where the process is to end: whoever listens comes back with the last id.
+        """
         async with self._watched(job.id) as watch:
             while True:
                 events = await self.events(job.id, last_id)
@@ -275,6 +288,8 @@ class JobClient:
                     if (await self.get(job.id, job.owner)).ended and not await self.events(job.id, last_id):
                         return
                     yield None
+                if self._stopping:
+                    return
                 await watch.wait(15.0)
 
     @asynccontextmanager
@@ -294,7 +309,7 @@ class JobClient:
         deadline = monotonic() + seconds
         async with self._watched(job_id) as watch:
             job = await self.get(job_id, owner)
-            while not job.ended and (left := deadline - monotonic()) > 0:
+            while not job.ended and (left := self._left(deadline)) > 0:
                 await watch.wait(left)
                 job = await self.get(job_id, owner)
             return job
@@ -356,7 +371,7 @@ class JobClient:
         deadline = monotonic() + seconds
         async with self._watched(attention_channel_key(job.id, image, layer)) as watch:
             found = await self.attention(job, image, layer)
-            while found is None and (left := deadline - monotonic()) > 0:
+            while found is None and (left := self._left(deadline)) > 0:
                 await watch.wait(left)
                 found = await self.attention(job, image, layer)
             return found

@@ -66,7 +66,7 @@ class Watch:
             # not asyncio.wait_for: before Python 3.12 it makes a task for each wait
             loop = asyncio.get_running_loop()
             self._waiter = loop.create_future()
-            timer = loop.call_later(min(seconds, RECHECK), self._wake)
+            timer = loop.call_later(min(seconds, RECHECK), self.wake)
             try:
                 await self._waiter
             finally:
@@ -77,9 +77,10 @@ class Watch:
     def tell(self, answer: bytes | None = None) -> None:
         self.answer = answer or self.answer
         self._told = True
-        self._wake()
+        self.wake()
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End the wait as if its time were up."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -106,6 +107,12 @@ class Subscriber:
             self._watches[key].discard(watch)
             if not self._watches[key]:
                 del self._watches[key]
+
+    def wake_all(self) -> None:
+        """End every wait as if its time were up."""
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.wake()
 
     async def close(self) -> None:
         if self._task is not None:

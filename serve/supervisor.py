@@ -23,6 +23,7 @@ import uvloop
 
 from jobs.deadlines import WORKER_STOPS
 from jobs.settings import QueueSettings, read_settings
+from serve.api import options
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
@@ -44,13 +45,17 @@ def run(
     redis_url: str | None = None,
     state_dir: Path | None = None,
     worker_command: Sequence[str] | None = None,
+    root_path: str | None = None,
 ) -> int:
     """Serve until Ctrl-C or SIGTERM; returns the exit code.
 
     port: 0: a free one. redis_url: None: SAGAN_REDIS_URL, or else a private Redis. state_dir: the folder of
-    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`. Raises
-    SystemExit where a setting is wrong.
+    its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`. root_path:
+    the path prefix under which a proxy serves this; None: SAGAN_ROOT_PATH. Raises SystemExit where a setting
+    is wrong.
     """
+    if root_path is not None:
+        os.environ["SAGAN_ROOT_PATH"] = root_path
     for kind in ("app.settings:Settings", "worker.settings:WorkerSettings"):
         read_settings(resolve_name(kind))
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
@@ -143,14 +148,7 @@ class _Service:
         from jobs.pubsub import cancel
 
         server = uvicorn.Server(
-            uvicorn.Config(
-                "app.main:create_app",
-                factory=True,
-                log_level="warning",
-                access_log=False,  # log_level would drop its lines
-                server_header=False,
-                timeout_graceful_shutdown=API_GRACE,
-            )
+            uvicorn.Config(**options(), log_level="warning", timeout_graceful_shutdown=API_GRACE)
         )
         # signals are ours: uvicorn would raise them again before the other parts are stopped
         setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010

@@ -19,10 +19,11 @@ from app.overlay import FigureStyle, View
 from app.points import Point, default_points
 from app.routes.jobs import image_of
 from app.schemas import MapOut
+from app.security import KeyedRoute
 from jobs.client import JobClient
 from jobs.job import AttentionMap, Job, JobSpec
 
-router = APIRouter(prefix="/attention", tags=["attention"])
+router = APIRouter(prefix="/attention", tags=["attention"], route_class=KeyedRoute)
 
 _POINT = re.compile(r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*,\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*")
 _NUMPY = "application/x-npy"

@@ -15,11 +15,12 @@ from app.docs import problems
 from app.errors import ClientLeft, UnknownClass
 from app.routes.jobs import picture_of, present
 from app.schemas import GenerateAnyIn, GenerateIn, JobOut
+from app.security import KeyedRoute
 from jobs.classes import class_number
 from jobs.errors import BrokerUnavailable, UnknownJob
 from jobs.job import Job, JobSpec, ModelInfo, new_job_id
 
-router = APIRouter(tags=["generate"])
+router = APIRouter(tags=["generate"], route_class=KeyedRoute)
 
 _RESPONSES = {
     202: {

@@ -6,21 +6,23 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, pictures
+from app.addresses import address_of
 from app.deps import Caller, DrawingPool, Found, Store, state
 from app.docs import PNG, problems
 from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
+from app.security import EVERYBODY, KeyedRoute
+from app.streams import EventStream
 from jobs.client import JobClient
 from jobs.errors import JobError
 from jobs.job import ENDED, Job
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=KeyedRoute)
 
 _PICTURE = PNG | problems(401, 404, 409, 410, 422, 503)
 MAX_SHEET = 8192  # pixels of a grid's side
@@ -120,7 +122,7 @@ async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
             "content": {"text/event-stream": {"example": _EVENT}},
         },
         204: {"description": "The job has ended and `Last-Event-ID` was its last event: do not return."},
-        **problems(401, 404, 410, 503),
+        **problems(401, 404, 410, 429, 503),
     },
 )
 async def read_events(request: Request, job: Found, store: Store) -> Response:
@@ -131,12 +133,8 @@ async def read_events(request: Request, job: Found, store: Store) -> Response:
     # 204 is what stops an EventSource from connecting again
     if job.ended and not await store.events(job.id, last_id):
         return Response(status_code=204)
-    return StreamingResponse(
-        _stream(store, job, last_id),
-        media_type="text/event-stream",
-        # no-transform and X-Accel-Buffering: a proxy must pass each event on as it comes
-        headers={"Cache-Control": "no-store, no-transform", "X-Accel-Buffering": "no"},
-    )
+    caller = job.owner if job.owner != EVERYBODY else address_of(request)
+    return EventStream(_stream(store, job, last_id), state(request).streams, caller)
 
 
 async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[bytes]:

@@ -8,8 +8,9 @@ from app.deps import Caller, Store, UseSettings, served_model
 from app.docs import problems
 from app.errors import NotFound, UnknownModel
 from app.schemas import ClassesOut, ModelOut, ModelsOut
+from app.security import KeyedRoute
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=KeyedRoute)
 
 
 @router.get("/models", responses=problems(401, 503))

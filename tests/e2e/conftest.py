@@ -53,9 +53,7 @@ class Service:
     def start_api(self, **env: str) -> str:
         """An API over this Redis, perhaps one more; returns its address."""
         port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "app.main:create_app", "--factory", "--port", str(port)]
-        # an open event stream would keep uvicorn from ending
-        command += ["--timeout-graceful-shutdown", "1"]
+        command = [sys.executable, "-m", "cli", "api", "--port", str(port)]
         with (self.folder / f"api-{port}.log").open("wb") as log:
             self.apis.append(
                 subprocess.Popen(command, env={**os.environ, **self.env, **env}, stdout=log, stderr=log)

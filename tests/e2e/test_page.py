@@ -352,3 +352,14 @@ def test_a_finger_looks_around_and_pins(visit: Visitor) -> None:
     assert differing(before, visitor.overlay()) > 0.005
     expect(page.locator("#readout")).to_contain_text("From pixel 27, 6 ")
     expect(page.locator("#pins button")).to_have_count(2)
+
+
+def test_the_page_works_under_a_prefix(visit: Visitor, service: Service) -> None:
+    visitor = visit(f"{service.start_api(SAGAN_ROOT_PATH='/sagan')}sagan/")
+    visitor.generate("dog", 3)
+    visitor.open(1)
+    visitor.page.get_by_text("Spec", exact=True).click()
+    assert "/sagan/jobs/" in (visitor.page.locator("#job-link").get_attribute("href") or "")
+    asked = [urlsplit(request.url).path for request in visitor.requests if request.url.startswith("http")]
+    assert len(asked) > 10
+    assert [path for path in asked if not path.startswith("/sagan/")] == []

@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-POST = "POST /generate/3 HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\nPrefer: {}\r\n\r\n"
+POST = "POST /generate/3 HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nPrefer: {}\r\n\r\n"
 
 
 async def left(client: httpx.AsyncClient, route: str) -> float:

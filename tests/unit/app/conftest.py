@@ -20,7 +20,8 @@ def serve() -> ClientFactory:
 
     @asynccontextmanager
     async def factory(**changes: object) -> AsyncIterator[httpx.AsyncClient]:
-        app = create_app(Settings(**{"redis_url": "redis://127.0.0.1:1/0", **changes}))  # type: ignore[arg-type]
+        usual = {"redis_url": "redis://127.0.0.1:1/0", "allowed_hosts": "sagan.test"}
+        app = create_app(Settings(**{**usual, **changes}))  # type: ignore[arg-type]
         async with app.router.lifespan_context(app):
             transport = httpx.ASGITransport(app)
             async with httpx.AsyncClient(transport=transport, base_url="http://sagan.test") as client:

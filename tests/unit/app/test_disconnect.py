@@ -60,8 +60,8 @@ class Waiting:
                 await serving
 
 
-POST = b"POST /wait HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
-GET = b"GET /wait HTTP/1.1\r\nHost: h\r\n\r\n"
+POST = b"POST /wait HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4\r\n\r\nbody"
+GET = b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.mark.parametrize("request_bytes", [POST, GET], ids=["POST", "GET"])

@@ -37,7 +37,14 @@ async def test_an_unknown_address_is_a_problem(client: httpx.AsyncClient, path: 
 
 
 async def test_a_wrong_method_is_a_problem_that_names_the_right_one(client: httpx.AsyncClient) -> None:
-    wrong = [("DELETE", "/models", "GET"), ("GET", "/generate/3", "POST"), ("POST", "/", "GET")]
+    reads, makes = "GET, HEAD, OPTIONS", "OPTIONS, POST"
+    wrong = [
+        ("DELETE", "/models", reads),
+        ("GET", "/generate/3", makes),
+        ("POST", "/", reads),
+        ("PUT", "/jobs/x", "DELETE, GET, HEAD, OPTIONS"),
+        ("POST", "/static/app.js", "GET, HEAD, OPTIONS"),
+    ]
     for method, path, allowed in wrong:
         reply = await client.request(method, path)
         assert reply.status_code == 405
@@ -46,15 +53,63 @@ async def test_a_wrong_method_is_a_problem_that_names_the_right_one(client: http
         assert allowed in reply.json()["detail"]
 
 
-async def test_our_own_mistake_is_a_problem_without_its_traceback(serve: ClientFactory) -> None:
-    async with serve() as client:
+async def test_our_own_mistake_is_a_problem_without_its_traceback(
+    serve: ClientFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve(allowed_origins="https://a.example") as client:
         app = client._transport.app  # type: ignore[attr-defined]
         app.state.store.models = None  # not callable: as a bug of ours would have it
-        client._transport.raise_app_exceptions = False  # type: ignore[attr-defined]
-        reply = await client.get("/models")
+        with caplog.at_level("INFO"):
+            reply = await client.get("/models", headers={"Origin": "https://a.example"})
+        counts = (await client.get("/metrics")).text
     assert reply.status_code == 500
     assert reply.headers["content-type"] == "application/problem+json"
     assert "NoneType" not in reply.text
+    assert reply.headers["x-content-type-options"] == "nosniff"
+    assert reply.headers["access-control-allow-origin"] == "https://a.example"
+    request_id = reply.headers["x-request-id"]
+    assert f"{request_id} GET /models broke" in caplog.text
+    assert "NoneType" in caplog.text
+    assert f"{request_id} GET /models 500" in caplog.text
+    assert 'sagan_http_requests_total{method="GET",route="/models",status="500"} 1.0' in counts
+
+
+async def test_head_is_wherever_get_is(client: httpx.AsyncClient) -> None:
+    for path in (
+        "/",
+        "/docs",
+        "/openapi.json",
+        "/docs-start.js",
+        "/static/app.js",
+        "/health/live",
+        "/metrics",
+    ):
+        head, whole = await client.head(path), await client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        same = ("content-type", "content-length") if path != "/metrics" else ("content-type",)
+        for name in same:
+            assert head.headers[name] == whole.headers[name]
+    assert (await client.head("/models")).status_code == 503  # there is no broker
+    assert (await client.head("/nowhere")).status_code == 404
+    schema = (await client.get("/openapi.json")).json()
+    assert not any("head" in operations for operations in schema["paths"].values())
+
+
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/jobs/x", "DELETE, GET, HEAD, OPTIONS"),
+        ("/jobs", "GET, HEAD, OPTIONS"),
+        ("/generate/3", "OPTIONS, POST"),
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/static/app.js", "GET, HEAD, OPTIONS"),
+        ("/docs-assets/swagger-ui.css", "GET, HEAD, OPTIONS"),
+    ],
+)
+async def test_options_says_what_may_be_asked(client: httpx.AsyncClient, path: str, methods: str) -> None:
+    reply = await client.options(path)
+    assert (reply.status_code, reply.headers["allow"]) == (204, methods)
+    assert (await client.options("/nowhere")).status_code == 404
 
 
 async def test_docs_load_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
