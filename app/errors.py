@@ -3,6 +3,7 @@
     Problem
     ├── Unauthorised        401  no valid key where keys are set
     ├── ForeignOrigin       403  a page of another site asked
+    ├── PriorityTooHigh     403  above what this caller may ask for
     ├── NotFound            404  no such address, job, image or model
     ├── MethodNotAllowed    405
     ├── Conflict            409  right question, wrong moment
@@ -22,7 +23,8 @@
     ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
-        └── NoBroker
+        ├── NoBroker
+        └── Busy                 too many drawings wait
 
 `problem_of` gives the errors of other packages the same form.
 """
@@ -81,6 +83,10 @@ class Unauthorised(Problem):
 
 class ForeignOrigin(Problem):
     status, slug, title = 403, "foreign-origin", "Asked by a page of another site"
+
+
+class PriorityTooHigh(Problem):
+    status, slug, title = 403, "priority-too-high", "Priority above your ceiling"
 
 
 class NotFound(Problem):
@@ -184,6 +190,10 @@ class NoWorker(Unavailable):
 
 class NoBroker(Unavailable):
     slug, title = "no-broker", "The broker does not answer"
+
+
+class Busy(Unavailable):
+    slug, title = "busy", "Too much is being drawn"
 
 
 def shorten(text: str) -> str:

@@ -1,5 +1,6 @@
 """The HTTP face: `create_app` wires routes, errors, guards and the page together."""
 
+import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -13,14 +14,18 @@ from fastapi.staticfiles import StaticFiles
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
 
-from app.deps import DrawingPool
+from app import container
 from app.docs import describe
+from app.drawing import Drawings
 from app.errors import handle_errors
 from app.metrics import Metrics, Observe
+from app.pace import Pace
+from app.rate import RateHeaders
 from app.routes import attention, generate, health, jobs, models
 from app.security import BodyLimit, OriginCheck, ResponseHeaders
 from app.settings import Settings
 from jobs.client import JobClient
+from jobs.pubsub import cancel
 
 _WEB = Path(__file__).parent / "web"
 
@@ -48,11 +53,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.store = JobClient.open(settings)
-        app.state.drawing = DrawingPool(at_once=os.cpu_count() or 1)
+        app.state.drawings = Drawings(
+            memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
+            at_once=container.cores(),
+            waiting=settings.max_drawings,
+        )
+        following = asyncio.create_task(app.state.pace.follow(app.state.store), name="pace")
         try:
             with _collecting_less():
                 yield
         finally:
+            await cancel(following)
             await app.state.store.close()
 
     app = FastAPI(
@@ -65,6 +76,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.pace = Pace()
     handle_errors(app)
     for resource in (generate, jobs, attention, models, health):
         # not include_router: FastAPI goes through an included router twice at every request
@@ -73,6 +85,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     _show_page(app)
 
     # a request meets the middleware that is added last first
+    if settings.rate_limit is not None:
+        app.add_middleware(RateHeaders, limit=settings.rate_limit)
     app.add_middleware(BodyLimit, limit=settings.max_body)
     app.add_middleware(OriginCheck, allowed=settings.allowed_origins)
     if settings.allowed_origins:

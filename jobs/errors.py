@@ -6,6 +6,7 @@ from __future__ import annotations
 # ├── UnknownJob            404: never known to this caller, or forgotten
 # ├── ExpiredJob            410: its images are gone
 # ├── QueueFull             429
+# ├── MapsFull              429: too many attention maps are waited for
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
 # └── BrokerUnavailable     503: Redis does not answer
@@ -39,6 +40,18 @@ class QueueFull(JobError):
     def __init__(self, depth: int) -> None:
         self.depth = depth
         super().__init__(f"{depth} jobs are waiting and no more are taken. Try again when some are done.")
+
+
+class MapsFull(JobError):
+    """max_queued_maps are waited for already, or half of them by this caller."""
+
+    def __init__(self, waiting: int, *, own: bool) -> None:
+        """own: `waiting` are this caller's."""
+        self.waiting = waiting
+        super().__init__(
+            f"{waiting} attention maps {'of yours ' if own else ''}are waiting and no more are taken. "
+            "Try again when some are made."
+        )
 
 
 class IdempotencyConflict(JobError):

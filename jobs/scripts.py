@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from redis.exceptions import NoScriptError
 
-from jobs.errors import IdempotencyConflict, QueueFull
+from jobs.errors import IdempotencyConflict, MapsFull, QueueFull
 from jobs.job import Job, JobSpec, Taken
 from jobs.keys import Keys
 from jobs.records import SPEC, read_job
@@ -33,6 +33,7 @@ _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
     **{name: _read(name, _PRELUDE) for name in ("create", "end", "take", "begin", "save", "release")},
     "claim": _read("claim"),
+    "spend": _read("spend"),
 }
 _DIGESTS: Final = {name: sha1(text.encode()).hexdigest() for name, text in _TEXTS.items()}
 
@@ -81,6 +82,15 @@ class NewJob:
     idempotency_key: str | None = None
     request: str | None = None  # what the key stands for; None: the spec
     waiter: str = ""  # API process that waits for the end; "": none does
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a caller has spent in this minute."""
+
+    taken: bool  # False: it would have gone beyond the limit, and nothing was taken
+    units: int
+    resets_in: int  # seconds
 
 
 Created = tuple[Job, bool] | QueueFull | IdempotencyConflict  # the job, and whether it is new
@@ -152,13 +162,29 @@ class Scripts:
         parts = [part for image in images for part in image]
         return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(bool, answer)))
 
-    def claim_attention(self, job_id: str, image: int, layer: str) -> Call[bool]:
-        """Queue an attention map. False: it was queued in the last half minute."""
+    def claim_attention(
+        self, job_id: str, image: int, layer: str, caller: str, seconds: int
+    ) -> Call[MapsFull | None]:
+        """Queue an attention map that somebody waits for, up to so many seconds. MapsFull: it was refused."""
+        most = self._settings.max_queued_maps
         keys = (
             self._keys.attention_claim(job_id, image, layer),
             message_list(self._settings.namespace, ATTENTION_QUEUE, 0),
+            self._keys.attention_asked,
         )
-        return Call("claim", [attention_message(job_id, image, layer)], bool, keys)
+        share = max(1, most // 2)
+        args = (attention_message(job_id, image, layer), seconds, most, share, caller)
+
+        def read(answer: Any) -> MapsFull | None:
+            outcome, waiting = answer
+            return None if outcome in (b"queued", b"known") else MapsFull(waiting, own=outcome == b"share")
+
+        return Call("claim", args, read, keys)
+
+    def spend(self, caller: str, cost: int, limit: int) -> Call[Spent]:
+        """Take `cost` from what a caller may spend in this minute, unless that goes beyond `limit`."""
+        counters = self._keys.rate(caller)
+        return Call("spend", [counters, cost, limit], lambda answer: Spent(bool(answer[0]), *answer[1:]))
 
     def release(self, job_id: str, holder: str) -> Call[bool]:
         """Let a job of a worker wait again; its message is still there. False: it ended or moved on."""

@@ -27,6 +27,11 @@ class QueueSettings(BaseSettings):
     max_queued: int = Field(
         default=1000, ge=1, description="jobs that may wait at once; one more is refused with 429"
     )
+    max_queued_maps: int = Field(
+        default=100,
+        ge=1,
+        description="attention maps that may be waited for at once, half of them by one caller; then 429",
+    )
     max_attempts: int = Field(
         default=3, ge=1, description="worker deaths a job may be part of before it is failed"
     )

@@ -144,6 +144,12 @@ class WorkerStore:
         record = self._redis.hgetall(self._keys.job(job_id))
         return read_job(job_id, record) if record else None
 
+    def wants_attention(self, job_id: str, image: int, layer: str) -> bool:
+        """Whether somebody may still wait for a map, and it is not there."""
+        place = (job_id, image, layer)
+        claimed = self._redis.exists(self._keys.attention_claim(*place))
+        return bool(claimed) and not self._redis.exists(self._keys.attention(*place))
+
     def save_attention(self, job_id: str, image: int, layer: str, found: AttentionMap | str) -> None:
         """Store a map as long as the job's images live, or why there is none, and tell its watchers."""
         key = self._keys.attention(job_id, image, layer)

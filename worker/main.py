@@ -57,7 +57,9 @@ class Worker:
         self._stopping = Event()
         self._store = WorkerStore(settings, self._id, self._stopping.is_set)
         self._writer = ResultWriter(self._store)
-        self._scheduler = Scheduler(lambda: load(settings), self._store.begin, self._writer.take)
+        self._scheduler = Scheduler(
+            lambda: load(settings), self._store.begin, self._writer.take, settings.maps_share
+        )
         self._engines = self._scheduler.start()
         self._dispatcher = Dispatcher(settings, self._store, self._scheduler, self._engines, self._writer)
         self._started_at = datetime.now(UTC)
@@ -78,7 +80,7 @@ class Worker:
         celery = make_celery(self._settings)
         register(celery, self._dispatcher)
         log.info("serving %s", ", ".join(sorted(self._engines)))
-        hooks = Hooks(self._wants_jobs, self._stopping.set, self._hand_back)
+        hooks = Hooks(self._wants_jobs, self._dispatcher.wants_maps, self._stopping.set, self._hand_back)
         code = consume(celery, self._settings.concurrency, self._dispatcher.room, hooks)
         self._hand_back()
         for helper in helpers:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from math import inf
 from threading import Condition, Thread
 from time import monotonic
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
+from worker.calls import Call, CallQueue
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,6 @@ class Made:
 
 S = TypeVar("S", bound=BatchEngine)
 T = TypeVar("T")
-_Call = tuple[str, Callable[[S], Any], "Future[Any]"]
 _Batch = list[tuple[PendingJob, ImageSpec]]
 
 
@@ -103,6 +103,7 @@ class Scheduler(Generic[S]):
         load: Callable[[], Mapping[str, S]],
         begin: Callable[[Sequence[str], int, Sequence[str]], Callable[[], set[str]]],
         deliver: Callable[[Sequence[Made]], None],
+        calls_share: float = 0.5,
     ) -> None:
         """load: returns the models by name; it runs in the first lane.
 
@@ -110,13 +111,14 @@ class Scheduler(Generic[S]):
         jobs that came out of their last one; see jobs.scripts. The function it returns is called once: it
         waits for the jobs that may run.
         deliver(images): takes the images of a forward; the lane waits for it.
+        calls_share: of the device's time that calls may take while images wait.
         """
         self._load = load
         self._begin = begin
         self._deliver = deliver
         self._changed = Condition()
         self._rings: dict[int, deque[PendingJob]] = {}  # by priority; the jobs of a ring take turns
-        self._calls: deque[_Call[S]] = deque()
+        self._calls: CallQueue[S] = CallQueue(calls_share)
         self._stopping = False
         self._running = 0  # lanes at work
         self._exclusive = False  # one of them is at work on a suspect, a job that is `alone`
@@ -146,15 +148,15 @@ class Scheduler(Generic[S]):
         pending.end(Stopping("the worker is being stopped"))
 
     def call(self, model: str, function: Callable[[S], T]) -> Future[T]:
-        """Run a function of one model before the next forward: a person waits for it."""
-        future: Future[T] = Future()
+        """Run a function of one model soon: a person waits for it. Calls share the device with forwards."""
+        call = Call[S](model, function)
         with self._changed:
             if not self._stopping:
-                self._calls.append((model, function, future))
+                self._calls.add(call)
                 self._changed.notify()
-                return future
-        future.set_exception(Stopping("the worker is being stopped"))
-        return future
+                return call.future
+        call.future.set_exception(Stopping("the worker is being stopped"))
+        return call.future
 
     def drop(self, pending: PendingJob, error: Exception | None = None) -> None:
         """Make no more of a job. It ends with the error; None: with Dropped."""
@@ -189,15 +191,14 @@ class Scheduler(Generic[S]):
         with self._changed:
             self._stopping = True
             pending_jobs = [pending for ring in self._rings.values() for pending in ring]
-            calls = list(self._calls)
+            calls = self._calls.clear()
             self._rings.clear()
-            self._calls.clear()
             self._changed.notify_all()
         for pending in pending_jobs:
             if not pending.forwards:  # else its images may still complete it; Dispatcher.stop ends the rest
                 pending.end(Stopping("the worker is being stopped"))
-        for _, _, future in calls:
-            future.set_exception(Stopping("the worker is being stopped"))
+        for call in calls:
+            call.future.set_exception(Stopping("the worker is being stopped"))
 
     def join(self, seconds: float) -> None:
         """Wait for the lanes to end, after stop()."""
@@ -224,23 +225,23 @@ class Scheduler(Generic[S]):
                 if self._stopping:
                     break
                 self._running += 1
-                call, batch = None, _Batch()
-                if self._calls:
-                    call = self._calls.popleft()
+                call, batch, alone, images_wait = None, _Batch(), False, self._forward_is_due()
+                if self._calls.is_next(images_wait):
+                    call = self._calls.take(images_wait)
                 else:
                     batch = self._gather()
-                    self._exclusive = batch[0][0].alone
+                    alone = self._exclusive = batch[0][0].alone
                 if self._ready():
                     self._changed.notify()  # there is work for another lane
             try:
                 if call is not None:
-                    self._run_call(*call)
+                    self._run_call(call)
                 else:
                     self._make(batch)
             finally:
                 with self._changed:
                     self._running -= 1
-                    self._exclusive = False
+                    self._exclusive = self._exclusive and not alone
                     self._changed.notify_all()
         with self._changed:
             survived, self._survived = self._survived, []
@@ -253,10 +254,13 @@ class Scheduler(Generic[S]):
         """Whether a free lane has something to do."""
         if self._exclusive:
             return False
-        if self._calls:
-            return True
+        due = self._forward_is_due()
+        return due or self._calls.is_next(due)
+
+    def _forward_is_due(self) -> bool:
+        """Whether a free lane could make images that wait."""
         first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
-        if first is None or not self._running:
+        if first is None or self._running == self._calls.running:
             return first is not None
         # A suspect waits until no other job can die with it. Other jobs wait until they are worth a forward
         # of their own, since it slows the one that runs.
@@ -354,6 +358,7 @@ class Scheduler(Generic[S]):
             tally.images += len(batch)
             tally.busy_seconds += took
             tally.batch_sizes[len(batch)] += 1
+            self._calls.allow(took)
             pace = took / len(batch)
             if pace < self._pace or self._pace == 0.0:
                 self._pace = pace
@@ -372,17 +377,19 @@ class Scheduler(Generic[S]):
         parts = [[entry for entry in batch if entry[0] is job] for job in jobs]
         return [made for part in parts for made in self._forward(part)]
 
-    def _run_call(self, name: str, function: Callable[[S], T], future: Future[T]) -> None:
+    def _run_call(self, call: Call[S]) -> None:
         began = monotonic()
         try:
-            result = function(self._models[name])
+            result = call.function(self._models[call.model])
         except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
-            future.set_exception(error)
+            call.future.set_exception(error)
         else:
-            future.set_result(result)
+            call.future.set_result(result)
+        took = monotonic() - began
         with self._changed:
-            self._tallies[name].busy_seconds += monotonic() - began
-            self._tallies[name].calls += 1
+            self._calls.ended(call, took)
+            self._tallies[call.model].busy_seconds += took
+            self._tallies[call.model].calls += 1
 
 
 def _left(pending: PendingJob) -> int:

@@ -31,6 +31,12 @@ class WorkerSettings(QueueSettings):
     cuda_graphs: bool = Field(
         default=True, description="record forwards as CUDA graphs, which saves their launches; on a GPU alone"
     )
+    maps_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=0.9,
+        description="of the device's time that attention maps may take while images wait",
+    )
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(
         default=4.0,

@@ -12,11 +12,11 @@ from app import negotiation
 from app.deps import paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
-from app.errors import ClientLeft, UnknownClass
+from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull, UnknownClass
 from app.routes.jobs import picture_of, present
-from app.schemas import GenerateAnyIn, GenerateIn, JobOut
+from app.schemas import USUAL_PRIORITY, GenerateAnyIn, GenerateIn, JobOut
 from jobs.classes import class_number
-from jobs.errors import BrokerUnavailable, UnknownJob
+from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
 from jobs.job import Job, JobSpec, ModelInfo, new_job_id
 
 router = APIRouter(tags=["generate"])
@@ -95,13 +95,17 @@ async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
 async def _take(asking: _Asking, asked_class: int | str, body: GenerateIn) -> Response:
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
-    spec = _spec(body, resolve_class(asked_class, model), model)
+    priority = _priority(body, here.settings.ceiling_of(asking.caller))
+    spec = _spec(body, resolve_class(asked_class, model), model, priority)
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number
-        fields = body.model_dump(exclude={"class_id"}) | {"class_id": spec.class_id}
+        fields = body.model_dump(exclude={"class_id"}) | {"class_id": spec.class_id, "priority": priority}
         asked = json.dumps(fields, sort_keys=True)
-    job, png = await _create(asking, spec, asked)
+    try:
+        job, png = await _create(asking, spec, asked)
+    except QueueFull as full:
+        raise QueueIsFull(str(full), retry_after=here.pace.until_a_job_fits(full.depth)) from full
     return await _answer(asking, job, png)
 
 
@@ -117,7 +121,19 @@ def resolve_class(asked: int | str, model: ModelInfo) -> int:
     return number
 
 
-def _spec(body: GenerateIn, class_id: int, model: ModelInfo) -> JobSpec:
+def _priority(body: GenerateIn, ceiling: int) -> int:
+    """The priority asked for, or the usual one. Raises PriorityTooHigh above the caller's ceiling."""
+    if body.priority is None:
+        return min(USUAL_PRIORITY, ceiling)
+    if body.priority > ceiling:
+        raise PriorityTooHigh(
+            f"You may ask for priority {ceiling} at most, and this is {body.priority}. "
+            "Ask for less, or leave it out."
+        )
+    return body.priority
+
+
+def _spec(body: GenerateIn, class_id: int, model: ModelInfo, priority: int) -> JobSpec:
     return JobSpec(
         model=model.name,
         model_hash=model.hash,
@@ -128,7 +144,7 @@ def _spec(body: GenerateIn, class_id: int, model: ModelInfo) -> JobSpec:
         # below 2^53, so that a browser's numbers hold it
         seed=secrets.randbelow(2**53) if body.seed is None else body.seed,
         truncation=body.truncation,
-        priority=body.priority,
+        priority=priority,
     )
 
 
@@ -157,8 +173,9 @@ async def _answer(asking: _Asking, job: Job, png: bytes | None) -> Response:
             ", on-disconnect=cancel" if asking.cancels else ""
         )
     if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
-        picture = png or await picture_of(job, here.store, here.drawing)
-        return Response(picture, media_type="image/png", headers=headers)
+        if png is None:
+            return await picture_of(request, job, headers)
+        return Response(png, media_type="image/png", headers=headers)
     position = None
     with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice
         position = await here.store.position(job) if job.state == "queued" else None

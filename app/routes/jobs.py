@@ -10,9 +10,10 @@ from fastapi.responses import StreamingResponse
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import negotiation, pictures
-from app.deps import Caller, DrawingPool, Found, Store, state
+from app import negotiation, pictures, rate
+from app.deps import Caller, Found, Store, charge, state
 from app.docs import PNG, problems
+from app.drawing import Drawn, DrawnResponse
 from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
@@ -22,7 +23,7 @@ from jobs.job import ENDED, Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-_PICTURE = PNG | problems(401, 404, 409, 410, 422, 503)
+_PICTURE = PNG | problems(401, 404, 409, 410, 422, 429, 503)
 MAX_SHEET = 8192  # pixels of a grid's side
 _EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?")
 _EVENT = 'id: 1-0\nevent: end\ndata: {"state": "succeeded", "done": 4}\n\n'
@@ -89,9 +90,10 @@ async def read_image(index: int, asked: Enlarged, request: Request, job: Found) 
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    if asked.size is not None:
-        png = await here.drawing.draw(pictures.enlarged, png, asked.size, asked.resample)
-    return Response(png, media_type="image/png", headers=headers)
+    if asked.size is None:
+        return Response(png, media_type="image/png", headers=headers)
+    await charge(request, job.owner, rate.cost_of(asked.size**2))
+    return _drawn(request, [png], asked.size, asked.resample, headers)
 
 
 @router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
@@ -107,8 +109,22 @@ async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    sheet = await here.drawing.draw(pictures.grid, pngs, asked.size, asked.resample)
-    return Response(sheet, media_type="image/png", headers=headers)
+    side = asked.size or pictures.resolution(pngs[0])
+    await charge(request, job.owner, rate.cost_of(pictures.grid_size(len(pngs), side)))
+    return _drawn(request, pngs, asked.size, asked.resample, headers)
+
+
+def _drawn(
+    request: Request, pngs: list[bytes], side: int | None, resample: Resample, headers: dict[str, str]
+) -> DrawnResponse:
+    """The images as one PNG. side: of each, pixels; None: unchanged."""
+    resolution = pictures.resolution(pngs[0])
+    size = pictures.memory_of_grid(resolution, len(pngs), side or resolution)
+
+    async def begin() -> Drawn:
+        return Drawn(pictures.grid(pngs, side, resample))
+
+    return DrawnResponse(request, state(request).drawings, size, begin, headers=headers)
 
 
 @router.get(
@@ -182,7 +198,9 @@ def _not_there(job: Job) -> NotFinished | Unsuccessful:
     return NotFinished(f"{done} Ask again shortly, or follow its events.", retry_after=1)
 
 
-async def picture_of(job: Job, store: JobClient, drawing: DrawingPool) -> bytes:
+async def picture_of(request: Request, job: Job, headers: dict[str, str]) -> Response:
     """A finished job as one PNG: its only image, or the grid."""
-    pngs = await _images_of(job, store)
-    return pngs[0] if len(pngs) == 1 else await drawing.draw(pictures.grid, pngs, None, "nearest")
+    pngs = await _images_of(job, state(request).store)
+    if len(pngs) == 1:
+        return Response(pngs[0], media_type="image/png", headers=headers)
+    return _drawn(request, pngs, None, "nearest", headers)
