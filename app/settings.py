@@ -60,8 +60,8 @@ class Settings(QueueSettings):
     rate_limit: int | None = Field(
         default=None,
         ge=1,
-        description="units a caller may spend a minute: a job, an attention map or a drawing is one, a drawing "
-        "one more for every 4 million pixels; None: no limit",
+        description="units a caller may spend a minute: a job, an attention map or a drawing is one, and "
+        "a drawing one more for every 4 million pixels; None: no limit",
     )
     max_body: int = Field(default=64 * 1024, ge=1024)  # bytes of a request's body
     max_wait: int = Field(default=60, ge=0, le=600)  # seconds; Prefer: wait holds a request no longer
@@ -70,7 +70,7 @@ class Settings(QueueSettings):
     drawing_memory: int | None = Field(
         default=None,
         ge=2**24,
-        description="bytes that all drawings may use together; None: a quarter of the container's, 1 GB at most",
+        description="bytes that all drawings may use together; None: a quarter of the container's, or 2^30",
     )
     max_drawings: int = Field(
         default=64, ge=1, description="drawings that may wait for memory; one more is refused with 503"

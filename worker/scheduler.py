@@ -224,8 +224,8 @@ class Scheduler(Generic[S]):
                     self._changed.wait()
                 if self._stopping:
                     break
-                self._running += 1
                 call, batch, alone, images_wait = None, _Batch(), False, self._forward_is_due()
+                self._running += 1
                 if self._calls.is_next(images_wait):
                     call = self._calls.take(images_wait)
                 else:

@@ -1,0 +1,152 @@
+"""Room for drawings: who waits, who is refused, and who makes place by leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from app import drawing
+from app.drawing import Drawings
+from app.errors import Busy, Invalid
+
+
+class Room:
+    """Drawings that stay until they are told to go."""
+
+    def __init__(self, drawings: Drawings) -> None:
+        self.drawings = drawings
+        self.inside: list[str] = []
+        self.go = {name: asyncio.Event() for name in "abcdef"}
+
+    async def enter(self, name: str, size: int) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._stay(name, size))
+        await self.settle()
+        return task
+
+    async def _stay(self, name: str, size: int) -> None:
+        async with self.drawings.room(size):
+            self.inside.append(name)
+            try:
+                await self.go[name].wait()
+            finally:
+                self.inside.remove(name)
+
+    async def settle(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room(Drawings(memory=100, at_once=1, waiting=2))
+
+
+async def test_drawings_together_have_no_more_memory_than_there_is(room: Room) -> None:
+    a, b, c = await room.enter("a", 60), await room.enter("b", 30), await room.enter("c", 50)
+    assert room.inside == ["a", "b"]
+    room.go["a"].set()
+    await a
+    await room.settle()
+    assert room.inside == ["b", "c"]
+    for name in "bc":
+        room.go[name].set()
+    await asyncio.gather(b, c)
+    assert room.inside == []
+
+
+async def test_a_large_one_is_not_overtaken_for_ever(room: Room) -> None:
+    tasks = [await room.enter("a", 60), await room.enter("b", 90), await room.enter("c", 10)]
+    assert room.inside == ["a"]
+    for name in "abc":
+        room.go[name].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_beyond_those_that_may_wait_it_is_told_as_overload(room: Room) -> None:
+    tasks = [await room.enter(name, 100) for name in "abc"]
+    with pytest.raises(Busy, match="2 drawings are waiting") as caught:
+        await (await room.enter("d", 1))
+    assert 1 <= (caught.value.retry_after or 0) <= 60
+    for name in "abc":
+        room.go[name].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_one_that_never_fits_is_told_to_be_smaller(room: Room) -> None:
+    with pytest.raises(Invalid, match="smaller size"):
+        await (await room.enter("a", 101))
+
+
+async def test_one_whose_client_leaves_gives_its_turn_away(room: Room) -> None:
+    a, b, c = [await room.enter(name, 100) for name in "abc"]
+    b.cancel()
+    await asyncio.wait([b])
+    a.cancel()
+    await asyncio.wait([a])
+    await room.settle()
+    assert room.inside == ["c"]
+    room.go["c"].set()
+    await c
+    last = await room.enter("d", 100)  # nothing of the room was lost
+    assert room.inside == ["d"]
+    last.cancel()
+    await asyncio.wait([last])
+
+
+async def test_leaving_just_when_its_turn_comes_loses_no_room(room: Room) -> None:
+    a, b, c = [await room.enter(name, 100) for name in "abc"]
+    room.go["a"].set()
+    await a  # b's turn has come, and b has not run yet
+    b.cancel()
+    await asyncio.wait([b])
+    await room.settle()
+    assert room.inside == ["c"]
+    c.cancel()
+    await asyncio.wait([c])
+
+
+async def test_a_drawing_ends_after_the_piece_at_hand() -> None:
+    drawings = Drawings(memory=100, at_once=1, waiting=2)
+    begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
+    pieces = 0
+
+    def draw() -> Iterator[bytes]:
+        nonlocal pieces
+        while True:
+            begun.release()
+            assert go_on.acquire(timeout=10)
+            pieces += 1
+            yield b""
+
+    async def take() -> None:
+        async for _ in drawings.pieces(draw()):
+            pass
+
+    task = asyncio.create_task(take())
+    for _ in range(3):
+        assert await asyncio.to_thread(begun.acquire, timeout=10)
+        go_on.release()
+    assert await asyncio.to_thread(begun.acquire, timeout=10)
+    task.cancel()
+    go_on.release()
+    await asyncio.wait([task], timeout=10)
+    assert task.cancelled()
+    assert pieces == 4
+
+
+async def test_a_client_that_reads_too_slowly_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "PATIENCE", 0.05)
+    sent = 0
+
+    async def send(message: object) -> None:
+        nonlocal sent
+        sent += 1
+        await asyncio.sleep(0 if sent < 100 else 60)
+
+    pace = drawing._Pace(send)
+    with pytest.raises(TimeoutError):
+        await pace.send(b" " * drawing.PART * 200)
+    assert sent == 100
