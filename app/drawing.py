@@ -21,7 +21,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from app.disconnect import while_connected
-from app.errors import Busy, ClientLeft, Invalid
+from app.errors import Busy, ClientLeft, TooLarge
 
 log = logging.getLogger("sagan.app")
 
@@ -49,9 +49,9 @@ class Drawings:
 
     @asynccontextmanager
     async def room(self, size: int) -> AsyncIterator[None]:
-        """Room for a drawing that uses `size` bytes of memory. Raises Busy, or Invalid if it never fits."""
+        """Room for a drawing that uses `size` bytes of memory. Raises Busy, or TooLarge if it never fits."""
         if size > self._memory:
-            raise Invalid(
+            raise TooLarge(
                 f"This drawing needs {size / MEGABYTE:.0f} MB of memory, and drawings may use "
                 f"{self._memory / MEGABYTE:.0f} MB here. Ask for a smaller size."
             )

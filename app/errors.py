@@ -4,19 +4,20 @@
     ├── Unauthorised        401  no valid key where keys are set
     ├── ForeignOrigin       403  a page of another site asked
     ├── PriorityTooHigh     403  above what this caller may ask for
-    ├── NotFound            404  no such address, job, image or model
+    ├── NotFound            404  no such address, job, image, layer or point
+    │   ├── UnknownClass
+    │   └── UnknownModel
     ├── MethodNotAllowed    405
     ├── Conflict            409  right question, wrong moment
     │   ├── NotFinished          with Retry-After
     │   ├── Unsuccessful         the job failed or was cancelled
     │   ├── NoAttention
+    │   ├── TooLarge             a drawing that this job or this service cannot have
     │   ├── NoMap                the worker could not make it
     │   └── ModelChanged
     ├── Gone                410  the result has expired
     ├── BodyTooLarge        413
     ├── Invalid             422  a value outside its bounds
-    │   ├── UnknownClass
-    │   ├── UnknownModel
     │   └── KeyReused            an Idempotency-Key with another request
     ├── TooManyRequests     429  with Retry-After
     │   └── QueueIsFull
@@ -36,9 +37,10 @@ from typing import ClassVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from jobs.classes import nearest_name
 from jobs.errors import (
@@ -93,6 +95,26 @@ class NotFound(Problem):
     status, slug, title = 404, "not-found", "Not found"
 
 
+class UnknownClass(NotFound):
+    """No class of that name or number in this model."""
+
+    slug, title = "unknown-class", "Unknown class"
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        near = nearest_name(asked, known)
+        hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(known) - 1}; see /classes."
+        super().__init__(f"This model has no class {shorten(asked)}. {hint}")
+
+
+class UnknownModel(NotFound):
+    """No live worker has a model of that name."""
+
+    slug, title = "unknown-model", "Unknown model"
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        super().__init__(f"No worker serves a model {shorten(asked)}. Served now: {', '.join(known)}.")
+
+
 class MethodNotAllowed(Problem):
     status, slug, title = 405, "method-not-allowed", "Method not allowed"
 
@@ -120,6 +142,10 @@ class NoAttention(Conflict):
     slug, title = "no-attention", "The model has no attention"
 
 
+class TooLarge(Conflict):
+    slug, title = "too-large", "The drawing is too large"
+
+
 class NoMap(Conflict):
     slug, title = "no-map", "The attention map could not be made"
 
@@ -142,26 +168,6 @@ class BodyTooLarge(Problem):
 
 class Invalid(Problem):
     status, slug, title = 422, "invalid", "Not valid"
-
-
-class UnknownClass(Invalid):
-    """No class of that name or number in this model."""
-
-    slug, title = "unknown-class", "Unknown class"
-
-    def __init__(self, asked: str, known: Sequence[str]) -> None:
-        near = nearest_name(asked, known)
-        hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(known) - 1}; see /classes."
-        super().__init__(f"This model has no class {shorten(asked)}. {hint}")
-
-
-class UnknownModel(Invalid):
-    """No live worker has a model of that name."""
-
-    slug, title = "unknown-model", "Unknown model"
-
-    def __init__(self, asked: str, known: Sequence[str]) -> None:
-        super().__init__(f"No worker serves a model {shorten(asked)}. Served now: {', '.join(known)}.")
 
 
 class KeyReused(Invalid):
@@ -284,13 +290,27 @@ def respond(problem: Problem, path: str) -> JSONResponse:
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Every way a request of `app` can fail answers application/problem+json."""
+    """Every way to fail answers application/problem+json; OPTIONS says what is allowed."""
 
-    async def answer(request: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, RedisError):
             log.warning("broker: %s", error)
+        if isinstance(error, HTTPException) and error.status_code == 405:
+            allowed = _allowed(request)
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"Allow": allowed})
+            error = MethodNotAllowed(allowed)
         return respond(problem_of(error), request.url.path)
 
     # Starlette raises an Exception again after the answer, so that the server logs the traceback
     for kind in (Problem, RequestValidationError, HTTPException, JobError, RedisError, Exception):
         app.add_exception_handler(kind, answer)
+
+
+def _allowed(request: Request) -> str:
+    """The methods of all routes at the request's address, such as "DELETE, GET, HEAD, OPTIONS"."""
+    methods = {"OPTIONS"}
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or {"GET", "HEAD"}  # a mount has files
+    return ", ".join(sorted(methods))

@@ -17,10 +17,12 @@ from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse
 from app.errors import (
     RETRY_AFTER,
+    Conflict,
     Invalid,
     ModelChanged,
     NoAttention,
     NotFinished,
+    NotFound,
     NoWorker,
     QueueIsFull,
     Unavailable,
@@ -35,7 +37,9 @@ from jobs.job import AttentionMap, AttentionSite, Job, JobSpec
 
 router = APIRouter(prefix="/attention", tags=["attention"])
 
-_POINT = re.compile(r"\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*,\s*(-?\d{1,6}(?:\.\d{1,6})?)\s*")
+_NUMBER = r" *(-?[0-9]{1,6}(?:\.[0-9]{1,6})?) *"
+_PAIR = f"{_NUMBER},{_NUMBER}"
+_POINT = re.compile(_PAIR)
 _NUMPY = "application/x-npy"
 
 
@@ -69,6 +73,7 @@ class Drawing(Place):
         max_length=400,
         description="x,y;x,y in pixels of the image, x right and y down. Absent: five that differ.",
         examples=["8,12;20,16"],
+        json_schema_extra={"pattern": f"^{_PAIR}(;{_PAIR}){{0,{overlay.MAX_POINTS - 1}}};?$"},
     )
     colormap: Colormap = "inferno"
     alpha: float = Field(0.8, ge=0, le=1, description="How far the hottest place covers the image.")
@@ -128,7 +133,7 @@ async def _site(store: JobClient, spec: JobSpec, asked: str | None) -> Attention
             f"The model {spec.model!r} has no attention layer. See /models for those that have."
         )
     if asked is not None and asked not in sites:
-        raise Invalid(f"layer must be one of: {', '.join(sites)}.")
+        raise NotFound(f"layer must be one of: {', '.join(sites)}.")
     return model.attention[0] if asked is None else sites[asked]
 
 
@@ -260,9 +265,11 @@ def parse_points(text: str) -> list[Point]:
 def _check_points(view: View, points: list[Point] | None, resolution: int) -> None:
     for x, y in points or ():
         if not (0 <= x < resolution and 0 <= y < resolution):
-            raise Invalid(f"The point {x},{y} lies outside the image: x and y go from 0 to {resolution - 1}.")
+            raise NotFound(
+                f"The point {x},{y} lies outside the image: x and y go from 0 to {resolution - 1}."
+            )
     if view != "figure" and points is not None and len(points) > 1:
-        raise Invalid(f"view={view} shows one point; {len(points)} were given. view=figure shows several.")
+        raise Conflict(f"view={view} shows one point; {len(points)} were given. view=figure shows several.")
 
 
 def _facts(attention: AttentionMap) -> dict[str, str]:

@@ -32,7 +32,7 @@ _RESPONSES = {
         "description": "`Prefer: wait` held until the end: the job, or its PNG on `Accept: image/png`.",
         "content": {"image/png": {}},
     },
-    **problems(401, 403, 409, 413, 422, 429, 503),
+    **problems(401, 403, 404, 409, 410, 413, 422, 429, 503),
 }
 _ALL_DEFAULTS = GenerateIn.model_validate({})  # a request without a body
 
@@ -61,7 +61,11 @@ async def _asking(
     ] = (),
     key: Annotated[
         str | None,
-        Header(alias="Idempotency-Key", description="The same key and request answer the same job."),
+        Header(
+            alias="Idempotency-Key",
+            description="The same key and request answer the same job.",
+            json_schema_extra={"pattern": f"^{negotiation.IDEMPOTENCY_KEY.pattern}$"},
+        ),
     ] = None,
 ) -> _Asking:
     return _Asking(

@@ -14,7 +14,7 @@ from app import negotiation, pictures, rate
 from app.deps import Caller, Found, Store, charge, state
 from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse
-from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
+from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
 from jobs.client import JobClient
@@ -27,7 +27,7 @@ _PICTURE = PNG | problems(401, 404, 409, 410, 422, 429, 503)
 MAX_SHEET = 8192  # pixels of a grid's side
 _EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?")
 _EVENT = 'id: 1-0\nevent: end\ndata: {"state": "succeeded", "done": 4}\n\n'
-_CURSOR = re.compile(r"\d{1,15}")
+_CURSOR = re.compile(r"[0-9]{1,15}")
 
 
 class Enlargement(BaseModel):
@@ -53,7 +53,12 @@ async def list_jobs(
     store: Store,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
-    cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(
+            description="`next` of the page before.", json_schema_extra={"pattern": f"^{_CURSOR.pattern}$"}
+        ),
+    ] = None,
 ) -> JobsOut:
     """The caller's recent jobs, newest first, without the expired."""
     if cursor is not None and not _CURSOR.fullmatch(cursor):
@@ -103,7 +108,8 @@ async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     _check_size(asked, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if asked.size is not None and asked.size * columns > MAX_SHEET:
-        raise Invalid(f"size must be at most {MAX_SHEET // columns} for a grid of {job.spec.count} images.")
+        most = MAX_SHEET // columns
+        raise TooLarge(f"size must be at most {most} for a grid of {job.spec.count} images.")
     pngs = await _images_of(job, here.store)
     tag = pictures.etag(*pngs, asked.size, asked.resample)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")

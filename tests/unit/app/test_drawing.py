@@ -10,7 +10,7 @@ import pytest
 
 from app import drawing
 from app.drawing import Drawings
-from app.errors import Busy, Invalid
+from app.errors import Busy, TooLarge
 
 
 class Room:
@@ -76,7 +76,7 @@ async def test_beyond_those_that_may_wait_it_is_told_as_overload(room: Room) -> 
 
 
 async def test_one_that_never_fits_is_told_to_be_smaller(room: Room) -> None:
-    with pytest.raises(Invalid, match="smaller size"):
+    with pytest.raises(TooLarge, match="smaller size"):
         await (await room.enter("a", 101))
 
 
