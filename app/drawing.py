@@ -1,22 +1,28 @@
 """Pixels that this process computes: bounded in memory, threads and time, and ended with their client.
 
 A drawing is an iterator over the pieces of its file. Each piece is computed in a thread, while the event loop
-goes on, and sent before the next is begun: no file is ever whole in memory, drawings take turns piece by
-piece, and one whose client has left ends after the piece at hand. An empty piece is a pause between steps.
+goes on, and sent before the next is begun: no file is ever whole in memory, and a drawing whose client has
+left ends after the piece at hand. An empty piece is a pause between steps.
 """
 
 import asyncio
+import functools
+import heapq
+import itertools
 import logging
 import math
+import os
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Final, ParamSpec, TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
+import anyio
+import anyio.lowlevel
 from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
@@ -30,44 +36,23 @@ T = TypeVar("T")
 
 SHORT: Final = 256 * 1024  # bytes of an answer that is sent whole, with its length
 PART: Final = 64 * 1024  # bytes handed to the server at once
+LONGEST: Final = 10.0  # seconds that a drawing may wait for those before it; beyond, it is refused
 PATIENCE: Final = 30.0  # seconds that a client may be slow, and then it must read
 SLOWEST: Final = 16 * 1024  # bytes a second on average
 MEGABYTE: Final = 2**20
 
 
-class Drawings:
-    """Room for drawings. One that finds none waits for its turn; where too many wait it is refused."""
+class Place:
+    """A drawing's place among the others: what it computes waits for what those before it compute."""
 
-    def __init__(self, *, memory: int, at_once: int, waiting: int) -> None:
-        """memory: bytes that all drawings may use together. at_once: threads. waiting: drawings, at most."""
-        self._memory = memory
-        self._free = memory
-        self._threads = CapacityLimiter(at_once)
-        self._most_waiting = waiting
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-        self._seconds = 0.0  # of a drawing, over the last few
-
-    @asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[None]:
-        """Room for a drawing that uses `size` bytes of memory. Raises Busy, or TooLarge if it never fits."""
-        if size > self._memory:
-            raise TooLarge(
-                f"This drawing needs {size / MEGABYTE:.0f} MB of memory, and drawings may use "
-                f"{self._memory / MEGABYTE:.0f} MB here. Ask for a smaller size."
-            )
-        await self._enter(size)
-        began = monotonic()
-        try:
-            yield
-        finally:
-            took = monotonic() - began
-            self._seconds = took if not self._seconds else 0.8 * self._seconds + 0.2 * took
-            self._free += size
-            self._let_in()
+    def __init__(self, drawings: "Drawings", number: int) -> None:
+        self._drawings = drawings
+        self.number = number
+        self.seconds = 0.0  # that it has computed
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """The result of a function that runs in one of the threads."""
-        return await anyio.to_thread.run_sync(lambda: function(*args, **kwargs), limiter=self._threads)
+        return await self._drawings.run(self, functools.partial(function, *args, **kwargs))
 
     async def pieces(self, drawing: Iterator[bytes]) -> AsyncIterator[bytes]:
         """The pieces of a drawing that are not empty, each computed in one of the threads."""
@@ -75,16 +60,99 @@ class Drawings:
             if piece:
                 yield piece
 
+
+class Drawings:
+    """Room for drawings. One that finds none waits for its turn; where too many wait it is refused."""
+
+    def __init__(self, *, memory: int, at_once: int, most: int) -> None:
+        """memory: bytes that all drawings may use together. at_once: threads. most: drawings, those that wait
+        included."""
+        self._memory = memory
+        self._free = memory
+        self._at_once = at_once
+        self._most = most
+        self._threads = ThreadPoolExecutor(at_once, "drawing", initializer=_step_back)
+        self._idle = at_once  # threads
+        self._turns: list[tuple[int, asyncio.Future[None]]] = []  # heap: those that wait for a thread
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # those that wait for memory
+        self._numbers = itertools.count()
+        self._here = 0  # drawings
+        self._seconds = 0.0  # of computing a drawing, over the last few
+
+    def check(self) -> None:
+        """Raise Busy where one more drawing would be refused: before anything is read for it."""
+        wait = self._seconds * self._here / self._at_once
+        if self._here < self._most and (self._here < self._at_once or wait <= LONGEST):
+            return
+        raise Busy(
+            f"{self._here} drawings are waiting and no more are taken. Try again a little later.",
+            retry_after=min(60, max(1, math.ceil(wait / 2))),
+        )
+
+    @asynccontextmanager
+    async def room(self, size: int) -> AsyncIterator[Place]:
+        """Room for a drawing that uses `size` bytes of memory. Raises Busy, or TooLarge if it never fits."""
+        if size > self._memory:
+            raise TooLarge(
+                f"This drawing needs {size / MEGABYTE:.0f} MB of memory, and drawings may use "
+                f"{self._memory / MEGABYTE:.0f} MB here. Ask for a smaller size."
+            )
+        self.check()
+        self._here += 1
+        try:
+            await self._enter(size)
+            place = Place(self, next(self._numbers))
+            try:
+                yield place
+            finally:
+                took = place.seconds
+                self._seconds = took if not self._seconds else 0.8 * self._seconds + 0.2 * took
+                self._free += size
+                self._let_in()
+        finally:
+            self._here -= 1
+
+    async def run(self, place: Place, function: Callable[[], T]) -> T:
+        """The result of a function that runs in one of the threads, in the turn of the drawing."""
+        await self._turn(place.number)
+        began = monotonic()
+        try:
+            return await _to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function))
+        finally:
+            place.seconds += monotonic() - began
+            self._idle += 1
+            self._next_turn()
+
+    def close(self) -> None:
+        """End the threads once the pieces at hand are computed."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _turn(self, number: int) -> None:
+        """Take a thread. The drawing that began first comes first: all in turns would all end late."""
+        if not self._turns and self._idle:
+            self._idle -= 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._turns, (number, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._idle += 1
+                self._next_turn()
+            raise
+
+    def _next_turn(self) -> None:
+        while self._turns and self._idle:
+            _, turn = heapq.heappop(self._turns)
+            if not turn.done():
+                self._idle -= 1
+                turn.set_result(None)
+
     async def _enter(self, size: int) -> None:
         if not self._waiting and size <= self._free:
             self._free -= size
             return
-        if len(self._waiting) >= self._most_waiting:
-            turns = self._seconds * len(self._waiting) / self._threads.total_tokens
-            raise Busy(
-                f"{len(self._waiting)} drawings are waiting and no more are taken. Try again a little later.",
-                retry_after=min(60, max(1, math.ceil(turns))),
-            )
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
         try:
@@ -92,18 +160,36 @@ class Drawings:
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self._free += size  # its turn came just as its client left
-            else:
-                with suppress(ValueError):
-                    self._waiting.remove((size, turn))
             self._let_in()
             raise
 
     def _let_in(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free:
+        while self._waiting and (self._waiting[0][1].done() or self._waiting[0][0] <= self._free):
             size, turn = self._waiting.popleft()
             if not turn.done():
                 self._free -= size
                 turn.set_result(None)
+
+
+async def _to_its_end(running: asyncio.Future[T]) -> T:
+    """The result of what runs in a thread: it cannot be interrupted, and its memory is in use meanwhile."""
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # a scope would else cancel again and again meanwhile
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    await anyio.lowlevel.checkpoint_if_cancelled()  # what a scope could not deliver meanwhile
+    return running.result()
+
+
+def _step_back() -> None:
+    """Threads that draw leave the cores to the event loop, which answers everybody, and to the worker."""
+    with suppress(OSError, AttributeError):  # only Linux gives a thread a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 @dataclass(frozen=True)
@@ -122,7 +208,7 @@ class DrawnResponse(Response):
         request: Request,
         drawings: Drawings,
         size: int,
-        begin: Callable[[], Awaitable[Drawn]],
+        begin: Callable[[Place], Awaitable[Drawn]],
         *,
         headers: dict[str, str],
         media_type: str = "image/png",
@@ -148,10 +234,10 @@ class DrawnResponse(Response):
             log.info("a client read a drawing too slowly and was left")
 
     async def _answer(self, send: Send) -> None:
-        async with self._drawings.room(self._size):
-            drawn = await self._begin()
+        async with self._drawings.room(self._size) as place:
+            drawn = await self._begin(place)
             self.headers.update(drawn.headers)
-            pieces = self._drawings.pieces(drawn.pieces)
+            pieces = place.pieces(drawn.pieces)
             first = b""
             async for piece in pieces:
                 first += piece

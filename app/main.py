@@ -56,7 +56,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.state.drawings = Drawings(
             memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
             at_once=container.cores(),
-            waiting=settings.max_drawings,
+            most=settings.max_drawings,
         )
         following = asyncio.create_task(app.state.pace.follow(app.state.store), name="pace")
         try:
@@ -64,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 yield
         finally:
             await cancel(following)
+            app.state.drawings.close()
             await app.state.store.close()
 
     app = FastAPI(

@@ -14,7 +14,7 @@ from app.colours import Colormap
 from app.deps import Found, Store, charge, counted_as, state
 from app.disconnect import while_connected
 from app.docs import PNG, problems
-from app.drawing import Drawn, DrawnResponse
+from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import (
     RETRY_AFTER,
     Conflict,
@@ -43,7 +43,7 @@ _POINT = re.compile(_PAIR)
 _NUMPY = "application/x-npy"
 
 
-class Place(BaseModel):
+class Which(BaseModel):
     """Which map."""
 
     model_config = ConfigDict(extra="forbid")
@@ -54,7 +54,7 @@ class Place(BaseModel):
     )
 
 
-class Reading(Place):
+class Reading(Which):
     """Which map, and how exactly."""
 
     rounded: bool = Field(
@@ -64,7 +64,7 @@ class Reading(Place):
     )
 
 
-class Drawing(Place):
+class Drawing(Which):
     """Which map, and how it is drawn."""
 
     view: View = Field("figure", description="figure: all points; overlay, heatmap: one point.")
@@ -104,15 +104,15 @@ class _Sight:
         return pictures.etag(self.png, self.job.id, self.index, self.site.name, repr(asked))
 
 
-async def _sight(store: JobClient, job: Job, place: Place) -> _Sight:
+async def _sight(store: JobClient, job: Job, asked: Which) -> _Sight:
     """Raises NotFound, NotFinished, Unsuccessful, NoAttention, ModelChanged, NoWorker, Invalid."""
     if not job.ended:
         raise NotFinished(
             f"The job is {job.state}: {job.done} of {job.spec.count} images are made. Ask again shortly.",
             retry_after=1,
         )
-    png = await image_of(job, place.image, store)
-    return _Sight(job, place.image, png, await _site(store, job.spec, place.layer))
+    png = await image_of(job, asked.image, store)
+    return _Sight(job, asked.image, png, await _site(store, job.spec, asked.layer))
 
 
 async def _site(store: JobClient, spec: JobSpec, asked: str | None) -> AttentionSite:
@@ -178,6 +178,7 @@ async def draw_attention(
 ) -> Response:
     """The attention figure of an image; or the map of one point over the image, or alone."""
     points = None if asked.points is None else parse_points(asked.points)
+    state(request).drawings.check()
     sight = await _sight(store, job, asked)
     _check_points(asked.view, points, pictures.resolution(sight.png))
     style = FigureStyle(asked.size, asked.colormap, asked.alpha)
@@ -190,12 +191,12 @@ async def draw_attention(
     await charge(request, job.owner, rate.cost_of(overlay.pixels_of(asked.view, asked.size, count)))
     await _see(request, sight)
 
-    async def begin() -> Drawn:
+    async def begin(place: Place) -> Drawn:
         seen = await _read(request, sight)
         side = pictures.resolution(sight.png)
         chosen = points
         if chosen is None:
-            chosen = await drawings.run(default_points, seen, side)
+            chosen = await place.run(default_points, seen, side)
         shown = chosen if asked.view == "figure" else chosen[:1]
         told = {"X-Attention-Points": ";".join(f"{x},{y}" for x, y in shown)}
         return Drawn(_draw(sight, seen, asked.view, shown, style), _facts(seen) | told)
@@ -226,6 +227,7 @@ async def read_map(
     if as_json and asked.rounded:
         raise Invalid("rounded=true is for .npy; leave it out to read JSON.")
     gzipped = negotiation.takes_gzip(request)
+    state(request).drawings.check()
     sight = await _sight(store, job, asked)
     headers = {
         "ETag": sight.etag("map", as_json, asked.rounded, gzipped),
@@ -239,7 +241,7 @@ async def read_map(
     if gzipped:
         headers["Content-Encoding"] = "gzip"
 
-    async def begin() -> Drawn:
+    async def begin(_: Place) -> Drawn:
         seen = await _read(request, sight)
         as_bytes = map_formats.as_records if asked.rounded else map_formats.as_npy
         pieces = map_formats.as_json(job.id, sight.index, seen) if as_json else as_bytes(seen)

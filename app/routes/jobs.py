@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app import negotiation, pictures, rate
 from app.deps import Caller, Found, Store, charge, state
 from app.docs import PNG, problems
-from app.drawing import Drawn, DrawnResponse
+from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
@@ -90,6 +90,8 @@ async def read_image(index: int, asked: Enlarged, request: Request, job: Found) 
     """One image, as soon as it is made: the job may still be running."""
     here = state(request)
     _check_size(asked, here.settings.max_side)
+    if asked.size is not None:
+        here.drawings.check()
     png = await image_of(job, index, here.store)
     tag = pictures.etag(png, *(() if asked.size is None else (asked.size, asked.resample)))
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
@@ -105,6 +107,7 @@ async def read_image(index: int, asked: Enlarged, request: Request, job: Found) 
 async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     """All images of a finished job side by side; `size` is the side of each."""
     here = state(request)
+    here.drawings.check()
     _check_size(asked, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if asked.size is not None and asked.size * columns > MAX_SHEET:
@@ -127,7 +130,7 @@ def _drawn(
     resolution = pictures.resolution(pngs[0])
     size = pictures.memory_of_grid(resolution, len(pngs), side or resolution)
 
-    async def begin() -> Drawn:
+    async def begin(_: Place) -> Drawn:
         return Drawn(pictures.grid(pngs, side, resample))
 
     return DrawnResponse(request, state(request).drawings, size, begin, headers=headers)

