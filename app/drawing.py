@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -76,29 +76,37 @@ class Drawings:
         self._turns: list[tuple[int, asyncio.Future[None]]] = []  # heap: those that wait for a thread
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # those that wait for memory
         self._numbers = itertools.count()
-        self._here = 0  # drawings
+        self._here: Counter[str] = Counter()  # drawings, by caller
         self._seconds = 0.0  # of computing a drawing, over the last few
 
-    def check(self) -> None:
+    def check(self, caller: str) -> None:
         """Raise Busy where one more drawing would be refused: before anything is read for it."""
-        wait = self._seconds * self._here / self._at_once
-        if self._here < self._most and (self._here < self._at_once or wait <= LONGEST):
-            return
-        raise Busy(
-            f"{self._here} drawings are waiting and no more are taken. Try again a little later.",
-            retry_after=min(60, max(1, math.ceil(wait / 2))),
-        )
+        here, own = self._here.total(), self._here[caller]
+        wait = self._seconds * here / self._at_once
+        retry_after = min(60, max(1, math.ceil(wait / 2)))
+        if here >= self._most or (here >= self._at_once and wait > LONGEST):
+            raise Busy(
+                f"{here} drawings are waiting and no more are taken. Try again a little later.",
+                retry_after=retry_after,
+            )
+        # else whoever reads slowly could hold all places
+        if own >= max(1, self._most // 2):
+            raise Busy(
+                f"{own} drawings of yours are not at their end, and others need places as well. "
+                "Read them first, or try again a little later.",
+                retry_after=retry_after,
+            )
 
     @asynccontextmanager
-    async def room(self, size: int) -> AsyncIterator[Place]:
+    async def room(self, size: int, caller: str) -> AsyncIterator[Place]:
         """Room for a drawing that uses `size` bytes of memory. Raises Busy, or TooLarge if it never fits."""
         if size > self._memory:
             raise TooLarge(
                 f"This drawing needs {size / MEGABYTE:.0f} MB of memory, and drawings may use "
                 f"{self._memory / MEGABYTE:.0f} MB here. Ask for a smaller size."
             )
-        self.check()
-        self._here += 1
+        self.check(caller)
+        self._here[caller] += 1
         try:
             await self._enter(size)
             place = Place(self, next(self._numbers))
@@ -110,7 +118,9 @@ class Drawings:
                 self._free += size
                 self._let_in()
         finally:
-            self._here -= 1
+            self._here[caller] -= 1
+            if not self._here[caller]:
+                del self._here[caller]
 
     async def run(self, place: Place, function: Callable[[], T]) -> T:
         """The result of a function that runs in one of the threads, in the turn of the drawing."""
@@ -208,17 +218,22 @@ class DrawnResponse(Response):
         request: Request,
         drawings: Drawings,
         size: int,
+        caller: str,
         begin: Callable[[Place], Awaitable[Drawn]],
         *,
         headers: dict[str, str],
         media_type: str = "image/png",
     ) -> None:
-        """size: bytes of memory that it uses at most. begin: reads what is drawn; called in the room."""
+        """size: bytes of memory that it uses at most. begin: reads what is drawn; called in the room.
+
+        caller: whose drawing it is, as deps.counted_as names them.
+        """
         super().__init__(media_type=media_type, headers=headers)
         del self.headers["Content-Length"]  # of an empty answer
         self._request = request
         self._drawings = drawings
         self._size = size
+        self._caller = caller
         self._begin = begin
         self._started = False
 
@@ -234,7 +249,7 @@ class DrawnResponse(Response):
             log.info("a client read a drawing too slowly and was left")
 
     async def _answer(self, send: Send) -> None:
-        async with self._drawings.room(self._size) as place:
+        async with self._drawings.room(self._size, self._caller) as place:
             drawn = await self._begin(place)
             self.headers.update(drawn.headers)
             pieces = place.pieces(drawn.pieces)

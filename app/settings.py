@@ -73,7 +73,9 @@ class Settings(QueueSettings):
         description="bytes that all drawings may use together; None: a quarter of the container's, or 2^30",
     )
     max_drawings: int = Field(
-        default=64, ge=1, description="drawings at once, those that wait included; one more is 503"
+        default=64,
+        ge=1,
+        description="drawings at once, those that wait included, half of them of one caller; one more is 503",
     )
     default_model: str | None = None  # for requests that name none; None: the one of the largest images
 

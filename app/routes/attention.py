@@ -178,7 +178,8 @@ async def draw_attention(
 ) -> Response:
     """The attention figure of an image; or the map of one point over the image, or alone."""
     points = None if asked.points is None else parse_points(asked.points)
-    state(request).drawings.check()
+    caller = counted_as(request, job.owner)
+    state(request).drawings.check(caller)
     sight = await _sight(store, job, asked)
     _check_points(asked.view, points, pictures.resolution(sight.png))
     style = FigureStyle(asked.size, asked.colormap, asked.alpha)
@@ -203,7 +204,7 @@ async def draw_attention(
 
     drawings = state(request).drawings
     memory = sight.memory + overlay.memory_of(asked.view, asked.size, count)
-    return DrawnResponse(request, drawings, memory, begin, headers=headers)
+    return DrawnResponse(request, drawings, memory, caller, begin, headers=headers)
 
 
 @router.get(
@@ -227,7 +228,8 @@ async def read_map(
     if as_json and asked.rounded:
         raise Invalid("rounded=true is for .npy; leave it out to read JSON.")
     gzipped = negotiation.takes_gzip(request)
-    state(request).drawings.check()
+    caller = counted_as(request, job.owner)
+    state(request).drawings.check(caller)
     sight = await _sight(store, job, asked)
     headers = {
         "ETag": sight.etag("map", as_json, asked.rounded, gzipped),
@@ -248,7 +250,7 @@ async def read_map(
         return Drawn(map_formats.gzipped(pieces) if gzipped else pieces, _facts(seen))
 
     drawings, kind = state(request).drawings, "application/json" if as_json else _NUMPY
-    return DrawnResponse(request, drawings, sight.memory, begin, headers=headers, media_type=kind)
+    return DrawnResponse(request, drawings, sight.memory, caller, begin, headers=headers, media_type=kind)
 
 
 def parse_points(text: str) -> list[Point]:

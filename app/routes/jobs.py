@@ -11,7 +11,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, pictures, rate
-from app.deps import Caller, Found, Store, charge, state
+from app.deps import Caller, Found, Store, charge, counted_as, state
 from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
@@ -91,7 +91,7 @@ async def read_image(index: int, asked: Enlarged, request: Request, job: Found) 
     here = state(request)
     _check_size(asked, here.settings.max_side)
     if asked.size is not None:
-        here.drawings.check()
+        here.drawings.check(counted_as(request, job.owner))
     png = await image_of(job, index, here.store)
     tag = pictures.etag(png, *(() if asked.size is None else (asked.size, asked.resample)))
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
@@ -100,14 +100,14 @@ async def read_image(index: int, asked: Enlarged, request: Request, job: Found) 
     if asked.size is None:
         return Response(png, media_type="image/png", headers=headers)
     await charge(request, job.owner, rate.cost_of(asked.size**2))
-    return _drawn(request, [png], asked.size, asked.resample, headers)
+    return _drawn(request, job, [png], asked.size, asked.resample, headers)
 
 
 @router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
 async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     """All images of a finished job side by side; `size` is the side of each."""
     here = state(request)
-    here.drawings.check()
+    here.drawings.check(counted_as(request, job.owner))
     _check_size(asked, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if asked.size is not None and asked.size * columns > MAX_SHEET:
@@ -120,20 +120,26 @@ async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
         return negotiation.not_modified(headers)
     side = asked.size or pictures.resolution(pngs[0])
     await charge(request, job.owner, rate.cost_of(pictures.grid_size(len(pngs), side)))
-    return _drawn(request, pngs, asked.size, asked.resample, headers)
+    return _drawn(request, job, pngs, asked.size, asked.resample, headers)
 
 
 def _drawn(
-    request: Request, pngs: list[bytes], side: int | None, resample: Resample, headers: dict[str, str]
+    request: Request,
+    job: Job,
+    pngs: list[bytes],
+    side: int | None,
+    resample: Resample,
+    headers: dict[str, str],
 ) -> DrawnResponse:
-    """The images as one PNG. side: of each, pixels; None: unchanged."""
+    """The images of a job as one PNG. side: of each, pixels; None: unchanged."""
     resolution = pictures.resolution(pngs[0])
     size = pictures.memory_of_grid(resolution, len(pngs), side or resolution)
 
     async def begin(_: Place) -> Drawn:
         return Drawn(pictures.grid(pngs, side, resample))
 
-    return DrawnResponse(request, state(request).drawings, size, begin, headers=headers)
+    caller = counted_as(request, job.owner)
+    return DrawnResponse(request, state(request).drawings, size, caller, begin, headers=headers)
 
 
 @router.get(
@@ -212,4 +218,4 @@ async def picture_of(request: Request, job: Job, headers: dict[str, str]) -> Res
     pngs = await _images_of(job, state(request).store)
     if len(pngs) == 1:
         return Response(pngs[0], media_type="image/png", headers=headers)
-    return _drawn(request, pngs, None, "nearest", headers)
+    return _drawn(request, job, pngs, None, "nearest", headers)

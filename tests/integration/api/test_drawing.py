@@ -151,7 +151,7 @@ async def test_a_drawing_does_not_hold_up_the_end_of_the_service(api: Api) -> No
 async def test_too_many_drawings_are_refused_with_a_time_to_come_back(
     redis_url: str, worker: object, tmp_path: Path
 ) -> None:
-    async with running(redis_url, tmp_path, drawing_memory=2**24, max_drawings=2) as api:
+    async with running(redis_url, tmp_path, drawing_memory=2**24, max_drawings=4) as api:
         grid = await api.grid()
         address = f"{grid}?size=256"
         replies = await asyncio.gather(*(api.client.get(address) for _ in range(12)))

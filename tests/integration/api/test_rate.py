@@ -54,7 +54,7 @@ async def test_all_that_computes_counts_and_the_rest_does_not(serve: ClientFacto
         invalid = await client.post("/generate/3", json={"count": 0})
         assert invalid.status_code == 422
         unknown = await client.post("/generate/nothing-like-it")
-        assert unknown.status_code == 422
+        assert unknown.status_code == 404
         assert left(unknown) <= 18
 
 

@@ -21,13 +21,14 @@ class Room:
         self.inside: list[str] = []
         self.go = {name: asyncio.Event() for name in "abcdef"}
 
-    async def enter(self, name: str, size: int) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._stay(name, size))
+    async def enter(self, name: str, size: int, caller: str | None = None) -> asyncio.Task[None]:
+        """caller: None: one of its own."""
+        task = asyncio.create_task(self._stay(name, size, caller or name))
         await self.settle()
         return task
 
-    async def _stay(self, name: str, size: int) -> None:
-        async with self.drawings.room(size):
+    async def _stay(self, name: str, size: int, caller: str) -> None:
+        async with self.drawings.room(size, caller):
             self.inside.append(name)
             try:
                 await self.go[name].wait()
@@ -73,6 +74,21 @@ async def test_beyond_those_that_may_wait_it_is_told_as_overload(room: Room) -> 
     for name in "abc":
         room.go[name].set()
     await asyncio.gather(*tasks)
+
+
+async def test_one_caller_has_half_of_the_places() -> None:
+    room = Room(Drawings(memory=100, at_once=1, most=4))
+    tasks = [await room.enter(name, 1, "one") for name in "ab"]
+    with pytest.raises(Busy, match="2 drawings of yours"):
+        await (await room.enter("c", 1, "one"))
+    tasks.append(await room.enter("d", 1, "another"))
+    assert room.inside == ["a", "b", "d"]
+    for name in "abd":
+        room.go[name].set()
+    await asyncio.gather(*tasks)
+    for name in "ef":
+        await room.enter(name, 1, "one")
+    assert room.inside == ["e", "f"]
 
 
 async def test_one_that_never_fits_is_told_to_be_smaller(room: Room) -> None:
@@ -122,7 +138,7 @@ async def test_a_drawing_ends_after_the_piece_at_hand() -> None:
             yield b""
 
     async def take() -> None:
-        async with drawings.room(1) as place:
+        async with drawings.room(1, "somebody") as place:
             async for _ in place.pieces(draw()):
                 pass
 
@@ -158,7 +174,7 @@ async def test_drawings_end_in_the_order_in_which_they_began() -> None:
     ended: list[int] = []
 
     async def draw(number: int, pieces: int) -> None:
-        async with drawings.room(1) as place:
+        async with drawings.room(1, str(number)) as place:
             async for _ in place.pieces(iter([b"piece"] * pieces)):
                 pass
             ended.append(number)
@@ -170,7 +186,7 @@ async def test_drawings_end_in_the_order_in_which_they_began() -> None:
 
 async def test_a_long_wait_is_refused_although_there_is_memory() -> None:
     drawings = Drawings(memory=100, at_once=1, most=100)
-    async with drawings.room(1) as place:
+    async with drawings.room(1, "somebody") as place:
         place.seconds = 8.0  # what drawings take here
     room = Room(drawings)
     tasks = [await room.enter(name, 1) for name in "ab"]
