@@ -1,40 +1,23 @@
 """The dependencies of the routes, by type."""
 
-import functools
 import re
-from collections.abc import Callable
-from typing import Annotated, ParamSpec, Protocol, TypeVar, cast
+from typing import Annotated, Protocol, cast
 
-import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import Depends, Path, Request
 
-from app import security
+from app import rate, security
 from app.addresses import address_of
+from app.drawing import Drawings
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
 from app.metrics import Metrics
+from app.pace import Pace
 from app.settings import Settings
 from app.streams import Streams
 from jobs.client import JobClient
 from jobs.errors import UnknownJob
 from jobs.job import Job, ModelInfo
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{8,64}")
-
-
-class DrawingPool:
-    """Draws in threads, as many at once as there are cores. The event loop stays free meanwhile."""
-
-    def __init__(self, at_once: int) -> None:
-        self._limiter = CapacityLimiter(at_once)
-
-    async def draw(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await anyio.to_thread.run_sync(
-            functools.partial(function, *args, **kwargs), limiter=self._limiter
-        )
 
 
 class State(Protocol):
@@ -42,9 +25,10 @@ class State(Protocol):
 
     settings: Settings
     store: JobClient
-    drawing: DrawingPool
+    drawings: Drawings
     metrics: Metrics
     streams: Streams
+    pace: Pace
 
 
 def state(request: Request) -> State:
@@ -63,17 +47,12 @@ async def _store(request: Request) -> JobClient:
     return state(request).store
 
 
-async def _drawing(request: Request) -> DrawingPool:
-    return state(request).drawing
-
-
 async def _metrics(request: Request) -> Metrics:
     return state(request).metrics
 
 
 UseSettings = Annotated[Settings, Depends(_settings)]
 Store = Annotated[JobClient, Depends(_store)]
-UseDrawingPool = Annotated[DrawingPool, Depends(_drawing)]
 UseMetrics = Annotated[Metrics, Depends(_metrics)]
 
 
@@ -85,13 +64,24 @@ async def caller_of(request: Request) -> str:
 Caller = Annotated[str, Depends(caller_of)]
 
 
-async def paced(request: Request) -> str:
-    """The caller, after one request is counted for them. Raises Unauthorised, TooManyRequests."""
-    caller, limit = await caller_of(request), state(request).settings.rate_limit
+def counted_as(request: Request, owner: str) -> str:
+    """Who pays for what the request has computed: the key's owner, or without keys the client's address."""
+    if owner != security.EVERYBODY:
+        return owner
+    return address_of(request)
+
+
+async def charge(request: Request, owner: str, cost: int = 1) -> None:
+    """Count what the request has computed for `owner`. Raises TooManyRequests."""
+    limit = state(request).settings.rate_limit
     if limit is not None:
-        # without keys all callers are one owner, and only their addresses differ
-        who = caller if caller != security.EVERYBODY else address_of(request)
-        await security.within_rate(state(request).store, who, limit)
+        await rate.spend(request, state(request).store, counted_as(request, owner), cost, limit)
+
+
+async def paced(request: Request) -> str:
+    """The caller, after a request of one unit is counted for them. Raises Unauthorised, TooManyRequests."""
+    caller = await caller_of(request)
+    await charge(request, caller)
     return caller
 
 

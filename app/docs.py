@@ -27,7 +27,7 @@ _EXAMPLES: dict[int, errors.Problem] = {
         errors.NotFinished("3 of 8 images are made. Ask again shortly."),
         errors.Gone("The same spec makes the same images again."),
         errors.BodyTooLarge("A body may have 65536 bytes."),
-        errors.UnknownClass("dgo", ["cat", "dog"]),
+        errors.Invalid("body.count: Input should be less than or equal to 64."),
         errors.QueueIsFull("1000 jobs are waiting and no more are taken."),
         errors.NoWorker("No worker with a loaded model is there."),
     )
@@ -91,6 +91,7 @@ def describe(app: FastAPI, *, with_keys: bool) -> None:
             )
             components = schema.setdefault("components", {})
             _replace_validation_errors(schema)
+            _bound_sizes(schema, app.state.settings.max_side)
             found = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
             parts = components.setdefault("schemas", {})
             parts.update(found.pop("$defs"))
@@ -134,3 +135,14 @@ def _replace_validation_errors(schema: dict[str, Any]) -> None:
                 operation["responses"]["422"] = _problem(422)
     for name in ("HTTPValidationError", "ValidationError"):
         schema["components"].get("schemas", {}).pop(name, None)
+
+
+def _bound_sizes(schema: dict[str, Any], max_side: int) -> None:
+    """The largest side of an enlarged image is a setting."""
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                if parameter["name"] == "size":
+                    for branch in parameter["schema"].get("anyOf", []):
+                        if branch.get("type") == "integer":
+                            branch.setdefault("maximum", max_side)

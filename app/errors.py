@@ -6,12 +6,16 @@
     ├── Unauthorised        401  no valid key where keys are set
     ├── ForeignHost         403  asked under a name that is not ours
     ├── ForeignOrigin       403  a page of another site asked
-    ├── NotFound            404  no such address, job, image or model
+    ├── PriorityTooHigh     403  above what this caller may ask for
+    ├── NotFound            404  no such address, job, image, layer or point
+    │   ├── UnknownClass
+    │   └── UnknownModel
     ├── MethodNotAllowed    405
     ├── Conflict            409  right question, wrong moment
     │   ├── NotFinished          with Retry-After
     │   ├── Unsuccessful         the job failed or was cancelled
     │   ├── NoAttention
+    │   ├── TooLarge             a drawing that this job or this service cannot have
     │   ├── NoMap                the worker could not make it
     │   └── ModelChanged
     ├── Gone                410  the result has expired
@@ -19,16 +23,15 @@
     ├── BodyTooLarge        413
     ├── HeadersTooLarge     431
     ├── Invalid             422  a value outside its bounds
-    │   ├── UnknownClass
-    │   ├── UnknownModel
     │   └── KeyReused            an Idempotency-Key with another request
     ├── TooManyRequests     429  with Retry-After
     │   └── QueueIsFull
     ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
-        ├── Busy             more is asked than can be answered in time
+        ├── BrokerBusy       more is asked of Redis than it can answer in time
         ├── NoBroker
+        ├── Busy             too many drawings wait
         ├── TooManyConnections
         └── Stopping             the server ends before the answer is there
 
@@ -53,6 +56,7 @@ from jobs.errors import (
     ExpiredJob,
     IdempotencyConflict,
     JobError,
+    NewerFormat,
     Overloaded,
     QueueFull,
     UnknownJob,
@@ -110,8 +114,32 @@ class ForeignOrigin(Problem):
     status, slug, title = 403, "foreign-origin", "Asked by a page of another site"
 
 
+class PriorityTooHigh(Problem):
+    status, slug, title = 403, "priority-too-high", "Priority above your ceiling"
+
+
 class NotFound(Problem):
     status, slug, title = 404, "not-found", "Not found"
+
+
+class UnknownClass(NotFound):
+    """No class of that name or number in this model."""
+
+    slug, title = "unknown-class", "Unknown class"
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        near = nearest_name(asked, known)
+        hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(known) - 1}; see /classes."
+        super().__init__(f"This model has no class {shorten(asked)}. {hint}")
+
+
+class UnknownModel(NotFound):
+    """No live worker has a model of that name."""
+
+    slug, title = "unknown-model", "Unknown model"
+
+    def __init__(self, asked: str, known: Sequence[str]) -> None:
+        super().__init__(f"No worker serves a model {shorten(asked)}. Served now: {', '.join(known)}.")
 
 
 class MethodNotAllowed(Problem):
@@ -139,6 +167,10 @@ class Unsuccessful(Conflict):
 
 class NoAttention(Conflict):
     slug, title = "no-attention", "The model has no attention"
+
+
+class TooLarge(Conflict):
+    slug, title = "too-large", "The drawing is too large"
 
 
 class NoMap(Conflict):
@@ -173,26 +205,6 @@ class Invalid(Problem):
     status, slug, title = 422, "invalid", "Not valid"
 
 
-class UnknownClass(Invalid):
-    """No class of that name or number in this model."""
-
-    slug, title = "unknown-class", "Unknown class"
-
-    def __init__(self, asked: str, known: Sequence[str]) -> None:
-        near = nearest_name(asked, known)
-        hint = f"Did you mean {near!r}?" if near else f"It has 0 to {len(known) - 1}; see /classes."
-        super().__init__(f"This model has no class {shorten(asked)}. {hint}")
-
-
-class UnknownModel(Invalid):
-    """No live worker has a model of that name."""
-
-    slug, title = "unknown-model", "Unknown model"
-
-    def __init__(self, asked: str, known: Sequence[str]) -> None:
-        super().__init__(f"No worker serves a model {shorten(asked)}. Served now: {', '.join(known)}.")
-
-
 class KeyReused(Invalid):
     slug, title = "key-reused", "Idempotency-Key used before"
 
@@ -217,7 +229,7 @@ class NoWorker(Unavailable):
     slug, title = "no-worker", "No worker"
 
 
-class Busy(Unavailable):
+class BrokerBusy(Unavailable):
     slug, title = "overloaded", "Too much is asked at once"
 
 
@@ -231,6 +243,10 @@ class TooManyConnections(Unavailable):
 
 class Stopping(Unavailable):
     slug, title = "stopping", "The server stops"
+
+
+class Busy(Unavailable):
+    slug, title = "busy", "Too much is being drawn"
 
 
 def shorten(text: str) -> str:
@@ -258,7 +274,9 @@ def problem_of(error: Exception) -> Problem:
         case AttentionFailed():
             return NoMap(str(error))
         case Overloaded():
-            return Busy(str(error), retry_after=1)
+            return BrokerBusy(str(error), retry_after=1)
+        case NewerFormat():
+            return Unavailable(str(error))
         case JobError():
             return NoBroker(str(error), retry_after=RETRY_AFTER)
         case RedisError():

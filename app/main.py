@@ -1,5 +1,6 @@
 """The HTTP face: `create_app` wires routes, errors, guards and the page together."""
 
+import asyncio
 import gc
 import os
 from collections.abc import AsyncIterator, Iterator
@@ -13,14 +14,16 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from app import container
 from app.addresses import Proxies
 from app.bodies import BodyLimit
-from app.deps import DrawingPool
 from app.docs import describe
+from app.drawing import Drawings
 from app.entrance import Doorkeeper
 from app.errors import handle_errors
 from app.metrics import Metrics, Observe
 from app.origins import Origins
+from app.pace import Pace
 from app.prefix import Prefix
 from app.routes import attention, generate, health, jobs, models
 from app.security import ResponseHeaders, WrongKeys
@@ -28,6 +31,7 @@ from app.settings import Settings
 from app.streams import Streams
 from app.unbroken import Unbroken
 from jobs.client import JobClient
+from jobs.pubsub import cancel
 from jobs.settings import read_settings
 
 _WEB = Path(__file__).parent / "web"
@@ -56,7 +60,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
         store = app.state.store = JobClient.open(settings)
-        app.state.drawing = DrawingPool(at_once=os.cpu_count() or 1)
+        drawings = app.state.drawings = Drawings(
+            memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
+            at_once=container.cores(),
+            most=settings.max_drawings,
+        )
+        following = asyncio.create_task(app.state.pace.follow(store), name="pace")
         doorkeeper = Doorkeeper(settings, on_stop=store.stop_waiting, ended=metrics.connections_ended)
         try:
             # what a lifespan yields is each connection's state: the server's protocol finds it there
@@ -64,6 +73,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 with _collecting_less():
                     yield {"doorkeeper": doorkeeper}
         finally:
+            await cancel(following)
+            drawings.close()
             await store.close()
 
     app = FastAPI(
@@ -78,6 +89,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.metrics = metrics
     app.state.wrong_keys = WrongKeys(settings.wrong_keys)
     app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
+    app.state.pace = Pace()
     handle_errors(app)
     for resource in (generate, jobs, attention, models, health):
         # not include_router: FastAPI goes through an included router twice at every request
@@ -94,6 +106,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _guard(app: FastAPI, settings: Settings) -> None:
     """Adds the middleware. A request meets what is added last first."""
     app.add_middleware(Unbroken)
+    if settings.rate_limit is not None:
+        app.add_middleware(RateHeaders, limit=settings.rate_limit)
     app.add_middleware(BodyLimit, limit=settings.max_body)
     app.add_middleware(
         Origins,

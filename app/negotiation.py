@@ -10,7 +10,7 @@ from app.errors import Invalid
 # token [= token or "quoted"] up to the next comma or parameter
 _WAIT = re.compile(r'\s*wait\s*=\s*"?(\d+)"?\s*(?:;.*)?', re.IGNORECASE)
 _CANCEL = re.compile(r'\s*on-disconnect\s*=\s*"?cancel"?\s*(?:;.*)?', re.IGNORECASE)
-_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def preferred_wait(prefers: Iterable[str], at_most: int) -> int | None:
@@ -60,7 +60,7 @@ def takes_gzip(request: Request) -> bool:
 
 def checked_key(key: str | None) -> str | None:
     """An Idempotency-Key as it came. Raises Invalid unless it is 1 to 255 visible ASCII characters."""
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise Invalid("Idempotency-Key must be 1 to 255 visible ASCII characters, such as a UUID.")
     return key
 

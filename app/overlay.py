@@ -1,7 +1,7 @@
 """An attention map and its image -> the picture that shows where a point attends (SAGAN, figure 5)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,12 +12,12 @@ from app.colours import DARK, PAPER, POINT_COLOURS, RULE, Colormap, Rgb, heat, u
 from app.pictures import Pixels, enlarge
 from app.points import Floats, Point, row_of, target_of
 from app.shapes import SmoothShapes, Spot
-from app.sheet import Panel, draw_sheet, is_shut, percent, warn_on_panel
+from app.sheet import Panel, draw_sheet, is_shut, percent, sheet_size, warn_on_panel
 from jobs.job import AttentionMap
 
 View = Literal["figure", "overlay", "heatmap"]
 
-VERSION = 1  # part of every drawing's ETag: raise it when the same map would be drawn differently
+VERSION = 2  # part of every drawing's ETag: raise it when the same map would be drawn differently
 MAX_POINTS = len(POINT_COLOURS)
 
 
@@ -32,23 +32,42 @@ class FigureStyle:
 
 def figure(
     image: Pixels, attention: AttentionMap, points: Sequence[Point], style: FigureStyle, title: str
-) -> Image.Image:
+) -> Iterator[Image.Image]:
     """The paper's figure: the image with its query points, then one map a point, and the layer's numbers.
 
-    image: [R, R, 3]. points: 1 to MAX_POINTS, each inside the image. title: a line above, ASCII.
+    image: [R, R, 3]. points: 1 to MAX_POINTS, each inside the image. title: a line above, ASCII. Yields the
+    sheet after each panel; the last one is the whole figure.
     """
+    panels = _panels(image, attention, points, style)
+    return draw_sheet(panels, 1 + len(points), style.size, attention, style.colormap, title)
+
+
+def _panels(
+    image: Pixels, attention: AttentionMap, points: Sequence[Point], style: FigureStyle
+) -> Iterator[Panel]:
     resolution = image.shape[0]
+    numbered = list(zip(points, POINT_COLOURS, map(str, range(1, 1 + len(points))), strict=False))
     marked = enlarge(image, style.size)
-    panels = [Panel(marked, f"{resolution} x {resolution} px", RULE)]
-    for number, point in enumerate(points, 1):
-        colour = POINT_COLOURS[number - 1]
-        _mark(marked, _on_panel(point, resolution, style.size), colour, str(number))
+    for point, colour, number in numbered:
+        _mark(marked, _on_panel(point, resolution, style.size), colour, number)
+    yield Panel(marked, f"{resolution} x {resolution} px", RULE)
+    for point, colour, number in numbered:
         row = row_of(attention, point, resolution)
         peak = float(row.max())
         # every panel is scaled to its own peak, so its caption says how strong that is
         caption = f"({point[0]}, {point[1]})   peak {percent(peak)}, {peak * row.size:.3g}x even"
-        panels.append(Panel(_panel(image, row, point, style, colour, str(number)), caption, colour))
-    return draw_sheet(panels, attention, style.colormap, title)
+        yield Panel(_panel(image, row, point, style, colour, number), caption, colour)
+
+
+def pixels_of(view: View, size: int, points: int) -> int:
+    """Pixels of a view, at most."""
+    return sheet_size(size, 1 + points) if view == "figure" else size * size
+
+
+def memory_of(view: View, size: int, points: int) -> int:
+    """Bytes that a view uses at most, with the sheet that it stands on."""
+    panel = 88 * size * size  # float32 of three channels, several times; measured
+    return panel + 3 * pixels_of(view, size, points)
 
 
 def overlay(image: Pixels, attention: AttentionMap, point: Point, style: FigureStyle) -> Image.Image:

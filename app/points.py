@@ -12,6 +12,8 @@ import numpy.typing as npt
 from jobs.job import AttentionMap
 
 Point = tuple[int, int]  # x, y of a pixel of the image
+DEFAULT_POINTS = 5
+
 Floats = npt.NDArray[np.float32]
 
 
@@ -35,7 +37,7 @@ def target_of(row: Floats, resolution: int) -> tuple[float, float]:
     return (column + 0.5) / width * resolution, (line + 0.5) / height * resolution
 
 
-def default_points(attention: AttentionMap, resolution: int, count: int = 5) -> list[Point]:
+def default_points(attention: AttentionMap, resolution: int, count: int = DEFAULT_POINTS) -> list[Point]:
     """Query points that lie apart, attend differently and attend sharply; the same at each call.
 
     Greedy. The first is the query with the most peaked row. Each next one is far from its nearest chosen

@@ -11,6 +11,8 @@ from jobs.job import Job, ModelInfo, State, WorkerInfo
 
 MAX_SEED = 2**63 - 1
 
+USUAL_PRIORITY = 5
+
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
@@ -38,7 +40,13 @@ class GenerateIn(BaseModel):
         description="A factor on z: lower is more typical, less varied.",
     )
     model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
-    priority: int = Field(5, ge=0, le=9, description="9 is most urgent.")
+    priority: int | None = Field(
+        None,
+        ge=0,
+        le=9,
+        description="9 is most urgent. Absent: 5, or the highest that the caller may ask for if that is "
+        "less. Above that: 403.",
+    )
 
     @model_validator(mode="before")
     @classmethod

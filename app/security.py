@@ -1,4 +1,4 @@
-"""The guards: keys, wrong keys, the rate limit, and the headers of every response."""
+"""The guards: keys, wrong keys, and the headers of every response."""
 
 import hashlib
 import hmac
@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.addresses import address_of
 from app.errors import TooManyRequests, Unauthorised
-from jobs.client import JobClient
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 
@@ -97,20 +96,16 @@ def _read_key(request: Request, keys: Sequence[SecretStr]) -> str:
         hmac.compare_digest(asked, hashlib.sha256(key.get_secret_value().encode()).digest()) for key in keys
     ]
     if any(matches):
-        return hashlib.sha256(b"owner:" + given.encode()).hexdigest()[:32]
+        return owner_named(given)
     if given:
         wrong_keys: WrongKeys = request.app.state.wrong_keys
         wrong_keys.count(address_of(request))
     raise Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer.")
 
 
-async def within_rate(store: JobClient, caller: str, limit: int) -> None:
-    """Counts one request of `caller`; raises TooManyRequests beyond `limit` in this minute."""
-    if await store.count_request(caller) > limit:
-        raise TooManyRequests(
-            f"A caller may make {limit} requests a minute. Try again in the next one.",
-            retry_after=60 - int(time.time()) % 60,
-        )
+def owner_named(key: str) -> str:
+    """The name under which the jobs of a key are kept; it does not tell the key."""
+    return hashlib.sha256(b"owner:" + key.encode()).hexdigest()[:32]
 
 
 class ResponseHeaders:

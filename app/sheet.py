@@ -1,7 +1,7 @@
 """The sheet of an attention figure: panels in rows, a title above, the layer's numbers below."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -26,15 +26,16 @@ class Panel(NamedTuple):
 
 
 def draw_sheet(
-    panels: Sequence[Panel], attention: AttentionMap, colormap: Colormap, title: str
-) -> Image.Image:
-    """The sheet of square panels of one size."""
-    layout = _Layout(panels[0].picture.width, len(panels), is_shut(attention))
+    panels: Iterable[Panel], count: int, side: int, attention: AttentionMap, colormap: Colormap, title: str
+) -> Iterator[Image.Image]:
+    """The sheet of `count` square panels, after each of them; the last one is the whole sheet.
+
+    side: of a panel, pixels. A panel may be drawn when it is asked for: the sheet keeps none of them.
+    """
+    layout = _Layout(side, count, is_shut(attention))
     sheet = Image.new("RGB", (layout.width, layout.height), PAPER)
     unit, margin = layout.unit, layout.margin
     _write(sheet, (margin, margin), title, INK, round(unit * 1.35), layout.inner)
-    for index, panel in enumerate(panels):
-        _place(sheet, panel, layout, index)
     ImageDraw.Draw(sheet).line((margin, layout.foot, layout.width - margin, layout.foot), fill=RULE)
     bar = _colour_bar(sheet, colormap, layout)
     # a word for the formula: Pillow's font has Latin letters only
@@ -46,7 +47,15 @@ def draw_sheet(
     if layout.shut:
         where = (margin, layout.foot + round(unit * 2.4))
         _write(sheet, where, _SHUT, AMBER, round(unit * 1.1), layout.inner)
-    return sheet
+    for index, panel in enumerate(panels):
+        _place(sheet, panel, layout, index)
+        yield sheet
+
+
+def sheet_size(side: int, panels: int) -> int:
+    """Pixels of a sheet, at most."""
+    layout = _Layout(side, panels, shut=True)
+    return layout.width * layout.height
 
 
 def warn_on_panel(panel: Image.Image, *, at_top: bool) -> None:

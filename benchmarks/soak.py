@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,8 +54,13 @@ class Sample:
 class Service:
     """`sagan serve` on a Redis whose memory can be asked for."""
 
-    def __init__(self, folder: Path, ttl: int) -> None:
-        _write_checkpoint(folder / "checkpoints" / "tiny.safetensors")
+    def __init__(self, folder: Path, ttl: int, checkpoint: Path | None = None) -> None:
+        """checkpoint: what is served; None: a tiny network of random weights."""
+        if checkpoint is None:
+            _write_checkpoint(folder / "checkpoints" / "tiny.safetensors")
+        else:
+            (folder / "checkpoints").mkdir()
+            shutil.copy(checkpoint, folder / "checkpoints")
         self.redis = PrivateRedis(folder / "redis")
         self.redis.start()
         self.address = Address("127.0.0.1", free_port(), secure=False, path="")

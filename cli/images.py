@@ -62,7 +62,7 @@ def attention(
 ) -> None:
     """Draw what the generator attended to: five points and where each one looks."""
     from app.overlay import FigureStyle, figure
-    from app.pictures import write
+    from app.pictures import written
     from app.points import default_points
     from imaging.files import write_whole
     from worker.offline import OfflineError, attend
@@ -71,7 +71,8 @@ def attention(
         pixels, found = attend(checkpoint, class_name, seed, index, truncation, layer, device)
         points = default_points(found, len(pixels))
         title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
-        write_whole(out, write(figure(pixels, found, points, FigureStyle(), title)))
+        *_, drawn = figure(pixels, found, points, FigureStyle(), title)
+        write_whole(out, b"".join(written(drawn)))
     except (OfflineError, OSError) as error:
         fail(error)
     tell(str(out))

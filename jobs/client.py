@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import wraps
-from time import monotonic, time
+from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from jobs.coalesce import Coalescer
@@ -33,7 +33,7 @@ from jobs.job import (
 from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Watch
 from jobs.records import as_time, ended_job, read_job
-from jobs.scripts import Created, NewJob, Scripts
+from jobs.scripts import Created, NewJob, Scripts, Spent
 from jobs.settings import QueueSettings
 
 log = logging.getLogger(__name__)
@@ -341,14 +341,9 @@ class JobClient:
         return known | {as_state(state.decode()): int(count) for state, count in ended.items()}
 
     @_asks_redis
-    async def count_request(self, caller: str) -> int:
-        """Count one request of the caller; their number in this minute."""
-        key = self._keys.rate(caller, int(time() // 60))
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.incr(key)
-            pipe.expire(key, 120)
-            made, _ = await pipe.execute()
-        return int(made)
+    async def spend(self, caller: str, cost: int, limit: int) -> Spent:
+        """Take `cost` units from what the caller may spend in this minute, unless that exceeds `limit`."""
+        return await self._scripts.spend(caller, cost, limit).arun(self._redis)
 
     @_asks_redis
     async def attention(self, job: Job, image: int, layer: str) -> AttentionMap | None:
@@ -361,19 +356,27 @@ class JobClient:
         return await asyncio.to_thread(AttentionMap.from_bytes, data)  # milliseconds
 
     @_asks_redis
-    async def ask_for_attention(self, job: Job, image: int, layer: str) -> None:
-        """Queue a map, unless it was queued in the last half minute."""
-        format_ = format_for(job.spec.version, (await self._fleet.look()).workers)
-        await self._scripts.claim_attention(job, image, layer, format_).arun(self._redis)
+    async def has_attention(self, job: Job, image: int, layer: str) -> bool:
+        """Whether the map is there, or the reason why there is none."""
+        return bool(await self._redis.exists(self._keys.attention(job.id, image, layer)))
 
-    async def attention_made(self, job: Job, image: int, layer: str, seconds: float) -> AttentionMap | None:
-        """The map when it is made; None if it is not after so many seconds. Raises AttentionFailed."""
+    @_asks_redis
+    async def ask_for_attention(self, job: Job, image: int, layer: str, caller: str, seconds: int) -> None:
+        """Queue a map for which the caller waits so many seconds, unless somebody does. Raises MapsFull."""
+        format_ = format_for(job.spec.version, (await self._fleet.look()).workers)
+        call = self._scripts.claim_attention(job, image, layer, caller, seconds, format_)
+        refused = await call.arun(self._redis)
+        if refused is not None:
+            raise refused
+
+    async def attention_made(self, job: Job, image: int, layer: str, seconds: float) -> bool:
+        """Whether the map, or the reason why there is none, comes within so many seconds."""
         deadline = monotonic() + seconds
         async with self._watched(attention_channel_key(job.id, image, layer)) as watch:
-            found = await self.attention(job, image, layer)
-            while found is None and (left := self._left(deadline)) > 0:
+            while not (found := await self.has_attention(job, image, layer)):
+                if (left := self._left(deadline)) <= 0:
+                    break
                 await watch.wait(left)
-                found = await self.attention(job, image, layer)
             return found
 
     async def _still_there(self, job: Job) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 # ├── QueueFull             429
 # │   └── ShareFull         one caller has the share of it that a caller may have
 # ├── NewerFormat           503: a newer release wrote the record
+# ├── MapsFull              429: too many attention maps are waited for
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
 # └── BrokerUnavailable     503: Redis does not answer
@@ -61,6 +62,18 @@ class NewerFormat(JobError):
     def __init__(self, job_id: str) -> None:
         super().__init__(
             f"Job {job_id!r} was recorded by a newer release than this one. Ask an API of that release."
+        )
+
+
+class MapsFull(JobError):
+    """max_queued_maps are waited for already, or half of them by this caller."""
+
+    def __init__(self, waiting: int, *, own: bool) -> None:
+        """own: `waiting` are this caller's."""
+        self.waiting = waiting
+        super().__init__(
+            f"{waiting} attention maps {'of yours ' if own else ''}are waiting and no more are taken. "
+            "Try again when some are made."
         )
 
 

@@ -79,17 +79,22 @@ class Keys:
         """Hash: the job of this key, and the request."""
         return f"{self.namespace}:idempotency:{owner}:{key}"
 
-    def rate(self, caller: str, minute: int) -> str:
-        """Counter of the caller's requests in this minute since 1970."""
-        return f"{self.namespace}:rate:{caller}:{minute}"
+    def rate(self, caller: str) -> str:
+        """Counters of what the caller spends, without their minutes since 1970."""
+        return f"{self.namespace}:rate:{caller}:"
 
     def attention(self, job_id: str, image: int, layer: str) -> str:
         """The map, or the reason why there is none."""
         return f"{self.namespace}:attention:{job_id}:{image}:{layer}"
 
     def attention_claim(self, job_id: str, image: int, layer: str) -> str:
-        """Set while a map is being made."""
+        """Set while somebody may wait for a map that is being made."""
         return f"{self.namespace}:attention-claim:{job_id}:{image}:{layer}"
+
+    @property
+    def attention_asked(self) -> str:
+        """Hash: claim of a map -> the caller who waits for it."""
+        return f"{self.namespace}:attention-asked"
 
     def channel(self, node: str) -> str:
         """Pub/sub channel of one API process."""

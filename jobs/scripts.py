@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from redis.exceptions import NoScriptError
 
-from jobs.errors import IdempotencyConflict, QueueFull, ShareFull
+from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
 from jobs.job import FORMAT, Job, JobSpec, Taken
 from jobs.keys import Keys
 from jobs.records import SPEC, read_job
@@ -42,6 +42,7 @@ _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
     **{name: _read(name, _PRELUDE) for name in NAMES},
     "claim": _read("claim"),
+    "spend": _read("spend"),
 }
 _DIGESTS: Final = {name: sha1(text.encode()).hexdigest() for name, text in _TEXTS.items()}
 
@@ -92,6 +93,15 @@ class NewJob:
     waiter: str = ""  # API process that waits for the end; "": none does
     caller: str = ""  # whose share of the queue it takes; "": the owner's
     format: int = FORMAT  # of the workers that have its model
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a caller has spent in this minute."""
+
+    taken: bool  # False: it would have gone beyond the limit, and nothing was taken
+    units: int
+    resets_in: int  # seconds
 
 
 Created = tuple[Job, bool] | QueueFull | IdempotencyConflict  # the job, and whether it is new
@@ -179,14 +189,33 @@ class Scripts:
         parts = [part for image in images for part in image]
         return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(bool, answer)))
 
-    def claim_attention(self, job: Job, image: int, layer: str, format: int = FORMAT) -> Call[bool]:
-        """Queue an attention map, for workers of a format. False: it was queued in the last half minute."""
+    def claim_attention(
+        self, job: Job, image: int, layer: str, caller: str, seconds: int, format: int = FORMAT
+    ) -> Call[MapsFull | None]:
+        """Queue an attention map that somebody waits for, up to so many seconds. MapsFull: it was refused.
+
+        format: of the workers that have the job's model.
+        """
+        most = self._settings.max_queued_maps
         queue = attention_queue(job.spec.version, format)
         keys = (
             self._keys.attention_claim(job.id, image, layer),
             message_list(self._settings.namespace, queue, 0),
+            self._keys.attention_asked,
         )
-        return Call("claim", [attention_message(job.id, image, layer, queue)], bool, keys)
+        share = max(1, most // 2)
+        args = (attention_message(job.id, image, layer, queue), seconds, most, share, caller)
+
+        def read(answer: Any) -> MapsFull | None:
+            outcome, waiting = answer
+            return None if outcome in (b"queued", b"known") else MapsFull(waiting, own=outcome == b"share")
+
+        return Call("claim", args, read, keys)
+
+    def spend(self, caller: str, cost: int, limit: int) -> Call[Spent]:
+        """Take `cost` from what a caller may spend in this minute, unless that goes beyond `limit`."""
+        counters = self._keys.rate(caller)
+        return Call("spend", [counters, cost, limit], lambda answer: Spent(bool(answer[0]), *answer[1:]))
 
     def release(self, job_id: str, holder: str) -> Call[bool]:
         """Let a job of a worker wait again; its message is still there. False: it ended or moved on."""

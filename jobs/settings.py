@@ -51,6 +51,11 @@ class QueueSettings(BaseSettings):
         gt=0,
         description="seconds without a living worker that has its model, after which a waiting job fails",
     )
+    max_queued_maps: int = Field(
+        default=100,
+        ge=1,
+        description="attention maps that may be waited for at once, half of them by one caller; then 429",
+    )
     max_attempts: int = Field(
         default=3, ge=1, description="worker deaths a job may be part of before it is failed"
     )

@@ -22,6 +22,7 @@ from jobs.scripts import Scripts
 from jobs.settings import QueueSettings
 from jobs.wire import (
     OLD_GENERATE_QUEUE,
+    attention_message,
     attention_queue,
     generate_lists,
     generate_queue,
@@ -146,9 +147,9 @@ class WorkerStore:
 
     def pass_on_map(self, job: Job, image: int, layer: str, workers: Iterable[WorkerInfo]) -> None:
         """Queue a map for the workers that can make it."""
-        self._redis.delete(self._keys.attention_claim(job.id, image, layer))
-        format_ = format_for(job.spec.version, workers)
-        self._scripts.claim_attention(job, image, layer, format_).run(self._redis)
+        queue = attention_queue(job.spec.version, format_for(job.spec.version, workers))
+        name = message_list(self._settings.namespace, queue, 0)
+        self._redis.lpush(name, attention_message(job.id, image, layer, queue))
 
     def recount(self) -> None:
         """Count anew what waits of each caller."""
@@ -162,6 +163,12 @@ class WorkerStore:
         """The record; None if there is none."""
         record = self._redis.hgetall(self._keys.job(job_id))
         return read_job(job_id, record) if record else None
+
+    def wants_attention(self, job_id: str, image: int, layer: str) -> bool:
+        """Whether somebody may still wait for a map, and it is not there."""
+        place = (job_id, image, layer)
+        claimed = self._redis.exists(self._keys.attention_claim(*place))
+        return bool(claimed) and not self._redis.exists(self._keys.attention(*place))
 
     def save_attention(self, job_id: str, image: int, layer: str, found: AttentionMap | str) -> None:
         """Store a map as long as the job's images live, or why there is none, and tell its watchers."""

@@ -30,7 +30,8 @@ from worker.dispatcher import Dispatcher
 class Hooks:
     """What the consumer asks of the worker, and tells it."""
 
-    wants_jobs: Callable[[], bool]  # asked before each look into Redis; False: attention maps alone
+    wants_jobs: Callable[[], bool]  # asked before each look into Redis; False: take no jobs
+    wants_maps: Callable[[], bool]  # likewise of attention maps
     on_signal: Callable[[], None]  # at SIGTERM and SIGINT, in the signal handler: no locks, no logging
     hand_back: Callable[[], None]  # returns when all results are stored and the other jobs handed back
     looked: Callable[[], None]  # called after each look into Redis that was answered
@@ -105,7 +106,7 @@ def consume(celery: Celery, queues: Queues, concurrency: int, room: Callable[[],
     """
     celery.conf.broker_transport_options = {
         **celery.conf.broker_transport_options,
-        "queue_order_strategy": _order(hooks.wants_jobs),
+        "queue_order_strategy": _order(hooks.wants_jobs, hooks.wants_maps),
         "room": room,
         "looked": hooks.looked,
     }
@@ -136,15 +137,16 @@ def consume(celery: Celery, queues: Queues, concurrency: int, room: Callable[[],
     return int(worker.exitcode or 0)
 
 
-def _order(wants_jobs: Callable[[], bool]) -> type[sorted_cycle]:
+def _order(wants_jobs: Callable[[], bool], wants_maps: Callable[[], bool]) -> type[sorted_cycle]:
     """The order in which a look into Redis asks the queues; kombu makes one object of it."""
 
     class AttentionFirst(sorted_cycle):
-        """By name, so "attention…" comes before "generate…"; alone while no jobs are wanted."""
+        """By name, so "attention…" comes before "generate…"; each is left out while it is not wanted."""
 
         def consume(self, n: int) -> list[str]:
             names: list[str] = super().consume(n)  # type: ignore[no-untyped-call]
-            return names if wants_jobs() else [name for name in names if not is_generate_queue(name)]
+            maps, jobs = wants_maps(), wants_jobs()
+            return [name for name in names if (jobs if is_generate_queue(name) else maps)]
 
     return AttentionFirst
 

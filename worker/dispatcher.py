@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 # every idle worker a share of a burst.
 AT_ONCE: Final = 8
 
+# Attention maps in hand from which on a look takes none. Each has a thread of the pool, where a job that
+# comes a second time needs one as well; the others wait in Redis.
+MAPS: Final = 8
+
 
 class Dispatcher:
     """Takes jobs and attention maps from Celery's threads and sees each through to its end."""
@@ -49,6 +53,7 @@ class Dispatcher:
         self._in_hand: dict[str, PendingJob | None] = {}
         self._handed_back: list[str] = []
         self._images_a_job = 1
+        self._maps = 0  # in hand
 
     def in_hand(self) -> tuple[str, ...]:
         """Ids of the jobs that this worker works on."""
@@ -65,6 +70,10 @@ class Dispatcher:
         with self._lock:
             left = max(0, self._settings.concurrency - len(self._in_hand))
             return min(left, max(1, AT_ONCE // self._images_a_job))
+
+    def wants_maps(self) -> bool:
+        """Whether attention maps are to be taken as well."""
+        return self._maps < min(MAPS, self._settings.concurrency)
 
     def begin(self, job_id: str, spec: str, sent_at: float, done: Callable[[], None]) -> bool:
         """Queue a new job in the scheduler without asking Redis. False: this needs `generate`.
@@ -143,9 +152,21 @@ class Dispatcher:
             log.warning("Redis is away: another worker's sweeper will bring the jobs in hand back.")
 
     def attend(self, job_id: str, image: int, layer: str) -> None:
-        """Make one attention map: repeat the image's forward, this time with its map."""
+        """Make one attention map: repeat the image's forward, this time with its map.
+
+        A map that nobody waits for any more is not made.
+        """
+        with self._lock:
+            self._maps += 1
+        try:
+            self._attend(job_id, image, layer)
+        finally:
+            with self._lock:
+                self._maps -= 1
+
+    def _attend(self, job_id: str, image: int, layer: str) -> None:
         job = self._store.job(job_id)
-        if job is None:
+        if job is None or not self._store.wants_attention(job_id, image, layer):
             return
         if job.spec.version not in self._engines():
             self._store.pass_on_map(job, image, layer, self._store.workers())

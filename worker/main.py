@@ -78,7 +78,9 @@ class Worker:
         self._writer = ResultWriter(self._store)
         load = make_loader(settings)
         self._folder = ModelFolder(settings.checkpoints, load)
-        self._scheduler = Scheduler(self._load, self._store.begin, self._writer.take, self._lose_device)
+        self._scheduler = Scheduler(
+            self._load, self._store.begin, self._writer.take, settings.maps_share, self._lose_device
+        )
         self._device = next(iter(self._scheduler.start().values())).device
         self._dispatcher = Dispatcher(
             settings, self._store, self._scheduler, lambda: self._folder.engines, self._writer
@@ -107,7 +109,8 @@ class Worker:
         celery = make_celery(self._settings, self._queues.names)
         register(celery, self._dispatcher)
         log.info("serving %s", ", ".join(sorted({info.name for info in self._folder.infos()})))
-        hooks = Hooks(self._wants_jobs, self._stopping.set, self._hand_back, self._looked)
+        wants_maps = self._dispatcher.wants_maps
+        hooks = Hooks(self._wants_jobs, wants_maps, self._stopping.set, self._hand_back, self._looked)
         code = consume(celery, self._queues, self._settings.concurrency, self._dispatcher.room, hooks)
         self._hand_back()
         self._stopped.set()

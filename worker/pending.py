@@ -1,4 +1,4 @@
-"""A job on its way through the scheduler, and what can become of it."""
+"""A job on its way through the scheduler, what makes its images, and what can become of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,16 @@ Pixels = NDArray[np.uint8]
 
 class DeviceLost(Exception):
     """The device answers no more: this process must end, and another one make the jobs."""
+
+
+class BatchEngine(Protocol):
+    """An engine, as the scheduler uses it: from several threads at once."""
+
+    max_batch: int  # images in one forward, at most
+    lanes: int  # forwards at once, at most
+
+    def sample(self, specs: Sequence[ImageSpec]) -> Pixels:
+        """uint8 [N, R, R, 3], one image a spec; an image does not depend on the others. Raises DeviceLost."""
 
 
 class Dropped(Exception):

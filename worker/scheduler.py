@@ -11,16 +11,18 @@ import logging
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from threading import Condition, Thread, get_ident
 from time import monotonic
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
-from worker.pending import DeviceLost, Dropped, Made, PendingJob, Pixels
+from worker.calls import Call, CallQueue
+from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob
 
 log = logging.getLogger(__name__)
 
@@ -29,19 +31,8 @@ log = logging.getLogger(__name__)
 SURELY_WANTED: Final = 0.2
 
 
-class BatchEngine(Protocol):
-    """An engine, as the scheduler uses it: from several threads at once."""
-
-    max_batch: int  # images in one forward, at most
-    lanes: int  # forwards at once, at most
-
-    def sample(self, specs: Sequence[ImageSpec]) -> Pixels:
-        """uint8 [N, R, R, 3], one image a spec; an image does not depend on the others. Raises DeviceLost."""
-
-
 S = TypeVar("S", bound=BatchEngine)
 T = TypeVar("T")
-_Call = tuple[JobSpec | None, Callable[[Any], Any], "Future[Any]"]  # None: no other lane may run beside it
 _Batch = list[tuple[PendingJob, ImageSpec]]
 
 
@@ -61,6 +52,7 @@ class Scheduler(Generic[S]):
         load: Callable[[], Mapping[str, S]],
         begin: Callable[[Sequence[str], int, Sequence[str]], Callable[[], set[str]]],
         deliver: Callable[[Sequence[Made]], None],
+        calls_share: float = 0.5,
         on_lost: Callable[[DeviceLost], None] = lambda _: None,
     ) -> None:
         """load: returns the models by version; it runs in the first lane.
@@ -69,6 +61,7 @@ class Scheduler(Generic[S]):
         jobs that came out of their last one; see jobs.scripts. The function it returns is called once: it
         waits for the jobs that may run.
         deliver(images): takes the images of a forward; the lane waits for it.
+        calls_share: of the device's time that calls may take while images wait.
         on_lost: called in a lane whose device answers no more.
         """
         self._on_lost = on_lost
@@ -77,7 +70,8 @@ class Scheduler(Generic[S]):
         self._deliver = deliver
         self._changed = Condition()
         self._rings: dict[int, deque[PendingJob]] = {}  # by priority; the jobs of a ring take turns
-        self._calls: deque[_Call] = deque()
+        self._calls: CallQueue[S] = CallQueue(calls_share)
+        self._alone: deque[Callable[[], None]] = deque()  # each needs the device for itself
         self._stopping = False
         self._running = 0  # lanes at work
         self._exclusive = False  # one of them is at work on a suspect, a job that is `alone`
@@ -117,21 +111,21 @@ class Scheduler(Generic[S]):
         pending.end(Stopping("the worker is being stopped"))
 
     def call(self, spec: JobSpec, function: Callable[[S], T]) -> Future[T]:
-        """Run a function of a job's model before the next forward: a person waits for it."""
-        future: Future[T] = Future()
+        """Run a function of a job's model soon: a person waits. Calls share the device with forwards."""
+        call = Call[S](spec, function)
         with self._changed:
             if not self._stopping:
-                self._calls.append((spec, function, future))
+                self._calls.add(call)
                 self._changed.notify()
-                return future
-        future.set_exception(Stopping("the worker is being stopped"))
-        return future
+                return call.future
+        call.future.set_exception(Stopping("the worker is being stopped"))
+        return call.future
 
     def alone(self, function: Callable[[], None]) -> Future[None]:
         """Run a function in a lane while no other lane uses the device."""
         future: Future[None] = Future()
         with self._changed:
-            self._calls.append((None, lambda _: function(), future))
+            self._alone.append(partial(_settle, future, function))
             self._changed.notify()
         return future
 
@@ -168,15 +162,14 @@ class Scheduler(Generic[S]):
         with self._changed:
             self._stopping = True
             pending_jobs = [pending for ring in self._rings.values() for pending in ring]
-            calls = list(self._calls)
+            calls = self._calls.clear()
             self._rings.clear()
-            self._calls.clear()
             self._changed.notify_all()
         for pending in pending_jobs:
             if not pending.forwards:  # else its images may still complete it; Dispatcher.stop ends the rest
                 pending.end(Stopping("the worker is being stopped"))
-        for _, _, future in calls:
-            future.set_exception(Stopping("the worker is being stopped"))
+        for call in calls:
+            call.future.set_exception(Stopping("the worker is being stopped"))
 
     def join(self, seconds: float) -> None:
         """Wait for the lanes to end, after stop()."""
@@ -201,25 +194,30 @@ class Scheduler(Generic[S]):
                     self._changed.wait()
                 if self._stopping:
                     break
+                lone, call, batch, alone = None, None, _Batch(), False
+                images_wait = self._forward_is_due()
                 self._running += 1
-                call, batch = None, _Batch()
-                if self._calls:
-                    call = self._calls.popleft()
-                    self._exclusive = call[0] is None
+                if self._alone:
+                    lone = self._alone.popleft()
+                    alone = self._exclusive = True
+                elif self._calls.is_next(images_wait):
+                    call = self._calls.take(images_wait)
                 else:
                     batch = self._gather()
-                    self._exclusive = batch[0][0].alone
+                    alone = self._exclusive = batch[0][0].alone
                 if self._ready():
                     self._changed.notify()  # there is work for another lane
             try:
-                if call is not None:
-                    self._run_call(*call)
+                if lone is not None:
+                    lone()
+                elif call is not None:
+                    self._run_call(call)
                 else:
                     self._make(batch)
             finally:
                 with self._changed:
                     self._running -= 1
-                    self._exclusive = False
+                    self._exclusive = self._exclusive and not alone
                     self._changed.notify_all()
         with self._changed:
             survived, self._survived = self._survived, []
@@ -232,10 +230,15 @@ class Scheduler(Generic[S]):
         """Whether a free lane has something to do."""
         if self._exclusive:
             return False
-        if self._calls:
-            return self._calls[0][0] is not None or not self._running
+        if self._alone:
+            return not self._running
+        due = self._forward_is_due()
+        return due or self._calls.is_next(due)
+
+    def _forward_is_due(self) -> bool:
+        """Whether a free lane could make images that wait."""
         first = next((self._rings[p][0] for p in sorted(self._rings, reverse=True) if self._rings[p]), None)
-        if first is None or not self._running:
+        if first is None or self._running == self._calls.running:
             return first is not None
         # A suspect waits until no other job can die with it. Other jobs wait until they are worth a forward
         # of their own, since it slows the one that runs.
@@ -341,6 +344,7 @@ class Scheduler(Generic[S]):
             tally.images += len(batch)
             tally.busy_seconds += took
             tally.batch_sizes[len(batch)] += 1
+            self._calls.allow(took)
             pace = took / len(batch)
             if pace < self._pace or self._pace == 0.0:
                 self._pace = pace
@@ -359,22 +363,23 @@ class Scheduler(Generic[S]):
         parts = [[entry for entry in batch if entry[0] is job] for job in jobs]
         return [made for part in parts for made in self._forward(part)]
 
-    def _run_call(self, spec: JobSpec | None, function: Callable[[Any], T], future: Future[T]) -> None:
+    def _run_call(self, call: Call[S]) -> None:
         began = monotonic()
         try:
-            with self._at_work() if spec else nullcontext():
-                result = function(self._models[spec.version] if spec else None)
+            with self._at_work():
+                result = call.function(self._models[call.spec.version])
         except DeviceLost as lost:
             self._end(lost)
-            future.set_exception(Stopping(str(lost)))
+            call.future.set_exception(Stopping(str(lost)))
         except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
-            future.set_exception(error)
+            call.future.set_exception(error)
         else:
-            future.set_result(result)
-        if spec is not None:
-            with self._changed:
-                self._tallies[spec.model].busy_seconds += monotonic() - began
-                self._tallies[spec.model].calls += 1
+            call.future.set_result(result)
+        took = monotonic() - began
+        with self._changed:
+            self._calls.ended(call, took)
+            self._tallies[call.spec.model].busy_seconds += took
+            self._tallies[call.spec.model].calls += 1
 
     def _end(self, lost: DeviceLost) -> None:
         self.stop()  # another forward would only count an attempt for other jobs
@@ -387,6 +392,14 @@ class Scheduler(Generic[S]):
             yield
         finally:
             del self._since[get_ident()]
+
+
+def _settle(future: Future[None], function: Callable[[], None]) -> None:
+    try:
+        function()
+        future.set_result(None)
+    except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
+        future.set_exception(error)
 
 
 def _left(pending: PendingJob) -> int:

@@ -36,6 +36,12 @@ class WorkerSettings(QueueSettings):
         gt=0,
         description="seconds after which a forward counts as hung: the worker ends, its jobs go elsewhere",
     )
+    maps_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=0.9,
+        description="of the device's time that attention maps may take while images wait",
+    )
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(
         default=4.0,

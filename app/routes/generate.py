@@ -9,15 +9,15 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app import negotiation
-from app.deps import paced, served_model, state
+from app.deps import counted_as, paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
-from app.errors import ClientLeft, UnknownClass
+from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull, UnknownClass
 from app.routes.jobs import picture_of, present
-from app.schemas import GenerateAnyIn, GenerateIn, JobOut
+from app.schemas import USUAL_PRIORITY, GenerateAnyIn, GenerateIn, JobOut
 from app.security import KeyedRoute
 from jobs.classes import class_number
-from jobs.errors import BrokerUnavailable, UnknownJob
+from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
 from jobs.job import Job, JobSpec, ModelInfo, new_job_id
 
 router = APIRouter(tags=["generate"], route_class=KeyedRoute)
@@ -33,7 +33,7 @@ _RESPONSES = {
         "description": "`Prefer: wait` held until the end: the job, or its PNG on `Accept: image/png`.",
         "content": {"image/png": {}},
     },
-    **problems(401, 403, 409, 413, 422, 429, 503),
+    **problems(401, 403, 404, 409, 410, 413, 422, 429, 503),
 }
 _ALL_DEFAULTS = GenerateIn.model_validate({})  # a request without a body
 
@@ -62,7 +62,11 @@ async def _asking(
     ] = (),
     key: Annotated[
         str | None,
-        Header(alias="Idempotency-Key", description="The same key and request answer the same job."),
+        Header(
+            alias="Idempotency-Key",
+            description="The same key and request answer the same job.",
+            json_schema_extra={"pattern": f"^{negotiation.IDEMPOTENCY_KEY.pattern}$"},
+        ),
     ] = None,
 ) -> _Asking:
     return _Asking(
@@ -96,13 +100,17 @@ async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
 async def _take(asking: _Asking, asked_class: int | str, body: GenerateIn) -> Response:
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
-    spec = _spec(body, resolve_class(asked_class, model), model)
+    priority = _priority(body, here.settings.ceiling_of(asking.caller))
+    spec = _spec(body, resolve_class(asked_class, model), model, priority)
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number
-        fields = body.model_dump(exclude={"class_id"}) | {"class_id": spec.class_id}
+        fields = body.model_dump(exclude={"class_id"}) | {"class_id": spec.class_id, "priority": priority}
         asked = json.dumps(fields, sort_keys=True)
-    job, png = await _create(asking, spec, asked)
+    try:
+        job, png = await _create(asking, spec, asked)
+    except QueueFull as full:
+        raise QueueIsFull(str(full), retry_after=here.pace.until_a_job_fits(full.depth)) from full
     return await _answer(asking, job, png)
 
 
@@ -118,7 +126,19 @@ def resolve_class(asked: int | str, model: ModelInfo) -> int:
     return number
 
 
-def _spec(body: GenerateIn, class_id: int, model: ModelInfo) -> JobSpec:
+def _priority(body: GenerateIn, ceiling: int) -> int:
+    """The priority asked for, or the usual one. Raises PriorityTooHigh above the caller's ceiling."""
+    if body.priority is None:
+        return min(USUAL_PRIORITY, ceiling)
+    if body.priority > ceiling:
+        raise PriorityTooHigh(
+            f"You may ask for priority {ceiling} at most, and this is {body.priority}. "
+            "Ask for less, or leave it out."
+        )
+    return body.priority
+
+
+def _spec(body: GenerateIn, class_id: int, model: ModelInfo, priority: int) -> JobSpec:
     return JobSpec(
         model=model.name,
         model_hash=model.hash,
@@ -129,18 +149,19 @@ def _spec(body: GenerateIn, class_id: int, model: ModelInfo) -> JobSpec:
         # below 2^53, so that a browser's numbers hold it
         seed=secrets.randbelow(2**53) if body.seed is None else body.seed,
         truncation=body.truncation,
-        priority=body.priority,
+        priority=priority,
     )
 
 
 async def _create(asking: _Asking, spec: JobSpec, asked: str | None) -> tuple[Job, bytes | None]:
     """The job, ended or as it is after the wait; and its PNG where that came with the news of its end."""
     store, caller, key = state(asking.request).store, asking.caller, asking.key
+    pays = counted_as(asking.request, caller)
     if not asking.wait:
-        job, _ = await store.create(spec, caller, key, asked)
+        job, _ = await store.create(spec, caller, key, asked, pays)
         return job, None
     job_id = new_job_id()
-    ordered = store.create_and_wait(job_id, spec, caller, asking.wait, key, asked)
+    ordered = store.create_and_wait(job_id, spec, caller, asking.wait, key, asked, pays)
     try:
         return await while_connected(asking.request, ordered)
     except ClientLeft:
@@ -158,8 +179,9 @@ async def _answer(asking: _Asking, job: Job, png: bytes | None) -> Response:
             ", on-disconnect=cancel" if asking.cancels else ""
         )
     if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
-        picture = png or await picture_of(job, here.store, here.drawing)
-        return Response(picture, media_type="image/png", headers=headers)
+        if png is None:
+            return await picture_of(request, job, headers)
+        return Response(png, media_type="image/png", headers=headers)
     position = None
     with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice
         position = await here.store.position(job) if job.state == "queued" else None

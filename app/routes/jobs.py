@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import negotiation, pictures
+from app import negotiation, pictures, rate
 from app.addresses import address_of
-from app.deps import Caller, DrawingPool, Found, Store, state
+from app.deps import Caller, Found, Store, charge, counted_as, state
 from app.docs import PNG, problems
-from app.errors import Invalid, NotFinished, NotFound, Unsuccessful
+from app.drawing import Drawn, DrawnResponse, Place
+from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut
 from app.security import EVERYBODY, KeyedRoute
@@ -24,11 +25,11 @@ from jobs.job import ENDED, Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=KeyedRoute)
 
-_PICTURE = PNG | problems(401, 404, 409, 410, 422, 503)
+_PICTURE = PNG | problems(401, 404, 409, 410, 422, 429, 503)
 MAX_SHEET = 8192  # pixels of a grid's side
 _EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?")
 _EVENT = 'id: 1-0\nevent: end\ndata: {"state": "succeeded", "done": 4}\n\n'
-_CURSOR = re.compile(r"\d{1,15}")
+_CURSOR = re.compile(r"[0-9]{1,15}")
 
 
 class Enlargement(BaseModel):
@@ -54,7 +55,12 @@ async def list_jobs(
     store: Store,
     caller: Caller,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs on a page.")] = 20,
-    cursor: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    cursor: Annotated[
+        str | None,
+        Query(
+            description="`next` of the page before.", json_schema_extra={"pattern": f"^{_CURSOR.pattern}$"}
+        ),
+    ] = None,
 ) -> JobsOut:
     """The caller's recent jobs, newest first, without the expired."""
     if cursor is not None and not _CURSOR.fullmatch(cursor):
@@ -86,31 +92,56 @@ async def read_image(index: int, asked: Enlarged, request: Request, job: Found) 
     """One image, as soon as it is made: the job may still be running."""
     here = state(request)
     _check_size(asked, here.settings.max_side)
+    if asked.size is not None:
+        here.drawings.check(counted_as(request, job.owner))
     png = await image_of(job, index, here.store)
     tag = pictures.etag(png, *(() if asked.size is None else (asked.size, asked.resample)))
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    if asked.size is not None:
-        png = await here.drawing.draw(pictures.enlarged, png, asked.size, asked.resample)
-    return Response(png, media_type="image/png", headers=headers)
+    if asked.size is None:
+        return Response(png, media_type="image/png", headers=headers)
+    await charge(request, job.owner, rate.cost_of(asked.size**2))
+    return _drawn(request, job, [png], asked.size, asked.resample, headers)
 
 
 @router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
 async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     """All images of a finished job side by side; `size` is the side of each."""
     here = state(request)
+    here.drawings.check(counted_as(request, job.owner))
     _check_size(asked, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if asked.size is not None and asked.size * columns > MAX_SHEET:
-        raise Invalid(f"size must be at most {MAX_SHEET // columns} for a grid of {job.spec.count} images.")
+        most = MAX_SHEET // columns
+        raise TooLarge(f"size must be at most {most} for a grid of {job.spec.count} images.")
     pngs = await _images_of(job, here.store)
     tag = pictures.etag(*pngs, asked.size, asked.resample)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    sheet = await here.drawing.draw(pictures.grid, pngs, asked.size, asked.resample)
-    return Response(sheet, media_type="image/png", headers=headers)
+    side = asked.size or pictures.resolution(pngs[0])
+    await charge(request, job.owner, rate.cost_of(pictures.grid_size(len(pngs), side)))
+    return _drawn(request, job, pngs, asked.size, asked.resample, headers)
+
+
+def _drawn(
+    request: Request,
+    job: Job,
+    pngs: list[bytes],
+    side: int | None,
+    resample: Resample,
+    headers: dict[str, str],
+) -> DrawnResponse:
+    """The images of a job as one PNG. side: of each, pixels; None: unchanged."""
+    resolution = pictures.resolution(pngs[0])
+    size = pictures.memory_of_grid(resolution, len(pngs), side or resolution)
+
+    async def begin(_: Place) -> Drawn:
+        return Drawn(pictures.grid(pngs, side, resample))
+
+    caller = counted_as(request, job.owner)
+    return DrawnResponse(request, state(request).drawings, size, caller, begin, headers=headers)
 
 
 @router.get(
@@ -180,7 +211,9 @@ def _not_there(job: Job) -> NotFinished | Unsuccessful:
     return NotFinished(f"{done} Ask again shortly, or follow its events.", retry_after=1)
 
 
-async def picture_of(job: Job, store: JobClient, drawing: DrawingPool) -> bytes:
+async def picture_of(request: Request, job: Job, headers: dict[str, str]) -> Response:
     """A finished job as one PNG: its only image, or the grid."""
-    pngs = await _images_of(job, store)
-    return pngs[0] if len(pngs) == 1 else await drawing.draw(pictures.grid, pngs, None, "nearest")
+    pngs = await _images_of(job, state(request).store)
+    if len(pngs) == 1:
+        return Response(pngs[0], media_type="image/png", headers=headers)
+    return _drawn(request, job, pngs, None, "nearest", headers)

@@ -30,7 +30,7 @@ async def read_model(name: str, store: Store, caller: Caller) -> ModelOut:
         raise NotFound(error.detail) from error
 
 
-@router.get("/classes", responses=problems(401, 422, 503))
+@router.get("/classes", responses=problems(401, 404, 422, 503))
 async def list_classes(
     store: Store,
     caller: Caller,

@@ -1,7 +1,8 @@
 """A worker with an odd engine.
 
-TEST_SLOW: seconds that each forward takes longer. TEST_POISON: a seed that kills the worker. TEST_BROKEN: a
-seed whose forward fails. TEST_HANG: one whose forward never returns. TEST_LOST: one that breaks the device.
+TEST_SLOW: seconds that each forward takes longer, TEST_SLOW_MAPS: that each attention map does. TEST_POISON:
+a seed that kills the worker. TEST_BROKEN: a seed whose forward fails. TEST_HANG: one whose forward never
+returns. TEST_LOST: one that breaks the device.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.spec import ImageSpec
+from jobs.job import AttentionMap
 from worker.engine import Engine
 from worker.main import run_worker
 from worker.models import EngineLoader
 from worker.settings import WorkerSettings
 
 SLOW = float(os.environ.get("TEST_SLOW", "0"))
+SLOW_MAPS = float(os.environ.get("TEST_SLOW_MAPS", "0"))
 POISON = int(os.environ.get("TEST_POISON", "-1"))
 BROKEN = int(os.environ.get("TEST_BROKEN", "-1"))
 HANG = int(os.environ.get("TEST_HANG", "-1"))
@@ -50,6 +53,10 @@ class OddEngine(Engine):
 
     def answers(self) -> bool:
         return not self.lost
+
+    def attention(self, spec: ImageSpec, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
+        time.sleep(SLOW_MAPS)
+        return super().attention(spec, layer)
 
 
 def odd_loader(settings: WorkerSettings) -> Callable[[Path], Engine]:

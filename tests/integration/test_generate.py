@@ -233,8 +233,9 @@ async def test_an_attention_map_is_made_once_and_kept(running: Service) -> None:
     await running.told()
     before = await maps_made(running)
     for _ in range(3):
-        await store.ask_for_attention(job, 1, "16x16")
-    found = await store.attention_made(job, 1, "16x16", 10)
+        await store.ask_for_attention(job, 1, "16x16", "anybody", 10)
+    assert await store.attention_made(job, 1, "16x16", 10)
+    found = await store.attention(job, 1, "16x16")
     assert found is not None
     assert (found.layer, found.query_grid, found.key_grid) == ("16x16", (16, 16), (8, 8))
     assert found.map.shape == (256, 64)
@@ -250,9 +251,10 @@ async def test_an_attention_map_is_made_once_and_kept(running: Service) -> None:
 
 async def test_a_layer_that_is_not_there_is_told(running: Service) -> None:
     [job] = await running.finished([await running.generate()])
-    await running.store.ask_for_attention(job, 0, "64x64")
+    await running.store.ask_for_attention(job, 0, "64x64", "anybody", 10)
+    assert await running.store.attention_made(job, 0, "64x64", 10)
     with pytest.raises(AttentionFailed, match="it has: 16x16"):
-        await running.store.attention_made(job, 0, "64x64", 10)
+        await running.store.attention(job, 0, "64x64")
 
 
 async def test_attention_does_not_wait_for_long_jobs(running: Service) -> None:
@@ -260,8 +262,8 @@ async def test_attention_does_not_wait_for_long_jobs(running: Service) -> None:
     crowd = [await running.generate(count=64, seed=seed) for seed in range(100)]  # 20 s of work
     await anyio.sleep(0.5)
     began = monotonic()
-    await running.store.ask_for_attention(job, 0, "16x16")
-    assert await running.store.attention_made(job, 0, "16x16", 20) is not None
+    await running.store.ask_for_attention(job, 0, "16x16", "anybody", 20)
+    assert await running.store.attention_made(job, 0, "16x16", 20)
     took = monotonic() - began
     urgent = await running.generate(priority=9)
     began = monotonic()

@@ -38,13 +38,13 @@ def assert_problem(reply: httpx.Response, status: int, slug: str, says: str = ""
     ],
 )
 async def test_an_unknown_class_in_the_path(client: httpx.AsyncClient, class_id: str, says: str) -> None:
-    assert_problem(await client.post(f"/generate/{class_id}"), 422, "unknown-class", says)
+    assert_problem(await client.post(f"/generate/{class_id}"), 404, "unknown-class", says)
 
 
 @pytest.mark.parametrize("class_id", [10, -1, 10**30, -(10**50), "dgo", "10", " ", "\u0000"])
 async def test_an_unknown_class_in_the_body(client: httpx.AsyncClient, class_id: Any) -> None:
     reply = await client.post("/generate", json={"class_id": class_id})
-    assert_problem(reply, 422, "unknown-class", "no class")
+    assert_problem(reply, 404, "unknown-class", "no class")
 
 
 @pytest.mark.parametrize("class_id", [None, True, 1.5, [], {}, ""])
@@ -111,8 +111,8 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
 
 async def test_an_unknown_model_is_told_which_there_are(client: httpx.AsyncClient) -> None:
     reply = await client.post("/generate/3", json={"model": "../../etc/passwd"})
-    assert_problem(reply, 422, "unknown-model", "attentive, plain")
-    assert_problem(await client.get("/classes?model=nope"), 422, "unknown-model", "attentive, plain")
+    assert_problem(reply, 404, "unknown-model", "attentive, plain")
+    assert_problem(await client.get("/classes?model=nope"), 404, "unknown-model", "attentive, plain")
     assert_problem(await client.get("/models/nope"), 404, "not-found", "attentive, plain")
 
 
@@ -166,10 +166,10 @@ async def test_a_picture_that_cannot_be_given(
 @pytest.mark.parametrize(
     ("query", "status", "slug", "says"),
     [
-        ("points=32,0", 422, "invalid", "0 to 31"),
-        ("points=0,32", 422, "invalid", "0 to 31"),
-        ("points=-1,5", 422, "invalid", "0 to 31"),
-        ("points=-0.5,5", 422, "invalid", "0 to 31"),
+        ("points=32,0", 404, "not-found", "0 to 31"),
+        ("points=0,32", 404, "not-found", "0 to 31"),
+        ("points=-1,5", 404, "not-found", "0 to 31"),
+        ("points=-0.5,5", 404, "not-found", "0 to 31"),
         ("points=5", 422, "invalid", "x,y;x,y"),
         ("points=", 422, "invalid", "x,y;x,y"),
         ("points=a,b", 422, "invalid", "x,y;x,y"),
@@ -179,15 +179,15 @@ async def test_a_picture_that_cannot_be_given(
         ("points=99999999999,1", 422, "invalid", "x,y;x,y"),
         ("points=" + ";".join(["1,1"] * 9), 422, "invalid", "8 at most"),
         ("points=" + "1" * 5000, 422, "invalid", "query.points"),
-        ("view=overlay&points=1,1;2,2", 422, "invalid", "one point"),
+        ("view=overlay&points=1,1;2,2", 409, "conflict", "one point"),
         ("view=film", 422, "invalid", "query.view"),
         ("colormap=jet", 422, "invalid", "query.colormap"),
         ("alpha=1.1", 422, "invalid", "query.alpha"),
         ("alpha=nan", 422, "invalid", "query.alpha"),
         ("size=63", 422, "invalid", "query.size"),
         ("size=100000", 422, "invalid", "query.size"),
-        ("layer=64x64", 422, "invalid", "8x8, 16x16"),
-        ("layer=%00", 422, "invalid", "8x8, 16x16"),
+        ("layer=64x64", 404, "not-found", "8x8, 16x16"),
+        ("layer=%00", 404, "not-found", "8x8, 16x16"),
         ("image=1", 404, "not-found", "images 0 to 0"),
         ("image=x", 422, "invalid", "query.image"),
         ("point=1,1", 422, "invalid", "query.point"),

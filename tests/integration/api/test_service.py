@@ -77,7 +77,7 @@ async def test_metrics_count_requests_jobs_and_work(serve: ClientFactory, told: 
         values = dict(line.rsplit(" ", 1) for line in reply.text.splitlines() if not line.startswith("#"))
         route = 'method="POST",route="/generate/{class_id}"'
         assert float(values[f'sagan_http_requests_total{{{route},status="200"}}']) == 1
-        assert float(values[f'sagan_http_requests_total{{{route},status="422"}}']) == 1
+        assert float(values[f'sagan_http_requests_total{{{route},status="404"}}']) == 1
         assert float(values[f"sagan_http_request_seconds_count{{{route}}}"]) == 2
         assert float(values["sagan_broker_up"]) == 1
         assert float(values["sagan_workers"]) == 1

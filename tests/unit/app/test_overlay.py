@@ -36,6 +36,14 @@ def planted(
     return AttentionMap("16x16", queries, keys, 0.5, share, values)
 
 
+def figure(
+    image: npt.NDArray[np.uint8], attention: AttentionMap, points: list[Point], style: FigureStyle, title: str
+) -> Image.Image:
+    """The figure when its last panel is drawn."""
+    *_, drawn = overlay.figure(image, attention, points, style, title)
+    return drawn
+
+
 def array(picture: Image.Image) -> npt.NDArray[np.uint8]:
     return np.asarray(picture.convert("RGB"))
 
@@ -163,9 +171,7 @@ class TestFigure:
     def test_one_panel_a_point_and_the_images_own(self) -> None:
         attention = planted((3, 12), (6, 1))
         widths = [
-            overlay.figure(
-                GREY, attention, [(4 * k, 4 * k) for k in range(count)], FigureStyle(128), "t"
-            ).width
+            figure(GREY, attention, [(4 * k, 4 * k) for k in range(count)], FigureStyle(128), "t").width
             for count in (1, 2, 5)
         ]
         assert widths[1] - widths[0] == pytest.approx(128 + 12, abs=8)
@@ -173,9 +179,7 @@ class TestFigure:
 
     def test_points_have_their_colours_on_the_image_and_on_their_panel(self) -> None:
         points = default_points(planted((3, 12), (6, 1)), R)
-        drawn = array(overlay.figure(GREY, planted((3, 12), (6, 1)), points, FigureStyle(256), "cat")).astype(
-            int
-        )
+        drawn = array(figure(GREY, planted((3, 12), (6, 1)), points, FigureStyle(256), "cat")).astype(int)
         image_end = 256 + 30
         for colour in POINT_COLOURS[:5]:
             near = np.abs(drawn - colour).sum(axis=2) < 12
@@ -185,7 +189,7 @@ class TestFigure:
     def test_the_image_is_enlarged_crisply(self) -> None:
         rng = np.random.default_rng(1)
         image = rng.integers(0, 256, (R, R, 3), np.uint8)
-        drawn = array(overlay.figure(image, planted((3, 12), (6, 1)), [(31, 31)], FigureStyle(256), "cat"))
+        drawn = array(figure(image, planted((3, 12), (6, 1)), [(31, 31)], FigureStyle(256), "cat"))
         crisp = np.kron(image, np.ones((8, 8, 1), np.uint8))[:128, :128]
         windows = np.lib.stride_tricks.sliding_window_view(drawn[10:220, 10:180], (128, 128, 3))[:, :, 0]
         found = (windows[:, :, ::16, ::16] == crisp[::16, ::16]).all(axis=(2, 3, 4))
@@ -195,13 +199,9 @@ class TestFigure:
 
     def test_a_gate_that_is_nearly_shut_is_said_so(self) -> None:
         points = [(4, 4)]
-        open_gate = overlay.figure(
-            GREY, planted((3, 12), (6, 1), share=0.011), points, FigureStyle(256), "cat"
-        )
+        open_gate = figure(GREY, planted((3, 12), (6, 1), share=0.011), points, FigureStyle(256), "cat")
         for share in (0.009, 0.0, -0.001, math.nan):
-            shut = overlay.figure(
-                GREY, planted((3, 12), (6, 1), share=share), points, FigureStyle(256), "cat"
-            )
+            shut = figure(GREY, planted((3, 12), (6, 1), share=share), points, FigureStyle(256), "cat")
             assert shut.height > open_gate.height
         panel = overlay.overlay(GREY, planted((3, 12), (6, 1), share=0.001), (4, 4), FigureStyle(256))
         quiet = overlay.overlay(GREY, planted((3, 12), (6, 1), share=0.1), (4, 4), FigureStyle(256))
@@ -212,9 +212,7 @@ class TestFigure:
     @pytest.mark.parametrize("count", [1, 8])
     def test_any_size_and_number_of_points_can_be_drawn(self, size: int, count: int) -> None:
         points = [(4 * k, 31 - 4 * k) for k in range(count)]
-        drawn = overlay.figure(
-            GREY, planted((3, 12), (6, 1)), points, FigureStyle(size), "a very long title " * 20
-        )
+        drawn = figure(GREY, planted((3, 12), (6, 1)), points, FigureStyle(size), "a very long title " * 20)
         assert drawn.height > size
 
 

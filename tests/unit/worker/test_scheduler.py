@@ -50,7 +50,7 @@ class Recorder:
 class Bench:
     """A scheduler with two models; the first forward waits until the test lets it through."""
 
-    def __init__(self, lanes: int = 1) -> None:
+    def __init__(self, lanes: int = 1, calls_share: float = 0.5) -> None:
         self.model = Recorder(lanes)
         self.other = Recorder()
         self.refused: set[str] = set()
@@ -60,6 +60,7 @@ class Bench:
             lambda: {spec_of("m").version: self.model, spec_of("other").version: self.other},
             self.begin,
             self.deliver,
+            calls_share,
         )
         self.scheduler.start()
         self.other.gate.set()
@@ -95,6 +96,11 @@ class Bench:
         """Occupy the device: jobs asked for from now on wait behind this one."""
         self.ask(0)
         assert self.model.entered.wait(10)
+
+    def close(self) -> None:
+        self.model.gate.set()
+        self.scheduler.stop()
+        self.scheduler.join(10)
 
     def run(self, *pending_jobs: PendingJob) -> list[list[int]]:
         """Let everything through; the seeds of each forward after the first."""
@@ -242,6 +248,50 @@ def test_a_call_comes_before_the_next_forward(bench: Bench) -> None:
     assert forwards == 1
     failing = bench.scheduler.call(spec_of("m"), lambda model: 1 / 0)
     assert isinstance(failing.exception(10), ZeroDivisionError)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_calls_have_their_share_of_the_device_while_images_wait(share: float) -> None:
+    bench = Bench(calls_share=share)
+    bench.model.seconds = each = 0.02
+    bench.hold()
+    jobs = [bench.ask(seed, count=4) for seed in range(1, 41)]  # 40 forwards
+    calls = [bench.scheduler.call(spec_of("m"), lambda _: time.sleep(each)) for _ in range(200)]
+    bench.run(*jobs)
+    made = sum(call.done() for call in calls)
+    assert 1 <= made <= 2 + 1.5 * 40 * share / (1 - share)
+    bench.close()
+
+
+def test_calls_have_the_whole_device_while_no_image_waits() -> None:
+    bench = Bench(lanes=2)
+    both = threading.Barrier(2)
+    for call in [bench.scheduler.call(spec_of("m"), lambda _: both.wait(10)) for _ in range(2)]:
+        call.result(10)
+    bench.close()
+
+
+def test_calls_without_end_hold_up_no_image() -> None:
+    bench = Bench(lanes=2)
+    bench.model.gate.set()
+    calls = [bench.scheduler.call(spec_of("m"), lambda _: time.sleep(0.05)) for _ in range(400)]
+    for seed in range(3):
+        bench.ask(seed).done.result(10)
+    assert sum(call.done() for call in calls) < 200
+    bench.close()
+
+
+def test_a_suspect_does_not_wait_for_calls_without_end_and_stays_alone() -> None:
+    bench = Bench(lanes=2)
+    calls = [bench.scheduler.call(spec_of("m"), lambda _: time.sleep(0.02)) for _ in range(400)]
+    suspect, other = bench.ask(1, alone=True), bench.ask(2)
+    assert bench.model.entered.wait(10)
+    assert sum(call.done() for call in calls) < 200
+    time.sleep(0.1)  # the calls that ran beside its beginning have ended
+    assert [entering for entering, _, _ in bench.begun] == [["job-1"]]
+    assert bench.run(suspect, other) == [[2]]
+    bench.close()
 
 
 def test_stopping_lets_the_forward_end_and_gives_the_rest_back(bench: Bench) -> None:
