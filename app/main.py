@@ -25,6 +25,7 @@ from app.metrics import Metrics, Observe
 from app.origins import Origins
 from app.pace import Pace
 from app.prefix import Prefix
+from app.rate import RateHeaders
 from app.routes import attention, generate, health, jobs, models
 from app.security import ResponseHeaders, WrongKeys
 from app.settings import Settings

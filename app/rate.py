@@ -3,7 +3,6 @@
 The headers follow draft-ietf-httpapi-ratelimit-headers-11 (May 2026), which is no RFC yet.
 """
 
-import ipaddress
 from typing import Final
 
 from fastapi import Request
@@ -36,19 +35,6 @@ async def spend(request: Request, store: JobClient, caller: str, cost: int, limi
             "Try again in the next minute.",
             retry_after=spent.resets_in,
         )
-
-
-def network_of(address: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 that an IPv6 client chooses its address from."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address  # a Unix socket's client has none
-    if isinstance(found, ipaddress.IPv4Address):
-        return address
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((int(found), 64), strict=False).network_address)
 
 
 class RateHeaders:

@@ -66,3 +66,12 @@ class CallQueue(Generic[S]):
         calls = list(self._calls)
         self._calls.clear()
         return calls
+
+
+def settle(future: Future[None], function: Callable[[], None]) -> None:
+    """Call a function, and let the future tell its end."""
+    try:
+        function()
+        future.set_result(None)
+    except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
+        future.set_exception(error)

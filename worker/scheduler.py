@@ -21,7 +21,7 @@ from typing import Final, Generic, TypeVar
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
-from worker.calls import Call, CallQueue
+from worker.calls import Call, CallQueue, settle
 from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ class Scheduler(Generic[S]):
         """Run a function in a lane while no other lane uses the device."""
         future: Future[None] = Future()
         with self._changed:
-            self._alone.append(partial(_settle, future, function))
+            self._alone.append(partial(settle, future, function))
             self._changed.notify()
         return future
 
@@ -392,14 +392,6 @@ class Scheduler(Generic[S]):
             yield
         finally:
             del self._since[get_ident()]
-
-
-def _settle(future: Future[None], function: Callable[[], None]) -> None:
-    try:
-        function()
-        future.set_result(None)
-    except Exception as error:  # whoever waits for the future raises it  # noqa: BLE001
-        future.set_exception(error)
 
 
 def _left(pending: PendingJob) -> int:

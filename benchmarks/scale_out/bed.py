@@ -57,7 +57,7 @@ def run_sleeper() -> int:
     """Run one worker that sleeps; its exit code."""
     from worker.engine import Engine
     from worker.main import run_worker
-    from worker.scheduler import BatchEngine
+    from worker.pending import BatchEngine
     from worker.settings import WorkerSettings
 
     engine: BatchEngine = Sleeper()  # type-checked: a stale Sleeper kills its worker's device thread
