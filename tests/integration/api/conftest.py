@@ -163,7 +163,7 @@ async def _sleeping(
 @pytest.fixture
 async def slow_queue(serve: ClientFactory, redis_url: str) -> AsyncIterator[httpx.AsyncClient]:
     """Jobs wait for ever; eight at most."""
-    async with _sleeping(serve, redis_url, max_queued=8) as client:
+    async with _sleeping(serve, redis_url, max_queued=8, caller_share=1.0) as client:
         yield client
 
 

@@ -57,6 +57,16 @@ async def many(client: httpx.AsyncClient) -> AsyncIterator[httpx.AsyncClient]:
         yield wide
 
 
+async def status_of(client: httpx.AsyncClient, path: str) -> int:
+    """The status of a GET on a connection of its own. httpx's pool takes seconds for hundreds of them."""
+    url = client.base_url
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {url.host}\r\nConnection: close\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return int(answer.split(b" ", 2)[1])
+
+
 async def timed(reply: asyncio.Task[httpx.Response]) -> tuple[int, float]:
     began = monotonic()
     return (await reply).status_code, monotonic() - began
@@ -127,7 +137,6 @@ async def test_it_is_ready_while_a_worker_takes_jobs_and_makes_images(
 
 async def test_five_hundred_reads_at_once_are_all_answered(slow_queue: httpx.AsyncClient) -> None:
     job = (await slow_queue.post("/generate/3")).json()["id"]
-    async with many(slow_queue) as wide:
-        paths = ("/jobs", f"/jobs/{job}", f"/jobs/{job}/images/0", "/metrics")
-        replies = await asyncio.gather(*(wide.get(paths[i % len(paths)]) for i in range(500)))
-    assert {reply.status_code for reply in replies} == {200, 409}  # 409: the image is not made yet
+    paths = ("/jobs", f"/jobs/{job}", f"/jobs/{job}/images/0", "/metrics")
+    told = await asyncio.gather(*(status_of(slow_queue, paths[i % len(paths)]) for i in range(500)))
+    assert set(told) == {200, 409}  # 409: the image is not made yet
