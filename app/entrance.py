@@ -31,6 +31,7 @@ from app.errors import (
     Problem,
     TooManyConnections,
     TooManyRequests,
+    TooMuchAsked,
     TooSlow,
     document,
 )
@@ -38,6 +39,11 @@ from app.settings import Settings
 
 log = logging.getLogger("sagan.app")
 
+LOOKS_EVERY: Final = 0.1  # seconds between two looks at how late we are
+LATE: Final = 0.25  # seconds; a process that is later than this takes no more requests for the moment
+_OVERLOADED: Final = TooMuchAsked(
+    "More is asked than can be answered in time. Ask again shortly.", retry_after=1
+)
 PERIOD: Final = 0.5  # seconds between two looks at the clocks of all connections
 LINGER: Final = 2.0  # seconds that a refused client has to read why
 MAX_FIELDS: Final = 100  # headers of a request: each takes some 200 bytes of memory, however short it is
@@ -74,16 +80,25 @@ class Doorkeeper:
         # ordered: who waits longest is first. They wait for a request, or for an answer to be taken
         self._waiting: dict[Connection, None] = {}
         self._unsent: dict[Connection, int] = {}  # bytes of an answer that its client does not take
+        self.late = 0.0  # seconds by which this process is late with what it has to do
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Look at the clocks of all connections while this is open."""
-        task = asyncio.create_task(self._watch(), name="doorkeeper")
+        """Look at the clocks of all connections, and at our own, while this is open."""
+        tasks = [asyncio.create_task(look(), name="doorkeeper") for look in (self._watch, self._measure)]
         try:
             yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _measure(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            due = loop.time() + LOOKS_EVERY
+            await asyncio.sleep(LOOKS_EVERY)
+            self.late = loop.time() - due
 
     async def _watch(self) -> None:
         while True:
@@ -184,6 +199,7 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = math.ceil(self._limits.idle_timeout)
         self.deadline = math.inf  # of what it waits for; infinite while it waits for us
         self.take_by = math.inf  # when the client must have taken the answer
+        self._served = self.app
         self._idle = False  # nothing of the next request is here
         self._extra = 0  # bytes received that are no body: head, framing, trailers
         self._found: Problem | None = None  # what a callback of the parser found wrong
@@ -195,7 +211,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.deadline = self.loop.time() + self._limits.head_timeout
         if problem := self.door.enter(self, self.client[0] if self.client else ""):
-            self.app = _always(problem)
+            self._served = _always(problem)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.leave(self)
@@ -239,6 +255,9 @@ class Connection(HttpToolsProtocol):
             raise ValueError("too large a head")
         self._extra = 0
         self.deadline = self.loop.time() + self._limits.body_timeout
+        # refused here it costs a tenth of an answer; whether we live can be asked all the same
+        shed = self.door.late > LATE and not self.url.startswith(b"/health/")
+        self.app = _always(_OVERLOADED) if shed else self._served
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -29,7 +29,7 @@
     ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
-        ├── BrokerBusy       more is asked of Redis than it can answer in time
+        ├── TooMuchAsked     of Redis, or of this process
         ├── NoBroker
         ├── Busy             too many drawings wait
         ├── TooManyConnections
@@ -229,7 +229,7 @@ class NoWorker(Unavailable):
     slug, title = "no-worker", "No worker"
 
 
-class BrokerBusy(Unavailable):
+class TooMuchAsked(Unavailable):
     slug, title = "overloaded", "Too much is asked at once"
 
 
@@ -274,7 +274,7 @@ def problem_of(error: Exception) -> Problem:
         case AttentionFailed():
             return NoMap(str(error))
         case Overloaded():
-            return BrokerBusy(str(error), retry_after=1)
+            return TooMuchAsked(str(error), retry_after=1)
         case NewerFormat():
             return Unavailable(str(error))
         case JobError():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter
@@ -45,3 +47,47 @@ def test_connections_leave_files_for_others(
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (files, files))
     door = doorkeeper(max_connections=asked)
     assert (door.most, door.share) == (most, most // 2)
+
+
+async def test_a_process_that_is_late_takes_no_more_requests_until_it_is_not() -> None:
+    door = doorkeeper()
+    for late, expected in ((0.0, (200, 200)), (1.0, (503, 200)), (0.0, (200, 200))):
+        door.late = late
+        assert await statuses(door) == expected
+
+
+async def test_it_is_measured_how_late_a_process_is() -> None:
+    door = doorkeeper()
+    async with door.watching():
+        await asyncio.sleep(0.15)
+        time.sleep(0.6)  # noqa: ASYNC251  # as too many requests would
+        measured = []
+        for _ in range(10):
+            await asyncio.sleep(0)
+            measured.append(door.late)
+    assert max(measured) > 0.25
+
+
+async def statuses(door: Doorkeeper) -> tuple[int, int]:
+    """The statuses of GET / and GET /health/live, one after the other on one connection."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    config = Config(app, proxy_headers=False, lifespan="off", log_config=None)
+    config.load()
+    state = ServerState()
+
+    def connect() -> Connection:
+        return Connection(config, state, {"doorkeeper": door}, asyncio.get_running_loop())
+
+    server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
+    found = []
+    async with server:
+        for path in ("/", "/health/live"):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+            found.append(int((await reader.read()).split(b" ", 2)[1]))
+            writer.close()
+    return found[0], found[1]
