@@ -40,7 +40,7 @@ from app.settings import Settings
 log = logging.getLogger("sagan.app")
 
 LOOKS_EVERY: Final = 0.1  # seconds between two looks at how late we are
-LATE: Final = 0.25  # seconds; a process that is later than this takes no more requests for the moment
+LATE: Final = 0.5  # seconds; a process that is later than this takes no more requests for the moment
 _OVERLOADED: Final = TooMuchAsked(
     "More is asked than can be answered in time. Ask again shortly.", retry_after=1
 )
