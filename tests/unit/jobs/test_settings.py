@@ -121,3 +121,14 @@ def test_a_state_folder_that_cannot_be_used_is_told_in_a_line(tmp_path: Path, st
     [line] = [line for line in ended.stderr.splitlines() if "cannot be used" in line]
     assert str(folder) in line
     assert "SAGAN_STATE_DIR" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("IDLE_TIMEOUT", "inf"), ("ATTENTION_TIMEOUT", "nan"), ("WORKER_TTL", "inf"), ("RESULT_TTL", "1" * 20)],
+)
+def test_no_time_is_endless(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SAGAN_{name}", value)
+    with pytest.raises(SystemExit) as told:
+        read_settings(Settings)
+    assert f"SAGAN_{name} is '{value}'" in str(told.value)
