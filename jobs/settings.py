@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import ConnectionPool
@@ -97,6 +97,15 @@ class QueueSettings(BaseSettings):
                 "options are those of redis-py"
             ) from None
         return url
+
+    @model_validator(mode="after")
+    def _lives_between_its_heartbeats(self) -> Self:
+        if self.worker_ttl < 2 * self.heartbeat_period:
+            raise ValueError(
+                f"SAGAN_WORKER_TTL ({self.worker_ttl:g} s) must be at least twice SAGAN_HEARTBEAT_PERIOD "
+                f"({self.heartbeat_period:g} s), or a living worker counts as dead between two heartbeats"
+            )
+        return self
 
 
 def read_settings(kind: type[S]) -> S:

@@ -82,6 +82,14 @@ def test_every_wrong_setting_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def test_a_worker_lives_between_its_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGAN_HEARTBEAT_PERIOD", "10")
+    with pytest.raises(SystemExit, match=r"sagan: SAGAN_WORKER_TTL \(6 s\) must be at least twice"):
+        read_settings(QueueSettings)
+    monkeypatch.setenv("SAGAN_WORKER_TTL", "20")
+    assert read_settings(QueueSettings).worker_ttl == 20
+
+
 def run(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """A command in a folder of its own, with these settings alone."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SAGAN_")}
