@@ -45,9 +45,10 @@ MEGABYTE: Final = 2**20
 class Place:
     """A drawing's place among the others: what it computes waits for what those before it compute."""
 
-    def __init__(self, drawings: "Drawings", number: int) -> None:
+    def __init__(self, drawings: "Drawings", number: int, begin_by: float) -> None:
         self._drawings = drawings
         self.number = number
+        self.begin_by: float | None = begin_by  # by the loop's clock; None: it has begun
         self.seconds = 0.0  # that it has computed
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -108,8 +109,10 @@ class Drawings:
         self.check(caller)
         self._here[caller] += 1
         try:
-            await self._enter(size)
-            place = Place(self, next(self._numbers))
+            begin_by = asyncio.get_running_loop().time() + LONGEST
+            async with _told_as_busy(begin_by):
+                await self._enter(size)
+            place = Place(self, next(self._numbers), begin_by)
             try:
                 yield place
             finally:
@@ -124,7 +127,12 @@ class Drawings:
 
     async def run(self, place: Place, function: Callable[[], T]) -> T:
         """The result of a function that runs in one of the threads, in the turn of the drawing."""
-        await self._turn(place.number)
+        if place.begin_by is None:
+            await self._turn(place.number)
+        else:
+            async with _told_as_busy(place.begin_by):
+                await self._turn(place.number)
+            place.begin_by = None
         began = monotonic()
         try:
             return await _to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function))
@@ -179,6 +187,19 @@ class Drawings:
             if not turn.done():
                 self._free -= size
                 turn.set_result(None)
+
+
+@asynccontextmanager
+async def _told_as_busy(until: float) -> AsyncIterator[None]:
+    """Raises Busy where what is inside lasts longer. until: by the loop's clock."""
+    try:
+        async with asyncio.timeout_at(until):
+            yield
+    except TimeoutError:
+        raise Busy(
+            f"The drawings before this one took longer than {LONGEST:g} s. Try again a little later.",
+            retry_after=math.ceil(LONGEST),
+        ) from None
 
 
 async def _to_its_end(running: asyncio.Future[T]) -> T:

@@ -228,6 +228,8 @@ class Connection(HttpToolsProtocol):
                 return  # refused: it only reads why
             self._extra += len(piece)
             super().data_received(piece)
+            if self._problem is not None:
+                return  # the parser's callback has refused it
             if self._extra > size or (self.headers and len(self.headers) > MAX_FIELDS):
                 self._refuse(self._too_large())
 

@@ -128,9 +128,11 @@ class Settings(QueueSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _read_keys(cls, value: object) -> object:
-        value = _words(value)
+        given, value = value, _words(value)
         if not isinstance(value, Sequence):
             return value
+        if given and not value:  # "$ONE,$TWO" with neither set must not open the service
+            raise ValueError("there is no key between its commas; leave it empty to be open to everybody")
         keys = [ApiKey.read(entry) if isinstance(entry, str) else entry for entry in value]
         ceilings: dict[str, int | None] = {}
         for key in keys:

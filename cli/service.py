@@ -84,9 +84,12 @@ def models(
         except served.NoAnswer as error:
             fail(error)
     else:
+        folder = Path(where)
+        if not folder.is_dir():
+            fail(f"There is no folder {where}. The address of a service begins with http:// or https://.")
         from worker import offline
 
-        lines = list(offline.describe(Path(where)))
+        lines = list(offline.describe(folder)) or [f"There is no *.safetensors in {where}."]
     for line in lines:
         tell(line)
 

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from jobs.errors import NewerFormat
-from jobs.job import FORMAT, Job, JobSpec, WorkerInfo, as_state
+from jobs.job import FORMAT, Job, JobSpec, ModelInfo, WorkerInfo, as_state
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +22,7 @@ _unreadable: dict[str, None] = {}  # workers whose heartbeat was told to be unre
 
 SPEC: Final = TypeAdapter(JobSpec)
 WORKER: Final = TypeAdapter(WorkerInfo)
+_TRIAL: Final = TypeAdapter(list[list[list[list[ModelInfo]]]])
 
 
 def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
@@ -63,6 +65,20 @@ def read_workers(beats: Mapping[str, bytes | None]) -> list[WorkerInfo]:
     while len(_unreadable) > MOST_UNREADABLE:
         del _unreadable[next(iter(_unreadable))]
     return sorted(found, key=lambda worker: worker.started_at)
+
+
+def printable(text: str) -> str:
+    """`text` as JSON and logs can carry it: a file's name may be no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def announceable(model: ModelInfo) -> None:
+    """Raises ValueError for a model that no heartbeat can tell of, such as a class name that is no text."""
+    # as deep as answers of the API nest it, and a little more
+    try:
+        _TRIAL.validate_json(_TRIAL.dump_json([[[[model]]]]))
+    except (PydanticSerializationError, ValidationError) as error:
+        raise ValueError(f"its header has what JSON cannot carry ({error})") from error
 
 
 def ended_job(job: Job, changes: bytes) -> Job:

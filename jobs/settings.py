@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Final, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import ConnectionPool
@@ -13,11 +13,18 @@ from redis.exceptions import RedisError
 S = TypeVar("S", bound=BaseSettings)
 
 
+YEARS: Final = 10 * 365 * 86400  # seconds; Redis refuses to expire what is too far away
+
+
 class QueueSettings(BaseSettings):
     """Settings that the API and its workers share. Each field is read from SAGAN_<NAME>."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SAGAN_", extra="ignore", hide_input_in_errors=True, validate_default=False
+        env_prefix="SAGAN_",
+        extra="ignore",
+        hide_input_in_errors=True,
+        validate_default=False,
+        allow_inf_nan=False,  # no sum of seconds takes them
     )
 
     redis_url: str = Field(
@@ -29,10 +36,10 @@ class QueueSettings(BaseSettings):
         default="sagan", min_length=1, description="prefix of every key in Redis, Celery's as well"
     )
     result_ttl: int = Field(
-        default=3600, ge=1, description="seconds the images of a finished job live; then 410"
+        default=3600, ge=1, le=YEARS, description="seconds the images of a finished job live; then 410"
     )
     record_ttl: int = Field(
-        default=86400, ge=1, description="seconds an expired job still answers 410; then 404"
+        default=86400, ge=1, le=YEARS, description="seconds an expired job still answers 410; then 404"
     )
     max_queued: int = Field(
         default=1000, ge=1, description="jobs that may wait at once; one more is refused with 429"
@@ -90,6 +97,15 @@ class QueueSettings(BaseSettings):
                 "options are those of redis-py"
             ) from None
         return url
+
+    @model_validator(mode="after")
+    def _lives_between_its_heartbeats(self) -> Self:
+        if self.worker_ttl < 2 * self.heartbeat_period:
+            raise ValueError(
+                f"SAGAN_WORKER_TTL ({self.worker_ttl:g} s) must be at least twice SAGAN_HEARTBEAT_PERIOD "
+                f"({self.heartbeat_period:g} s), or a living worker counts as dead between two heartbeats"
+            )
+        return self
 
 
 def read_settings(kind: type[S]) -> S:

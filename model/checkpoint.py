@@ -71,7 +71,7 @@ def save_generator(
 
 def load_generator(path: Path) -> Checkpoint:
     """The generator in `path`. Raises CheckpointError, with one line that says why, for any other file."""
-    header, tensors = _read(path)
+    digest, header, tensors = _read(path)
     try:
         config = ModelConfig.from_json(_mapping(header, "config", path))
     except ConfigError as wrong:
@@ -91,17 +91,22 @@ def load_generator(path: Path) -> Checkpoint:
                 "makes no images. Use an earlier one."
             )
     generator.load_state_dict(tensors, assign=True)
+    if digest != _sha256(path):  # else images would be of other weights than their hash says
+        raise CheckpointError(f"{path}: it was replaced while it was read. Try again.")
     return Checkpoint(
         generator=generator.eval().requires_grad_(False),
         class_names=tuple(names),
         metrics=_mapping(header, "metrics", path),
         metadata=_mapping(header, "metadata", path),
-        sha256=_sha256(path),
+        sha256=digest,
     )
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[str, dict[str, str], dict[str, Tensor]]:
+    if path.exists() and not path.is_file():  # opening a pipe waits for ever, and all of Python with it
+        raise CheckpointError(f"{path}: not a file.")
     try:
+        digest = _sha256(path)
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
@@ -110,7 +115,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
                     "train` leaves it as generator.safetensors."
                 )
             names = file.keys()  # the file itself is not a dict
-            return header, {name: _widened(file.get_tensor(name)) for name in names}
+            return digest, header, {name: _widened(file.get_tensor(name)) for name in names}
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such file.") from None
     except (SafetensorError, OSError) as wrong:

@@ -59,7 +59,7 @@ def run(
     for kind in ("app.settings:Settings", "worker.settings:WorkerSettings"):
         read_settings(resolve_name(kind))
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
-    state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR", ".sagan"))
+    state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR") or ".sagan")
     try:
         with _listen(host, port) as listener, contextlib.ExitStack() as stack:
             if redis_url is None:

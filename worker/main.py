@@ -195,6 +195,8 @@ class Worker:
         if self._code is None:
             try:
                 self._versions.drain(self._settings.drain)
+            except Stopping:  # Redis is away
+                log.warning("Redis is away: what waits for versions of this worker alone is left waiting")
             except Exception:  # the jobs in hand must be handed back whatever comes
                 log.exception("draining")
         self._scheduler.stop()

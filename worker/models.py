@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from jobs.job import ModelInfo
+from jobs.records import announceable, printable
 from model.errors import ModelError
 from worker.engine import Engine, EngineError, NoDevice, ThreadBudget
 
@@ -96,7 +97,7 @@ class ModelFolder:
         before, stamps = self._served(), self._stamps()
         for path in self._read.keys() - stamps.keys():
             del self._read[path]
-            self.refused = {name: why for name, why in self.refused.items() if name != path.name}
+            self._accept(path)
             if (gone := self._current.pop(path.stem, None)) is not None:
                 log.info("%s was removed: %s gets no more jobs", path.name, path.stem)
                 self._drop(gone)
@@ -153,16 +154,21 @@ class ModelFolder:
         """The engine of a file; None: it is refused, which is told once."""
         try:
             engine = self._load(path)
+            announceable(engine.info)
         except EngineError:  # the process cannot go on
             raise
         except Exception as error:  # whatever one file does, the others are served  # noqa: BLE001
             why = str(error) if isinstance(error, ModelError) else f"{path}: {type(error).__name__}: {error}"
+            why = printable(why)
             log.error("refused: %s", why)
-            self.refused = {**self.refused, path.name: why}
+            self.refused = {**self.refused, printable(path.name): why}
             return None
-        self.refused = {name: reason for name, reason in self.refused.items() if name != path.name}
+        self._accept(path)
         log.info("loaded %s on %s, %s", path.stem, engine.device, engine.info.precision)
         return engine
+
+    def _accept(self, path: Path) -> None:
+        self.refused = {name: why for name, why in self.refused.items() if name != printable(path.name)}
 
     def _take(self, name: str, engine: Engine) -> None:
         version = engine.info.version

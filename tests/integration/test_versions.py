@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -310,12 +311,19 @@ def spoilt(path: Path, how: str) -> None:
         tensors = {name: tensor * 1e30 for name, tensor in tensors.items()}
     elif how == "zero":
         tensors = {name: tensor * 0 for name, tensor in tensors.items()}
+    elif how == "deep":
+        header["metrics"] = f'{{"a": {"[" * 400}{"]" * 400}}}'
+    elif how == "surrogate":
+        header["class_names"] = json.dumps(["\udc80", *json.loads(header["class_names"])[1:]])
     else:
         header[how] = "[" * 5000
     save_file(tensors, path, header)
 
 
-@pytest.mark.parametrize("how", ["nan", "huge", "zero", "config", "class_names", "metrics", "metadata"])
+@pytest.mark.parametrize(
+    "how",
+    ["nan", "huge", "zero", "deep", "surrogate", "config", "class_names", "metrics", "metadata"],
+)
 async def test_a_bad_model_is_refused_by_name_and_the_others_are_served(service: Service, how: str) -> None:
     shutil.copy(service.checkpoints / "tiny.safetensors", service.checkpoints / "bad.safetensors")
     spoilt(service.checkpoints / "bad.safetensors", how)
@@ -327,6 +335,23 @@ async def test_a_bad_model_is_refused_by_name_and_the_others_are_served(service:
     assert "refused: " in worker.output
     assert "Traceback" not in worker.output
     await all_are_made_as_recorded(service, [await ask(service, 1)])
+
+
+async def test_no_name_and_no_kind_of_file_takes_a_worker_out_of_service(service: Service) -> None:
+    worker = service.start_worker()
+    await service.ready()
+    (service.checkpoints / os.fsdecode(b"b\xff.safetensors")).write_bytes(b"no checkpoint")
+    os.mkfifo(service.checkpoints / "pipe.safetensors")
+    (service.checkpoints / "folder.safetensors").mkdir()
+    (service.checkpoints / "device.safetensors").symlink_to("/dev/zero")
+
+    async def told() -> bool:
+        return any(len(info.refused) == 4 for info in await service.store.workers())
+
+    await service.until(told)
+    await anyio.sleep(2 * service.settings.heartbeat_period)
+    await all_are_made_as_recorded(service, [await ask(service, 1)])
+    assert "Traceback" not in worker.output
 
 
 # A forward that hangs, and a device that is lost

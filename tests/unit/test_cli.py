@@ -164,6 +164,7 @@ def test_models_of_a_service_are_listed_with_their_workers() -> None:
     with answering(401, {}) as url:
         assert "--api-key" in sagan("models", url, code=2)
     assert "does not answer" in sagan("models", "http://127.0.0.1:1", code=2)
+    assert "begins with http://" in sagan("models", "127.0.0.1:8000", code=2)
 
 
 @contextmanager

@@ -133,6 +133,7 @@ def test_an_idle_connection_is_closed(api: Api) -> None:
 def test_a_head_that_is_too_large_is_refused(api: Api, sends: bytes) -> None:
     with connect(api, sends) as sock:
         assert problem(heard(sock)) == (431, "headers-too-large")
+    assert "Traceback" not in api.output
 
 
 def test_heads_take_no_memory_worth_speaking_of(api: Api) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -196,3 +196,26 @@ async def test_a_long_wait_is_refused_although_there_is_memory() -> None:
     for name in "ab":
         room.go[name].set()
     await asyncio.gather(*tasks)
+
+
+async def test_nobody_waits_longer_than_is_told_though_nothing_was_drawn_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drawing, "LONGEST", 0.1)
+    drawings = Drawings(memory=100, at_once=1, most=8)
+    hold = threading.Event()
+
+    async def draw(size: int, work: Callable[[], object]) -> None:
+        async with drawings.room(size, "a"):
+            pass
+        async with drawings.room(size, "b") as place:
+            await place.run(work)
+
+    first = asyncio.create_task(draw(60, hold.wait))
+    await asyncio.sleep(0.02)
+    for size in (30, 60):  # one waits for a thread, one for memory
+        with pytest.raises(Busy, match="took longer"):
+            await draw(size, lambda: None)
+    hold.set()
+    await first
+    await draw(100, lambda: None)  # nobody has kept its memory or its thread

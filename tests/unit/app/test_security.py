@@ -101,6 +101,10 @@ def test_settings_take_lists_with_commas(monkeypatch: pytest.MonkeyPatch) -> Non
     assert [key.get_secret_value() for key in settings.api_keys] == ["k-first", "k-second"]
     assert settings.allowed_origins == ("https://a.example",)
     assert "k-first" not in repr(settings)
+    for nothing in (",", " , ", " "):
+        monkeypatch.setenv("SAGAN_API_KEYS", nothing)
+        with pytest.raises(ValueError, match="no key"):
+            Settings()
     monkeypatch.setenv("SAGAN_API_KEYS", "")
     assert Settings().api_keys == ()
 

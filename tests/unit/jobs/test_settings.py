@@ -82,6 +82,14 @@ def test_every_wrong_setting_has_a_line(monkeypatch: pytest.MonkeyPatch) -> None
     ]
 
 
+def test_a_worker_lives_between_its_heartbeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAGAN_HEARTBEAT_PERIOD", "10")
+    with pytest.raises(SystemExit, match=r"sagan: SAGAN_WORKER_TTL \(6 s\) must be at least twice"):
+        read_settings(QueueSettings)
+    monkeypatch.setenv("SAGAN_WORKER_TTL", "20")
+    assert read_settings(QueueSettings).worker_ttl == 20
+
+
 def run(command: str, folder: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """A command in a folder of its own, with these settings alone."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("SAGAN_")}
@@ -121,3 +129,14 @@ def test_a_state_folder_that_cannot_be_used_is_told_in_a_line(tmp_path: Path, st
     [line] = [line for line in ended.stderr.splitlines() if "cannot be used" in line]
     assert str(folder) in line
     assert "SAGAN_STATE_DIR" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("IDLE_TIMEOUT", "inf"), ("ATTENTION_TIMEOUT", "nan"), ("WORKER_TTL", "inf"), ("RESULT_TTL", "1" * 20)],
+)
+def test_no_time_is_endless(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"SAGAN_{name}", value)
+    with pytest.raises(SystemExit) as told:
+        read_settings(Settings)
+    assert f"SAGAN_{name} is '{value}'" in str(told.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from imaging.files import write_whole
@@ -168,4 +169,20 @@ def test_a_tensor_of_another_type_is_refused(saved: Path) -> None:
         {n: t.half() if t.is_floating_point() else t for n, t in load_file(saved).items()}, saved, fields
     )
     with pytest.raises(CheckpointError, match=r"torch\.float16"):
+        load_generator(saved)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_refused(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other.safetensors"
+    save_generator(other, Generator(CONFIG), ("cat", "dog"))
+
+    def replacing(path: Path, **how: str) -> object:
+        opened = safe_open(path, **how)
+        other.replace(saved)
+        return opened
+
+    monkeypatch.setattr("model.checkpoint.safe_open", replacing)
+    with pytest.raises(CheckpointError, match="replaced while it was read"):
         load_generator(saved)
