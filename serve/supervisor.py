@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
 LONGEST_PAUSE: Final = 30.0  # seconds between two starts of a part that keeps dying
 QUIET: Final = 60.0  # seconds without a failure, after which the next one is another problem
+LISTENS_EVERY: Final = 5.0  # seconds between two looks for the worker's heartbeat
+SILENT: Final = 60.0  # seconds without one, after which a worker that lives is frozen
 LOADS_WITHIN: Final = 300.0  # seconds in which Redis reads its data at the first start
 
 
@@ -107,6 +109,7 @@ class _Service:
         self._worker_pauses = _Pauses(1.0)
         self._ready = self._was_ready = False
         self._began = self._told = 0.0  # of the worker's loading
+        self._heard_at = self._listened_at = 0.0  # of its heartbeats
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
@@ -253,10 +256,21 @@ class _Service:
                 self._ready = bool(models) and await self._is_ours(store)
             if self._ready:
                 self._was_ready = True
+                self._heard_at = self._listened_at = monotonic()
                 _say(f"ready with {', '.join(models)}: http://{host}:{port} (Ctrl-C ends it)")
             elif monotonic() - self._told > 2:
                 self._told = monotonic()
                 _say(f"still loading the models ({self._told - self._began:.0f} s)")
+        elif monotonic() - self._listened_at > LISTENS_EVERY:
+            self._listened_at = monotonic()
+            try:
+                if await self._is_ours(store):
+                    self._heard_at = monotonic()
+            except JobError:  # Redis is away: that is not the worker's silence
+                self._heard_at = monotonic()
+            if (silent := monotonic() - self._heard_at) > SILENT:
+                _say(f"the worker has sent no sign of life for {silent:.0f} s: it is killed")
+                self._worker.kill()
 
     async def _is_ours(self, store: JobClient) -> bool:
         """Whether a heartbeat is from our worker, and not from one that was killed a moment ago."""

@@ -34,7 +34,7 @@ from app.schemas import MapOut
 from app.security import KeyedRoute
 from jobs.client import JobClient
 from jobs.errors import MapsFull
-from jobs.job import AttentionMap, AttentionSite, Job, JobSpec
+from jobs.job import AttentionMap, AttentionSite, Job
 
 router = APIRouter(prefix="/attention", tags=["attention"], route_class=KeyedRoute)
 
@@ -113,13 +113,21 @@ async def _sight(store: JobClient, job: Job, asked: Which) -> _Sight:
             retry_after=1,
         )
     png = await image_of(job, asked.image, store)
-    return _Sight(job, asked.image, png, await _site(store, job.spec, asked.layer))
+    return _Sight(job, asked.image, png, await _site(store, job, asked))
 
 
-async def _site(store: JobClient, spec: JobSpec, asked: str | None) -> AttentionSite:
-    """The layer `asked`, or the first one of the job's model."""
+async def _site(store: JobClient, job: Job, which: Which) -> AttentionSite:
+    """The layer asked for, or the first one of the job's model."""
+    spec, asked = job.spec, which.layer
     served = [model for worker in await store.workers() for model in worker.models]
     model = next((model for model in served if model.version == spec.version), None)
+    if model is None:
+        # a map that was made lives as long as its images, whatever became of its model
+        others = (site.name for model in served if model.name == spec.model for site in model.attention)
+        for name in [asked] if asked else list(dict.fromkeys(others)):
+            side = name.partition("x")[0]
+            if side.isdecimal() and await store.has_attention(job, which.image, name):
+                return AttentionSite(name, int(side), 0.0)
     if model is None and any(model.name == spec.model for model in served):
         raise ModelChanged(
             f"This job was made by another version of {spec.model!r} ({spec.model_hash[:12]}). "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from typing import TYPE_CHECKING
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from redis import Redis
 
 if TYPE_CHECKING:
     from tests.integration.api.conftest import Told
@@ -47,13 +49,26 @@ async def test_the_map_is_numpy_or_json_and_both_agree(client: httpx.AsyncClient
     assert values.shape == (256, 64)
     np.testing.assert_allclose(values.astype(np.float32).sum(axis=1), 1, atol=5e-3)
     accept = {"Accept": "application/json"}
-    json = (await client.get(f"{link}/map", params={"layer": "16x16", "image": 1}, headers=accept)).json()
-    assert json["query_grid"] == [16, 16]
-    assert json["key_grid"] == [8, 8]
-    assert json["layer"] == "16x16"
-    assert json["gamma"] == pytest.approx(0.7)
-    assert json["share"] == pytest.approx(float(numpy.headers["x-attention-share"]), rel=1e-4)
-    np.testing.assert_allclose(np.array(json["map"]), values, atol=1e-6)
+    told = (await client.get(f"{link}/map", params={"layer": "16x16", "image": 1}, headers=accept)).json()
+    assert told["query_grid"] == [16, 16]
+    assert told["key_grid"] == [8, 8]
+    assert told["layer"] == "16x16"
+    assert told["gamma"] == pytest.approx(0.7)
+    assert told["share"] == pytest.approx(float(numpy.headers["x-attention-share"]), rel=1e-4)
+    np.testing.assert_allclose(np.array(told["map"]), values, atol=1e-6)
+
+
+async def test_a_map_that_was_made_outlives_its_model(
+    client: httpx.AsyncClient, link: str, redis_url: str
+) -> None:
+    before = await client.get(f"{link}/map", params={"layer": "16x16"})
+    with Redis.from_url(redis_url) as redis:
+        record = f"sagan:job:{link.rsplit('/', 1)[1]}"
+        spec = json.loads(redis.hget(record, "spec"))
+        redis.hset(record, "spec", json.dumps(spec | {"model_hash": "0" * 64}))
+    assert (await client.get(f"{link}/map", params={"layer": "16x16"})).content == before.content
+    assert (await client.get(link)).headers["x-attention-layer"] == "16x16"
+    assert (await client.get(link, params={"image": 1})).status_code == 409
 
 
 async def test_the_map_comes_gzipped_where_the_client_reads_that(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
+from jobs.errors import BrokerUnavailable
 from serve import private_redis, supervisor
 from serve.private_redis import PrivateRedis
 
@@ -30,3 +34,43 @@ def test_a_full_disk_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert server.trouble() == ""
     monkeypatch.setattr(private_redis, "FULL", 10**18)
     assert server.trouble() == f"the disk of {tmp_path} is full"
+
+
+async def test_a_worker_that_lives_and_is_silent_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not while Redis is away: nobody could hear it then."""
+    now, beats = 1000.0, ["host:7:a"]
+    monkeypatch.setattr(supervisor, "monotonic", lambda: now)
+    killed = Mock()
+    worker = SimpleNamespace(pid=7, poll=lambda: None, kill=killed)
+
+    class Store:
+        away = False
+
+        async def workers(self) -> list[SimpleNamespace]:
+            if self.away:
+                raise BrokerUnavailable
+            return [SimpleNamespace(id=beat) for beat in beats]
+
+        async def models(self) -> list[SimpleNamespace]:
+            return [SimpleNamespace(name="tiny")]
+
+    store = Store()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        service = supervisor._Service(listener, "redis://nowhere", Path(), [])
+        service._worker = worker  # type: ignore[assignment]
+
+        async def pass_by(seconds: float) -> None:
+            nonlocal now
+            for _ in range(int(seconds)):
+                now += 1
+                await service._look_after_worker(store)  # type: ignore[arg-type]
+
+        await pass_by(100)
+        store.away = True
+        await pass_by(100)
+        store.away = False
+        beats.clear()
+        await pass_by(50)
+        killed.assert_not_called()
+        await pass_by(30)
+        killed.assert_called()
