@@ -32,8 +32,7 @@ from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.generator import Generator
 from model.layers import spectral_normalise
-from worker.engine import Engine, ThreadBudget
-from worker.models import choose_device, choose_exact_kernels
+from worker.engine import Engine, ThreadBudget, choose_device, choose_exact_kernels
 
 WIDE = 16  # images of the plain network's batch
 Make = Callable[[int], object]  # number of images -> returns when they are on the host

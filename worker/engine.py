@@ -348,3 +348,23 @@ def _sizes(device: torch.device) -> Sequence[int]:
 def _some(count: int, classes: int) -> list[ImageSpec]:
     """Specs of different noise, of one class after the other."""
     return [ImageSpec(k % classes, k, 0, 1.0) for k in range(count)]
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The torch device of a setting. Raises NoDevice."""
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wanted)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise NoDevice(
+            f'There is no device {wanted!r} here ({error}). "auto" takes what there is.'
+        ) from error
+    return device
+
+
+def choose_exact_kernels() -> None:
+    """Keep pixels the same: no kernels chosen by timing, and no TF32, whose mantissa is short."""
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic = True

@@ -14,17 +14,15 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
 from jobs.job import ModelInfo
 from jobs.records import announceable, printable
 from model.errors import ModelError
-from worker.engine import Engine, EngineError, NoDevice, ThreadBudget
-
-if TYPE_CHECKING:  # a machine that only trains has no pydantic
-    from worker.settings import WorkerSettings
+from worker.engine import Engine, EngineError, ThreadBudget, choose_device, choose_exact_kernels
+from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
 
@@ -185,23 +183,3 @@ class ModelFolder:
     def _drop(self, info: ModelInfo) -> None:
         if info.version not in {other.version for other in self._current.values()}:
             self._dropped[info.version] = (info, monotonic())
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The torch device of a setting. Raises NoDevice."""
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise NoDevice(
-            f'There is no device {wanted!r} here ({error}). "auto" takes what there is.'
-        ) from error
-    return device
-
-
-def choose_exact_kernels() -> None:
-    """Keep pixels the same: no kernels chosen by timing, and no TF32, whose mantissa is short."""
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cudnn.deterministic = True

@@ -17,8 +17,7 @@ from imaging.spec import ImageSpec, Provenance, SpecError
 from jobs.classes import class_number, nearest_name
 from jobs.job import AttentionMap
 from model.errors import ModelError
-from worker.engine import Engine, EngineError
-from worker.models import choose_device
+from worker.engine import Engine, EngineError, choose_device
 
 
 class OfflineError(Exception):

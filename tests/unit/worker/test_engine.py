@@ -30,8 +30,9 @@ from worker.engine import (
     NotRecorded,
     ThreadBudget,
     UnknownLayer,
+    choose_device,
 )
-from worker.models import EngineLoader, ModelFolder, NoModel, choose_device
+from worker.models import EngineLoader, ModelFolder, NoModel
 from worker.settings import WorkerSettings
 
 CPU = torch.device("cpu")
