@@ -86,6 +86,7 @@ def test_an_odd_folder_for_temporary_files_is_left_alone(
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path / name))
         server = PrivateRedis(tmp_path / "redis", command=VALKEY)
         server.start()
+        assert server.answers()
         server.stop()
 
 

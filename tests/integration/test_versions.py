@@ -219,8 +219,8 @@ async def test_a_job_waits_for_the_worker_that_has_its_model(service: Service, t
 
 
 def as_an_old_worker_beats(info: WorkerInfo) -> bytes:
-    """The heartbeat of a worker of format 1."""
-    beat = json.loads(WORKER.dump_json(info))
+    """The heartbeat of the worker old:1:a, of format 1."""
+    beat = json.loads(WORKER.dump_json(info)) | {"id": "old:1:a"}
     for name in ("consuming", "stuck", "refused", "format"):
         del beat[name]
     for model in beat["models"]:
@@ -240,7 +240,7 @@ async def test_jobs_for_a_worker_of_the_format_before_go_to_its_queue(service: S
         redis.zadd(keys.workers, {"old:1:a": 2e9})
 
         async def it_is_seen() -> bool:
-            return [worker.format for worker in await service.store.workers()] == [1]
+            return [worker.id for worker in await service.store.workers()] == ["old:1:a"]
 
         await service.until(it_is_seen)
         job, _ = await service.store.create(spec, OWNER)
@@ -274,13 +274,15 @@ async def test_the_sweeper_of_the_format_before_makes_room(service: Service) -> 
     with Redis.from_url(service.settings.redis_url) as redis:
         redis.set(keys.worker("old:1:a"), as_an_old_worker_beats(beat), px=60_000)
         redis.zadd(keys.workers, {"old:1:a": 2e9})
-        redis.set(keys.sweeper, "old:1:a", px=60_000)
+        redis.set(keys.sweeper, "old:1:a", px=600_000)  # it does not expire meanwhile
         service.start_worker()
 
         async def it_has() -> bool:
-            return bool(redis.get(keys.sweeper) != b"old:1:a")
+            new = [worker.id for worker in await service.store.workers() if worker.format > 1]
+            return redis.get(keys.sweeper).decode() in new
 
-        await service.until(it_has)
+        await service.until(it_has, seconds=30)
+        assert redis.get(keys.worker("old:1:a"))  # the old one lives: it was not waited out
 
 
 async def test_a_heartbeat_that_cannot_be_read_is_one_worker_s_matter(service: Service) -> None:
@@ -397,6 +399,7 @@ async def test_a_stuck_worker_says_so(service: Service) -> None:
         return worker.stuck is not None and "a forward has been running" in worker.stuck
 
     await service.until(it_does)
+    assert (await service.store.workers())[0].consuming  # it still listens: only its device hangs
 
 
 # Shares and turns

@@ -267,8 +267,8 @@ def test_calls_have_their_share_of_the_device_while_images_wait(share: float) ->
 def test_calls_have_the_whole_device_while_no_image_waits() -> None:
     bench = Bench(lanes=2)
     both = threading.Barrier(2)
-    for call in [bench.scheduler.call(spec_of("m"), lambda _: both.wait(10)) for _ in range(2)]:
-        call.result(10)
+    calls = [bench.scheduler.call(spec_of("m"), lambda _: both.wait(10)) for _ in range(2)]
+    assert sorted(call.result(10) for call in calls) == [0, 1]  # each was there while the other ran
     bench.close()
 
 
