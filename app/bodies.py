@@ -11,13 +11,21 @@ from app.errors import BodyTooLarge, Problem, respond
 # A client may read the answer only when it has sent everything. Closing before would reset its connection,
 # and the answer would be lost: the rest is read and dropped, up to so much.
 DROPPED: Final = 32 * 1024 * 1024  # bytes
+SMALL: Final = 16 * 1024  # bytes: comes with its head or right after
 SILENCE: Final = 2.0  # seconds without a byte after which the client has heard, or never will
 
 
 async def refuse(
     problem: Problem, scope: Scope, receive: Receive, send: Send, *, close: bool = False
 ) -> None:
-    """Answer with `problem`, then drop the rest of the body. close: the connection ends, body or not."""
+    """Answer with `problem`, and drop the body: a small one first, and the connection stays.
+
+    close: it ends, body or not.
+    """
+    if not close and 0 < _declared(scope) <= SMALL:
+        await _drop(receive)
+        await respond(problem, scope["path"])(scope, receive, send)
+        return
     unfinished: list[Message] = []
 
     async def hold_the_end(message: Message) -> None:
@@ -52,6 +60,12 @@ async def _drop(receive: Receive) -> None:
         dropped += len(message.get("body", b""))
 
 
+def _declared(scope: Scope) -> int:
+    """Bytes of the body by its content-length, 0 without one."""
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    return int(declared[:18]) if declared.isdigit() else 0
+
+
 def _has_body(scope: Scope) -> bool:
     for name, value in scope["headers"]:
         if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
@@ -73,9 +87,8 @@ class BodyLimit:
         if scope["type"] != "http" or not _has_body(scope):
             await self.app(scope, receive, send)
             return
-        declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
         body = bytearray()
-        more = not (declared.isdigit() and int(declared[:18]) > self.limit)
+        more = _declared(scope) <= self.limit
         too_large = not more
         while more and not too_large:
             message = await receive()

@@ -10,7 +10,6 @@ import functools
 import heapq
 import itertools
 import logging
-import math
 import os
 import threading
 from collections import Counter, deque
@@ -18,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from math import ceil, inf
 from time import monotonic
 from typing import Final, ParamSpec, TypeVar
 
@@ -28,6 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.disconnect import while_connected
 from app.errors import Busy, ClientLeft, TooLarge
+from app.work import resting
 
 log = logging.getLogger("sagan.app")
 
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 SHORT: Final = 256 * 1024  # bytes of an answer that is sent whole, with its length
 PART: Final = 64 * 1024  # bytes handed to the server at once
+STANDS: Final = 2.0  # seconds that one has waited already, after which no more are taken
 LONGEST: Final = 10.0  # seconds that a drawing may wait for those before it; beyond, it is refused
 PATIENCE: Final = 30.0  # seconds that a client may be slow, and then it must read
 SLOWEST: Final = 16 * 1024  # bytes a second on average
@@ -77,6 +79,7 @@ class Drawings:
         self._turns: list[tuple[int, asyncio.Future[None]]] = []  # heap: those that wait for a thread
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()  # those that wait for memory
         self._numbers = itertools.count()
+        self._not_begun: dict[int, float] = {}  # number -> since when it waits; the longest first
         self._here: Counter[str] = Counter()  # drawings, by caller
         self._seconds = 0.0  # of computing a drawing, over the last few
 
@@ -84,8 +87,9 @@ class Drawings:
         """Raise Busy where one more drawing would be refused: before anything is read for it."""
         here, own = self._here.total(), self._here[caller]
         wait = self._seconds * here / self._at_once
-        retry_after = min(60, max(1, math.ceil(wait / 2)))
-        if here >= self._most or (here >= self._at_once and wait > LONGEST):
+        retry_after = min(60, max(1, ceil(wait / 2)))
+        waited = monotonic() - next(iter(self._not_begun.values()), inf)
+        if here >= self._most or waited > STANDS or (here >= self._at_once and wait > LONGEST):
             raise Busy(
                 f"{here} drawings are waiting and no more are taken. Try again a little later.",
                 retry_after=retry_after,
@@ -108,11 +112,14 @@ class Drawings:
             )
         self.check(caller)
         self._here[caller] += 1
+        number = next(self._numbers)
+        self._not_begun[number] = monotonic()
         try:
             begin_by = asyncio.get_running_loop().time() + LONGEST
-            async with _told_as_busy(begin_by):
-                await self._enter(size)
-            place = Place(self, next(self._numbers), begin_by)
+            with resting():
+                async with _told_as_busy(begin_by):
+                    await self._enter(size)
+            place = Place(self, number, begin_by)
             try:
                 yield place
             finally:
@@ -121,25 +128,28 @@ class Drawings:
                 self._free += size
                 self._let_in()
         finally:
+            self._not_begun.pop(number, None)
             self._here[caller] -= 1
             if not self._here[caller]:
                 del self._here[caller]
 
     async def run(self, place: Place, function: Callable[[], T]) -> T:
         """The result of a function that runs in one of the threads, in the turn of the drawing."""
-        if place.begin_by is None:
-            await self._turn(place.number)
-        else:
-            async with _told_as_busy(place.begin_by):
+        with resting():
+            if place.begin_by is None:
                 await self._turn(place.number)
-            place.begin_by = None
-        began = monotonic()
-        try:
-            return await _to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function))
-        finally:
-            place.seconds += monotonic() - began
-            self._idle += 1
-            self._next_turn()
+            else:
+                async with _told_as_busy(place.begin_by):
+                    await self._turn(place.number)
+                place.begin_by = None
+                self._not_begun.pop(place.number, None)
+            began = monotonic()
+            try:
+                return await _to_its_end(asyncio.get_running_loop().run_in_executor(self._threads, function))
+            finally:
+                place.seconds += monotonic() - began
+                self._idle += 1
+                self._next_turn()
 
     def close(self) -> None:
         """End the threads once the pieces at hand are computed."""
@@ -198,7 +208,7 @@ async def _told_as_busy(until: float) -> AsyncIterator[None]:
     except TimeoutError:
         raise Busy(
             f"The drawings before this one took longer than {LONGEST:g} s. Try again a little later.",
-            retry_after=math.ceil(LONGEST),
+            retry_after=ceil(LONGEST),
         ) from None
 
 

@@ -36,11 +36,10 @@ from app.errors import (
     document,
 )
 from app.settings import Settings
+from app.work import Work, answering
 
 log = logging.getLogger("sagan.app")
 
-LOOKS_EVERY: Final = 0.1  # seconds between two looks at how late we are
-LATE: Final = 0.5  # seconds; a process that is later than this takes no more requests for the moment
 _OVERLOADED: Final = TooMuchAsked(
     "More is asked than can be answered in time. Ask again shortly.", retry_after=1
 )
@@ -65,10 +64,14 @@ class _Peer:
 class Doorkeeper:
     """All connections of this process. Those that wait for their client give way to newer ones."""
 
-    def __init__(self, settings: Settings, *, on_stop: Callable[[], None], ended: Counter) -> None:
-        """on_stop: called once when the server begins to stop. ended: counts connections by reason."""
+    def __init__(
+        self, settings: Settings, *, on_stop: Callable[[], None], ended: Counter, shed: Counter
+    ) -> None:
+        """on_stop: called once when the server begins to stop. ended: counts connections by reason. shed:
+        counts requests that are refused because too many are in work."""
         self.settings = settings
         self._ended = ended
+        self._shed = shed
         self._on_stop: Callable[[], None] | None = on_stop
         self.most = settings.max_connections
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -80,25 +83,17 @@ class Doorkeeper:
         # ordered: who waits longest is first. They wait for a request, or for an answer to be taken
         self._waiting: dict[Connection, None] = {}
         self._unsent: dict[Connection, int] = {}  # bytes of an answer that its client does not take
-        self.late = 0.0  # seconds by which this process is late with what it has to do
+        self.work = Work()
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Look at the clocks of all connections, and at our own, while this is open."""
-        tasks = [asyncio.create_task(look(), name="doorkeeper") for look in (self._watch, self._measure)]
+        """Look at the clocks of all connections while this is open."""
+        watching = asyncio.create_task(self._watch(), name="doorkeeper")
         try:
             yield
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _measure(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + LOOKS_EVERY
-            await asyncio.sleep(LOOKS_EVERY)
-            self.late = loop.time() - due
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
 
     async def _watch(self) -> None:
         while True:
@@ -131,6 +126,7 @@ class Doorkeeper:
     def leave(self, connection: Connection) -> None:
         """May be called twice."""
         self.busy(connection)
+        self.work.end(connection)
         self.taken(connection)
         if peer := self._open.pop(connection, None):
             peer.count -= 1
@@ -139,12 +135,15 @@ class Doorkeeper:
 
     def wait(self, connection: Connection) -> None:
         """It waits for its client: for a request, or that an answer is taken."""
+        self.work.end(connection)
         if peer := self._open.get(connection):
             self._waiting[connection] = peer.waiting[connection] = None
 
     def busy(self, connection: Connection) -> None:
         """A whole request has come: it is not to be evicted until it is answered."""
         if peer := self._open.get(connection):
+            if not connection.shed:
+                self.work.begin(connection)
             self._waiting.pop(connection, None)
             peer.waiting.pop(connection, None)
 
@@ -158,6 +157,16 @@ class Doorkeeper:
 
     def taken(self, connection: Connection) -> None:
         self._unsent.pop(connection, None)
+
+    def sheds(self, url: bytes) -> bool:
+        """Whether a request for `url` is refused, as too many are in work. How we are can always be asked.
+
+        A refusal costs a tenth of an answer here.
+        """
+        if url.startswith((b"/health/", b"/metrics")) or not self.work.is_too_much():
+            return False
+        self._shed.inc()
+        return True
 
     def stop(self) -> None:
         """The server begins to stop; called by every connection."""
@@ -199,6 +208,7 @@ class Connection(HttpToolsProtocol):
         self.timeout_keep_alive = math.ceil(self._limits.idle_timeout)
         self.deadline = math.inf  # of what it waits for; infinite while it waits for us
         self.take_by = math.inf  # when the client must have taken the answer
+        self.shed = False  # the present request is refused, since too many are in work
         self._served = self.app
         self._idle = False  # nothing of the next request is here
         self._extra = 0  # bytes received that are no body: head, framing, trailers
@@ -257,9 +267,9 @@ class Connection(HttpToolsProtocol):
             raise ValueError("too large a head")
         self._extra = 0
         self.deadline = self.loop.time() + self._limits.body_timeout
-        # refused here it costs a tenth of an answer; whether we live can be asked all the same
-        shed = self.door.late > LATE and not self.url.startswith(b"/health/")
-        self.app = _always(_OVERLOADED) if shed else self._served
+        self.shed = self.door.sheds(self.url)
+        self.app = _shed if self.shed else self._served
+        answering.set(self)  # the task that answers begins with it
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -293,6 +303,12 @@ class Connection(HttpToolsProtocol):
         super().shutdown()
 
     # ours
+
+    def rest(self) -> None:
+        self.door.work.end(self)
+
+    def resume(self) -> None:
+        self.door.busy(self)
 
     def expire(self) -> None:
         """A time is up: tell the client where it can hear it, and end."""
@@ -342,6 +358,11 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
+
+
+async def _shed(scope: Scope, receive: Receive, send: Send) -> None:
+    """An app that takes nothing on. The connection stays: another one would cost more than the answer."""
+    await refuse(_OVERLOADED, scope, receive, send)
 
 
 def _always(problem: Problem) -> ASGIApp:

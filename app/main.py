@@ -31,6 +31,7 @@ from app.security import ResponseHeaders, WrongKeys
 from app.settings import Settings
 from app.streams import Streams
 from app.unbroken import Unbroken
+from app.work import resting
 from jobs.client import JobClient
 from jobs.pubsub import cancel
 from jobs.settings import read_settings
@@ -60,14 +61,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
-        store = app.state.store = JobClient.open(settings)
+        store = app.state.store = JobClient.open(settings, resting)
         drawings = app.state.drawings = Drawings(
             memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
             at_once=container.cores(),
             most=settings.max_drawings,
         )
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
-        doorkeeper = Doorkeeper(settings, on_stop=store.stop_waiting, ended=metrics.connections_ended)
+        doorkeeper = Doorkeeper(
+            settings,
+            on_stop=store.stop_waiting,
+            ended=metrics.connections_ended,
+            shed=metrics.requests_shed,
+        )
         try:
             # what a lifespan yields is each connection's state: the server's protocol finds it there
             async with doorkeeper.watching():

@@ -50,6 +50,11 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.requests_shed = Counter(
+            "sagan_http_requests_shed",
+            "Requests refused unread, because too many were in work; not among those answered",
+            registry=self.registry,
+        )
 
         # prometheus_client looks a series up by its labels: once is enough
         self.of = cache(self._series)

@@ -79,7 +79,7 @@ class InMemory(JobClient):
 
 def ours() -> Any:
     """The API as it ships."""
-    JobClient.open = classmethod(lambda cls, settings: InMemory())  # type: ignore[assignment,method-assign]
+    JobClient.open = classmethod(lambda cls, *_: InMemory())  # type: ignore[assignment,method-assign]
     return create_app(Settings())
 
 

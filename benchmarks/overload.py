@@ -61,12 +61,12 @@ class Answers:
     not_sent: int = 0
 
     def told(self) -> list[str]:
-        lines = [f"{'':18}{'status':>7}{'answers':>9}{'p50 ms':>9}{'p99 ms':>9}{'most ms':>9}"]
+        lines = [f"{'':18}{'status':>7}{'answers':>9}{'p50 ms':>9}{'p90 ms':>9}{'p99 ms':>9}{'most ms':>9}"]
         rows = sorted(self.seconds.items())
         refused = [one for (_, status), some in rows if status in REFUSED for one in some]
         for (route, status), some in [*rows, (("refusals", 0), refused)]:
             if some:
-                percentiles = f"{1e3 * _at(some, 50):9.0f}{1e3 * _at(some, 99):9.0f}{1e3 * max(some):9.0f}"
+                percentiles = "".join(f"{1e3 * _at(some, at):9.0f}" for at in (50, 90, 99, 100))
                 lines.append(f"{route:18}{status or '':>7}{len(some):9}{percentiles}")
         return lines
 

@@ -35,22 +35,13 @@ def api(
     """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
     import logging
 
-    import uvicorn
+    from serve.api import NotListening, run
 
-    from app.settings import Settings
-    from jobs.settings import read_settings
-    from serve.api import options
-
-    served = options(root_path)
-    read_settings(Settings)  # a wrong one is told once, before processes start
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    uvicorn.run(
-        **served,
-        host=host,
-        port=port,
-        workers=workers,
-        timeout_graceful_shutdown=5,  # seconds: a picture may be drawn
-    )
+    try:
+        run(host, port, workers, root_path)
+    except NotListening as error:
+        fail(error)
 
 
 def worker() -> None:

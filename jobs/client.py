@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from functools import wraps
@@ -31,7 +31,7 @@ from jobs.job import (
     new_job_id,
 )
 from jobs.keys import Keys
-from jobs.pubsub import Subscriber, Watch
+from jobs.pubsub import Subscriber, Waiting, Watch
 from jobs.records import as_time, ended_job, read_job
 from jobs.scripts import Created, NewJob, Scripts, Spent
 from jobs.settings import QueueSettings
@@ -71,24 +71,27 @@ def _shares_a_call(method: Callable[Concatenate[JobClient, _P], Awaitable[_T]]) 
 class JobClient:
     """Submit, read, follow and cancel jobs. Every method may raise BrokerUnavailable."""
 
-    def __init__(self, redis: Any, settings: QueueSettings) -> None:
-        """redis: from open_redis. Any: redis-py's types allow for text and bytes everywhere."""
+    def __init__(self, redis: Any, settings: QueueSettings, waiting: Waiting = nullcontext) -> None:
+        """redis: from open_redis. Any: redis-py's types allow for text and bytes everywhere.
+
+        waiting: entered around every wait for a worker.
+        """
         self._redis = redis
         self._settings = settings
         self._turns = Turns()
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
         self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
-        self._subscriber = Subscriber(redis, self._keys.channel(self._node))
+        self._subscriber = Subscriber(redis, self._keys.channel(self._node), waiting)
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
         self._creates = Coalescer(self._create_all, most=500)  # some 30 ms of Redis
         self._commands = Coalescer(self._send_all, most=500)
         self._stopping = False
 
     @classmethod
-    def open(cls, settings: QueueSettings) -> Self:
+    def open(cls, settings: QueueSettings, waiting: Waiting = nullcontext) -> Self:
         """A client with connections of its own. It sends nothing before the first call."""
-        return cls(open_redis(settings), settings)
+        return cls(open_redis(settings), settings, waiting)
 
     def stop_waiting(self) -> None:
         """End every wait now as if its time were up, and every later one at once: the process is to end."""

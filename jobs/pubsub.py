@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 # Seconds. Pub/sub may lose a message (a reconnect, a full buffer), so a waiter looks by itself this often.
 RECHECK: Final = 5.0
+
+Waiting: TypeAlias = Callable[[], contextlib.AbstractContextManager[object]]
 
 
 async def cancel(*tasks: asyncio.Task[Any]) -> None:
@@ -55,7 +57,8 @@ def read(message: bytes) -> list[tuple[str, bytes | None]]:
 class Watch:
     """Hears of one key from the moment it is opened: open it, look at the state, then wait."""
 
-    def __init__(self) -> None:
+    def __init__(self, waiting: Waiting = contextlib.nullcontext) -> None:
+        self._waiting = waiting
         self._told = False
         self._waiter: asyncio.Future[None] | None = None
         self.answer: bytes | None = None  # the last answer that came along with the key
@@ -68,7 +71,8 @@ class Watch:
             self._waiter = loop.create_future()
             timer = loop.call_later(min(seconds, RECHECK), self.wake)
             try:
-                await self._waiter
+                with self._waiting():
+                    await self._waiter
             finally:
                 timer.cancel()
         told, self._told = self._told or seconds > RECHECK, False
@@ -88,9 +92,11 @@ class Watch:
 class Subscriber:
     """Wakes watches when this process's channel tells of their key. Use it inside a running event loop."""
 
-    def __init__(self, redis: Redis, channel: str) -> None:
+    def __init__(self, redis: Redis, channel: str, waiting: Waiting = contextlib.nullcontext) -> None:
+        """waiting: entered around every wait."""
         self._redis = redis
         self._channel = channel
+        self._waiting = waiting
         self._watches: dict[str, set[Watch]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -99,7 +105,7 @@ class Subscriber:
         """Watch a key. Redis publishes here only if this process is among the key's watchers."""
         if self._task is None:
             self._task = asyncio.create_task(self._listen(), name="pubsub")
-        watch = Watch()
+        watch = Watch(self._waiting)
         self._watches.setdefault(key, set()).add(watch)
         try:
             yield watch

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pkgutil import resolve_name
 from typing import Any, Final
+
+from jobs.settings import read_settings
 
 # of files: a connection is one. The limit that a shell sets by default, 1024, is older than event loops
 FILES: Final = 65536
+ACCEPTS: Final = 16  # new connections in one turn of the event loop
+
+
+class NotListening(Exception):
+    """The port cannot be had; the message says what to do."""
 
 
 def options(root_path: str | None = None) -> dict[str, Any]:
@@ -24,6 +36,52 @@ def options(root_path: str | None = None) -> dict[str, Any]:
         "server_header": False,
         "access_log": False,  # the app writes a line a request itself
     }
+
+
+def run(host: str, port: int, workers: int, root_path: str | None) -> None:
+    """Serve until Ctrl-C or SIGTERM, in so many processes.
+
+    Raises NotListening, and SystemExit where a setting is wrong.
+    """
+    from uvicorn import Config, Server  # `sagan serve` imports them once its worker has started
+    from uvicorn.supervisors import Multiprocess
+
+    given = options(root_path)
+    read_settings(resolve_name("app.settings:Settings"))  # a wrong one is told once, before processes start
+    # five seconds: a picture may be drawn
+    config = Config(**given, workers=workers, timeout_graceful_shutdown=5)
+    with listening(host, port) as listener, suppress(KeyboardInterrupt):
+        sockets = accepting(listener)
+        where = f"[{host}]" if ":" in host else host
+        logging.getLogger(__name__).info("the API is at http://%s:%d", where, listener.getsockname()[1])
+        if workers > 1:
+            Multiprocess(config, sockets).run()
+        else:
+            Server(config).run(sockets)
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket on the port. Raises NotListening."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise NotListening(
+                f"{host}:{port} cannot be listened on ({error.strerror}). Choose another port with PORT=…"
+            ) from error
+        yield listener
+
+
+def accepting(listener: socket.socket) -> list[socket.socket]:
+    """The socket under several numbers, for uvicorn's `sockets`.
+
+    libuv, under uvloop, accepts one connection of a socket in each turn of its loop (libuv's #3696). Where a
+    turn takes 20 ms, as under load, these are 50 a second: those who come to a busy process would wait for as
+    long as it is busy, while those whom it has already are answered.
+    """
+    return [listener, *(listener.dup() for _ in range(ACCEPTS - 1))]
 
 
 def _raise_file_limit() -> None:

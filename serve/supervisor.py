@@ -23,7 +23,7 @@ import uvloop
 
 from jobs.deadlines import WORKER_STOPS
 from jobs.settings import QueueSettings, read_settings
-from serve.api import options
+from serve.api import NotListening, accepting, listening, options
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
 
 if TYPE_CHECKING:
@@ -63,13 +63,13 @@ def run(
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
     state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR") or ".sagan")
     try:
-        with _listen(host, port) as listener, contextlib.ExitStack() as stack:
+        with listening(host, port) as listener, contextlib.ExitStack() as stack:
             if redis_url is None:
                 stack.enter_context(_only_one(state_dir))
             command = worker_command or [sys.executable, "-m", "worker"]
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_Service(listener, redis_url, state_dir, command).run())
-    except (EmbeddedError, RedisMissing, OSError) as error:
+    except (EmbeddedError, NotListening, RedisMissing, OSError) as error:
         print(f"sagan: {error}", file=sys.stderr)  # noqa: T201
         return 1
 
@@ -156,7 +156,7 @@ class _Service:
         # signals are ours: uvicorn would raise them again before the other parts are stopped
         setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
         store = JobClient.open(QueueSettings())
-        api = asyncio.create_task(server.serve(sockets=[self._listener]))
+        api = asyncio.create_task(server.serve(sockets=accepting(self._listener)))
         keepers = {
             asyncio.create_task(self._keep("Redis", self._look_after_redis)),
             asyncio.create_task(self._keep("the worker", partial(self._look_after_worker, store))),
@@ -276,21 +276,6 @@ class _Service:
         """Whether a heartbeat is from our worker, and not from one that was killed a moment ago."""
         assert self._worker is not None
         return any(f":{self._worker.pid}:" in worker.id for worker in await store.workers())
-
-
-@contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """Listen on the port. Raises EmbeddedError."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            raise EmbeddedError(
-                f"{host}:{port} cannot be listened on ({error.strerror}). Choose another port with PORT=…"
-            ) from error
-        yield listener
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ def start(tmp_path: Path, redis_url: str) -> Iterator[Start]:
     """`start("--root-path", "/sagan", max_body=1024)`: words of the command line, and settings by name."""
     started: list[Api] = []
 
-    def begin(*words: str, **settings: object) -> Api:
+    def begin(*words: str, redis_url: str = redis_url, **settings: object) -> Api:
         started.append(Api(tmp_path, redis_url, *words, **settings))  # type: ignore[arg-type]
         return started[-1]
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from served import Api
+from serve.private_redis import PrivateRedis
+from served import Api, beat
 
 if TYPE_CHECKING:
     from tests.integration.entrance.conftest import Start
@@ -291,3 +295,23 @@ def test_clients_that_take_no_answer_give_way(start: Start) -> None:
             sock.sendall(asks * 10)
         until(lambda: api.get("/health/live")[0] == 200)
         assert api.counted('sagan_connections_ended_total{reason="evicted"}') >= 1
+
+
+def test_a_crowd_that_stands_is_refused_and_the_next_ones_are_answered_once_it_is_gone(
+    tmp_path: Path, start: Start
+) -> None:
+    server = PrivateRedis(tmp_path / "redis")
+    server.start()
+    beat(server.url, "sagan")
+    api = start(redis_url=server.url)
+    job = api.job()["id"]
+    os.kill(server.pid, signal.SIGSTOP)
+    crowd = [connect(api, f"GET /jobs/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()) for _ in range(40)]
+    until(lambda: "overloaded" in api.get(f"/jobs/{job}")[1])
+    assert api.get("/health/live")[0] == 200
+    assert api.counted("sagan_http_requests_shed_total") >= 1
+    os.kill(server.pid, signal.SIGCONT)
+    until(lambda: api.get(f"/jobs/{job}")[0] == 200)
+    for sock in crowd:
+        sock.close()
+    server.stop()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
-import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,11 +16,17 @@ from uvicorn.server import ServerState
 
 from app.entrance import Connection, Doorkeeper
 from app.settings import Settings
+from app.work import resting
 
 
 def doorkeeper(**settings: object) -> Doorkeeper:
-    ended = Counter("ended", "By reason", ["reason"], registry=CollectorRegistry())
-    return Doorkeeper(Settings(**settings), on_stop=lambda: None, ended=ended)  # type: ignore[arg-type]
+    counts = CollectorRegistry()
+    return Doorkeeper(
+        Settings(**settings),  # type: ignore[arg-type]
+        on_stop=lambda: None,
+        ended=Counter("ended", "By reason", ["reason"], registry=counts),
+        shed=Counter("shed", "Requests", registry=counts),
+    )
 
 
 async def test_uvicorn_calls_what_ours_overrides() -> None:
@@ -49,29 +56,41 @@ def test_connections_leave_files_for_others(
     assert (door.most, door.share) == (most, most // 2)
 
 
-async def test_a_process_that_is_late_takes_no_more_requests_until_it_is_not() -> None:
+async def test_a_crowd_that_stands_is_refused_but_may_ask_how_we_are(monkeypatch: pytest.MonkeyPatch) -> None:
     door = doorkeeper()
-    for late, expected in ((0.0, (200, 200)), (1.0, (503, 200)), (0.0, (200, 200))):
-        door.late = late
-        assert await statuses(door) == expected
+    assert await asked(door) == {"/": 200, "/jobs": 200, "/health/live": 200, "/metrics": 200}
+    monkeypatch.setattr(door.work, "is_too_much", lambda: True)
+    # on one connection: a refusal leaves it open
+    assert await asked(door) == {"/": 503, "/jobs": 503, "/health/live": 200, "/metrics": 200}
 
 
-async def test_it_is_measured_how_late_a_process_is() -> None:
+async def test_a_request_is_in_work_until_its_answer_unless_it_rests_or_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     door = doorkeeper()
-    async with door.watching():
-        await asyncio.sleep(0.15)
-        time.sleep(0.8)  # noqa: ASYNC251  # as too many requests would
-        measured = []
-        for _ in range(10):
-            await asyncio.sleep(0)
-            measured.append(door.late)
-    assert max(measured) > 0.5
+    seen: list[tuple[int, int, int]] = []
+
+    async def look() -> None:
+        before = door.work.count
+        with resting():
+            during = door.work.count
+        seen.append((before, during, door.work.count))
+
+    await asked(door, look)
+    assert seen == [(1, 0, 1)] * 4
+    monkeypatch.setattr(door.work, "is_too_much", lambda: True)
+    began: list[object] = []
+    monkeypatch.setattr(door.work, "begin", began.append)
+    await asked(door)
+    assert (len(began), door.work.count) == (2, 0)
 
 
-async def statuses(door: Doorkeeper) -> tuple[int, int]:
-    """The statuses of GET / and GET /health/live, one after the other on one connection."""
+async def asked(door: Doorkeeper, look: Callable[[], Awaitable[None]] | None = None) -> dict[str, int]:
+    """The statuses of requests, one after the other on one connection. look: called within each."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        if look:
+            await look()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
         await send({"type": "http.response.body", "body": b""})
 
@@ -83,11 +102,15 @@ async def statuses(door: Doorkeeper) -> tuple[int, int]:
         return Connection(config, state, {"doorkeeper": door}, asyncio.get_running_loop())
 
     server = await asyncio.get_running_loop().create_server(connect, "127.0.0.1", 0)
-    found = []
+    found = {}
     async with server:
-        for path in ("/", "/health/live"):
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-            found.append(int((await reader.read()).split(b" ", 2)[1]))
-            writer.close()
-    return found[0], found[1]
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        for method, path in (("GET", "/"), ("POST", "/jobs"), ("GET", "/health/live"), ("GET", "/metrics")):
+            body = "{}" if method == "POST" else ""
+            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write((head + body).encode())
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            found[path] = int(head.split()[1])
+            await reader.readexactly(int(re.search(r"content-length: (\d+)", head)[1]))  # type: ignore[index]
+        writer.close()
+    return found
