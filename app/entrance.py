@@ -125,10 +125,11 @@ class Doorkeeper:
 
     def leave(self, connection: Connection) -> None:
         """May be called twice."""
-        self.busy(connection)
         self.work.end(connection)
         self.taken(connection)
         if peer := self._open.pop(connection, None):
+            self._waiting.pop(connection, None)
+            peer.waiting.pop(connection, None)
             peer.count -= 1
             if not peer.count:
                 del self._peers[peer.name]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from app.work import STANDS
 from serve.private_redis import PrivateRedis
 from served import Api, beat
 
@@ -220,10 +221,16 @@ def test_streams_have_a_limit_in_all(start: Start) -> None:
 
 def test_overload_is_told_and_the_next_one_is_served(start: Start) -> None:
     api = start(max_connections=8, max_connections_per_address=6)
-    first = [connect(api, WAIT) for _ in range(6)]
-    until(lambda: api_is_full(api, "127.0.0.1", (429, "too-many-requests")))
-    others = [connect(api, WAIT, "127.0.0.2") for _ in range(2)]
-    until(lambda: api_is_full(api, "127.0.0.3", (503, "too-many-connections")))
+    first: list[socket.socket] = []
+    others: list[socket.socket] = []
+
+    def fills(sockets: list[socket.socket], by: str, source: str, told: tuple[int, str]) -> bool:
+        sockets.append(connect(api, WAIT, by))  # again: one that is not read yet gives way to the next
+        time.sleep(0.2)
+        return api_is_full(api, source, told)
+
+    until(lambda: fills(first, "127.0.0.1", "127.0.0.1", (429, "too-many-requests")))
+    until(lambda: fills(others, "127.0.0.2", "127.0.0.3", (503, "too-many-connections")))
     for sock in first:
         sock.close()
     until(lambda: api.get("/health/live")[0] == 200)
@@ -306,8 +313,15 @@ def test_a_crowd_that_stands_is_refused_and_the_next_ones_are_answered_once_it_i
     api = start(redis_url=server.url)
     job = api.job()["id"]
     os.kill(server.pid, signal.SIGSTOP)
-    crowd = [connect(api, f"GET /jobs/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()) for _ in range(40)]
-    until(lambda: "overloaded" in api.get(f"/jobs/{job}")[1])
+    asked = f"GET /jobs/{job} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    crowd: list[socket.socket] = []
+
+    def stands() -> bool:
+        crowd.extend(connect(api, asked) for _ in range(40))  # each is answered after 5 s
+        time.sleep(1.5 * STANDS)
+        return "overloaded" in api.get(f"/jobs/{job}")[1]
+
+    until(stands, 60)
     assert api.get("/health/live")[0] == 200
     assert api.counted("sagan_http_requests_shed_total") >= 1
     os.kill(server.pid, signal.SIGCONT)
