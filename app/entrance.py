@@ -296,6 +296,9 @@ class Connection(HttpToolsProtocol):
         elif self.deadline == math.inf and self.cycle.response_complete:
             self._rest()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """uvicorn would advise to install a library at each request; such a request is read as any other."""
+
     def send_400_response(self, msg: str) -> None:
         self._refuse(self._found or BadRequest(msg))
 

@@ -145,7 +145,7 @@ class ModelFolder:
                 stat = path.stat()
             except OSError:  # removed since, or a link to nowhere
                 continue
-            found[path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+            found[path] = (stat.st_ctime_ns, stat.st_size, stat.st_ino)  # not st_mtime: `cp -p` keeps it
         return found
 
     def _try(self, path: Path) -> Engine | None:

@@ -26,7 +26,7 @@ class WorkerSettings(QueueSettings):
         "and images stay near those of float32",
     )
     threads: int | None = Field(
-        default=None, ge=1, description="CPU threads that forwards share; None: torch's own choice"
+        default=None, ge=1, le=1024, description="CPU threads that forwards share; None: torch's own choice"
     )
     cuda_graphs: bool = Field(
         default=True, description="record forwards as CUDA graphs, which saves their launches; on a GPU alone"

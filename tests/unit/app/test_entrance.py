@@ -33,7 +33,7 @@ async def test_uvicorn_calls_what_ours_overrides() -> None:
     for name in (
         *("connection_made", "connection_lost", "data_received", "pause_writing", "resume_writing"),
         *("on_headers_complete", "on_body", "on_message_complete"),
-        *("on_response_complete", "send_400_response", "shutdown"),
+        *("on_response_complete", "send_400_response", "shutdown", "_unsupported_upgrade_warning"),
     ):
         assert getattr(Connection, name) is not getattr(HttpToolsProtocol, name)
     config = Config(lambda scope: None, proxy_headers=False)
