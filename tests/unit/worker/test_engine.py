@@ -170,6 +170,24 @@ def test_bad_checkpoints_are_left_out_and_told_about(
     assert "bad.safetensors" in record.message
 
 
+def test_a_file_that_is_written_over_with_its_old_time_is_read_again(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    served = tmp_path / "tiny.safetensors"
+    served.write_bytes(checkpoint.read_bytes())
+    folder = folder_of(WorkerSettings(checkpoints=tmp_path, device="cpu"))
+    folder.load()
+    before = served.stat()
+    content = bytearray(served.read_bytes())
+    content[-1] ^= 1  # a weight's last bit
+    with served.open("r+b") as file:
+        file.write(content)
+    os.utime(served, ns=(before.st_atime_ns, before.st_mtime_ns))  # as `cp -p` does
+    assert not folder.look(lambda engine: None)  # it may still grow
+    assert folder.look(lambda engine: None)
+    assert [info.draining for info in folder.infos()] == [False, True]
+
+
 def test_no_model_at_all_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(NoModel, match="sagan train"):
         folder_of(WorkerSettings(checkpoints=tmp_path, device="cpu")).load()
