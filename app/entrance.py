@@ -312,7 +312,8 @@ class Connection(HttpToolsProtocol):
         self.door.work.end(self)
 
     def resume(self) -> None:
-        self.door.busy(self)
+        if self.take_by == math.inf:  # else it waits for its client
+            self.door.busy(self)
 
     def expire(self) -> None:
         """A time is up: tell the client where it can hear it, and end."""
