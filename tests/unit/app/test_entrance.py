@@ -85,6 +85,19 @@ async def test_a_request_is_in_work_until_its_answer_unless_it_rests_or_is_refus
     assert (len(began), door.work.count) == (2, 0)
 
 
+async def test_who_does_not_take_its_answer_is_not_in_work_again() -> None:
+    door = doorkeeper()
+    config = Config(lambda scope: None, proxy_headers=False)
+    connection = Connection(config, ServerState(), {"doorkeeper": door}, asyncio.get_running_loop())
+    door.enter(connection, "127.0.0.1")
+    connection.resume()
+    assert door.work.count == 1
+    connection.rest()
+    connection.take_by = 10.0  # the client has to take something first
+    connection.resume()
+    assert door.work.count == 0
+
+
 async def asked(door: Doorkeeper, look: Callable[[], Awaitable[None]] | None = None) -> dict[str, int]:
     """The statuses of requests, one after the other on one connection. look: called within each."""
 
