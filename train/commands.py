@@ -23,6 +23,7 @@ from model.generator import Generator
 from model.serving.fused import FusedGenerator
 from model.serving.precision import in_precision
 from train.data.pack import Pack, image_progress, open_data
+from train.data.sources import AS_IT_IS, Reading
 from train.efficientnet import open_network
 from train.errors import TrainError
 from train.measure.cas import classification_accuracy
@@ -53,6 +54,7 @@ def run(
     device: str = "auto",
     settings: Sequence[str] = (),
     session: Session | None = None,
+    reading: Reading = AS_IT_IS,
 ) -> Outcome:
     """Train `recipe_name` on `data` into the folder `out`; TrainError or ModelError says what to do about it.
 
@@ -75,11 +77,15 @@ def run(
         execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
         on_cpu = world.device.type == "cpu"
         if world.leads:
-            recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, console, resume=resume)
+            recipe, pack = prepare(
+                recipe_name, data, out, overrides, on_cpu, console, resume=resume, reading=reading
+            )
         world.wait()  # until the pictures are packed and the recipe is written
         if not world.leads:
             quiet = Console(quiet=True)
-            recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, quiet, resume=True)
+            recipe, pack = prepare(
+                recipe_name, data, out, overrides, on_cpu, quiet, resume=True, reading=reading
+            )
         if len(pack) < 2:
             raise TrainError(f"{data} has one picture: a network needs many to learn from.")
         observers: list[Observer] = []

@@ -143,7 +143,7 @@ def test_pictures_that_cannot_be_used_and_small_classes_are_named(photos: Path, 
     assert [line.split(":")[0] for line in listed] == ["dog/cut.jpg", "dog/empty.png", "dog/text.jpg"]
     assert all(f"  {line}\n" in told for line in listed)
     assert "3 left out" in told
-    assert "1 file that is not an image" in told
+    assert "left out 1: not a picture (dog/notes.txt)" in told
     assert "cat (8), dog (9)" in told
     assert "add pictures, merge classes" in told
 
