@@ -37,7 +37,6 @@ HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64
         ("qoi", "QOI"),
         ("dds", "DDS"),
         ("xbm", "XBM"),
-        ("im", "IM"),
         ("TIF", "TIFF"),
         ("WebP", "WEBP"),
         ("avif", "AVIF"),
