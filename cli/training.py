@@ -105,7 +105,13 @@ def train(
         session = Session(resume, start, limit, Execution(compile, graph))
         if recipe == "features":
             features = run_features(
-                source, out, console=console, device=device, settings=settings or [], session=session
+                source,
+                out,
+                console=console,
+                device=device,
+                settings=settings or [],
+                session=session,
+                reading=Reading(classes, bits),
             )
             warn(features.doubt)
             return

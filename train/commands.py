@@ -126,6 +126,7 @@ def run_features(
     device: str = "auto",
     settings: Sequence[str] = (),
     session: Session | None = None,
+    reading: Reading = AS_IT_IS,
 ) -> Features:
     """Train the classifier that images are measured with; TrainError says what to do about it.
 
@@ -149,7 +150,7 @@ def run_features(
     wanted = settings_of("features", FeaturesRecipe, settings)
     where = _one_device(device)
     with image_progress(console) as progress:
-        pack = open_data(data, progress=progress)
+        pack = open_data(data, reading=reading, progress=progress)
         recipe = FeaturesRecipe.fitting(len(split(len(pack))[0]), **wanted)
         features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")

@@ -65,7 +65,6 @@ def main(out: Path, dogs: Path) -> None:
     }.items():
         (out / odd).parent.mkdir(parents=True, exist_ok=True)
         (out / odd).write_bytes(content)
-    print(sum(path.is_file() for path in out.rglob("*")), "files")
 
 
 if __name__ == "__main__":

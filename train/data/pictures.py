@@ -7,6 +7,7 @@ point have no known white and are refused. A colour profile is followed; transpa
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,9 +55,7 @@ def read_square(
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
-    remarks = (
-        [FRAMES] if getattr(image, "n_frames", 1) > 1 and image.format not in ("ICO", "ICNS", "PSD") else []
-    )
+    remarks = [FRAMES] if _has_frames(image) else []
     image, deepest = _to_eight_bits(image, reading.bits)
     if box is None:
         image = _upright(image)
@@ -100,6 +99,15 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # a damaged EXIF block says nothing about the pixels
 
 
+def _has_frames(image: Image.Image) -> bool:
+    """Whether there are more frames or pages than the first; sizes and layers of one picture are none."""
+    with suppress(Exception):  # a later frame may be damaged, which is no matter
+        return image.format in ("GIF", "PNG", "TIFF", "WEBP", "AVIF") and bool(
+            getattr(image, "is_animated", False)
+        )
+    return False
+
+
 def _to_eight_bits(image: Image.Image, bits: int | None) -> tuple[Image.Image, int]:
     """The image, loaded, with 8 bits a channel at most; and the highest level of grey of 16 bits, else -1."""
     stated = _stated_bits(image)
@@ -118,7 +126,7 @@ def _to_eight_bits(image: Image.Image, bits: int | None) -> tuple[Image.Image, i
         raise Unreadable(
             "whole numbers of 32 bits have no known white: save it with 8 or 16 bits, or give --bits"
         )
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image).astype(np.int64 if stated > 16 else np.int32)
     white = 2 ** (bits or stated) - 1
     scaled = np.clip(values * 255 // white, 0, 255).astype(np.uint8)
     if white_is_zero:

@@ -139,6 +139,8 @@ def _images(
     """The images at `data` at this resolution, from the run's folder if they lie packed there."""
     _check_writable(out)
     if not is_source(data):
+        if reading.classes is not None or reading.bits is not None:
+            raise DataError(f"{data} is packed already: give --classes and --bits to `sagan data pack`.")
         images = open_data(data, resolution)
         _say_classes(images, console)
         return images

@@ -12,7 +12,7 @@ from train.data.sources.base import AS_IT_IS, Reading, Source
 from train.data.sources.cifar10 import open_cifar10
 from train.data.sources.folders import open_folder, open_zip
 from train.data.sources.stanford_dogs import open_stanford_dogs
-from train.errors import UnknownSource
+from train.errors import DataError, UnknownSource
 
 KNOWN = (
     "a folder with a folder of images for each class (or the images of one class, or images beside a "
@@ -24,6 +24,8 @@ KNOWN = (
 
 def open_source(path: Path, reading: Reading = AS_IT_IS) -> AbstractContextManager[Source]:
     """The pictures at a path, for a `with`. Raises UnknownSource where no kind fits."""
+    if reading.classes is not None and _has_own_classes(path):
+        raise DataError(f"{path} says itself which class each picture is of: leave --classes out.")
     if path.is_dir():
         if (path / cifar10.BATCHES[0]).is_file():
             return open_cifar10(path)
@@ -45,6 +47,14 @@ def open_source(path: Path, reading: Reading = AS_IT_IS) -> AbstractContextManag
     if "cifar" in path.name.lower() and tarfile.is_tarfile(path):
         return open_cifar10(path)
     raise UnknownSource(f"{path.name} is nothing that can be packed. It should be {KNOWN}.")
+
+
+def _has_own_classes(path: Path) -> bool:
+    """Whether there is CIFAR-10 or Stanford Dogs as their authors ship them."""
+    if path.is_dir():
+        batches = (path / cifar10.BATCHES[0], path / cifar10.FOLDER / cifar10.BATCHES[0])
+        return any(batch.is_file() for batch in batches) or _has_dogs(path)
+    return path.is_file() and not zipfile.is_zipfile(path)
 
 
 def archive_of(path: Path) -> Path | None:

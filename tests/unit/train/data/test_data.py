@@ -340,14 +340,6 @@ def test_every_mode_becomes_rgb() -> None:
     assert pixels(Image.new("CMYK", (8, 8), (0, 0, 0, 0)))[:, 3, 3].tolist() == [255, 255, 255]
 
 
-def test_sixteen_bits_keep_their_scale_in_every_picture() -> None:
-    for value, expected in ((65535, 255), (32896, 128), (300, 1)):
-        deep = Image.fromarray(np.full((8, 8), value, np.uint16))
-        reopened = Image.open(io.BytesIO(encoded(deep)))
-        assert reopened.mode.startswith("I")
-        assert pixels(reopened)[:, 0, 0].tolist() == [expected] * 3
-
-
 def test_exif_rotation_is_applied() -> None:
     image = picture((0, 0, 0), (16, 16))
     image.paste((255, 255, 255), (0, 0, 16, 8))  # white above

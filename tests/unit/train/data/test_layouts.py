@@ -294,3 +294,10 @@ def test_the_command_takes_the_option_that_decides(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*asked, "--classes", "one"])
     assert done.exit_code == 0
     assert "0 photos: 11" in done.stdout
+
+
+def test_classes_that_a_format_says_itself_are_not_to_be_chosen(tmp_path: Path) -> None:
+    for name in ("Images/n1-pug/0.jpg", "Annotation/n1-pug/0"):
+        write(tmp_path / "dogs" / name, IMAGE)
+    with pytest.raises(DataError, match="leave --classes out"):
+        counts(tmp_path / "dogs", "1")

@@ -199,12 +199,14 @@ PROPHOTO = rgb_profile(1.8, ((0.7347, 0.2653), (0.1596, 0.8404), (0.0366, 0.0001
 
 def in_profile(colour: tuple[int, int, int], profile: bytes) -> Image.Image:
     """A picture that shows this sRGB colour, its pixels written in the profile's space."""
-    return ImageCms.profileToProfile(
+    shown = ImageCms.profileToProfile(
         picture(colour, (8, 8)),
         ImageCms.createProfile("sRGB"),
         ImageCms.ImageCmsProfile(io.BytesIO(profile)),
         ImageCms.Intent.RELATIVE_COLORIMETRIC,
     )
+    assert shown is not None
+    return shown
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF", "WEBP"])
