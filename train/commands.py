@@ -25,11 +25,11 @@ from model.serving.precision import in_precision
 from train.data.pack import Pack, image_progress, open_data
 from train.data.sources import AS_IT_IS, Reading
 from train.efficientnet import open_network
-from train.errors import TrainError
+from train.errors import FeaturesError, TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
-from train.measure.features import Features, open_trusted, split
+from train.measure.features import Features, open_features, open_trusted, split
 from train.measure.features_training import FeaturesRecipe, train_features
 from train.measure.inception import open_inception
 from train.measure.metrics import SAMPLES as MEASURED
@@ -147,6 +147,11 @@ def run_features(
             raise TrainError(
                 f"{option} is for networks: features are trained whole, in minutes. Leave it out."
             )
+    if out.exists():
+        try:
+            open_features(out)
+        except FeaturesError:
+            raise TrainError(f"{out} is there and is no file of features: choose another --out.") from None
     wanted = settings_of("features", FeaturesRecipe, settings)
     where = _one_device(device)
     with image_progress(console) as progress:

@@ -19,7 +19,7 @@ from train.data.sources.names import shorten
 from train.data.sources.names import spoken as spoken
 
 MIN_CROP = 48  # source pixels; the shortest crop around a box that is kept
-_SAID = 50  # classes that are said one by one before a source is read
+_SAID = 200  # classes that are said one by one before a source is read
 
 _APART = frozenset(
     {
@@ -111,6 +111,8 @@ class Source:
             for number in list(range(len(names)))[:_SAID]
             if counts[number]
         ]
+        if empty := [name for number, name in enumerate(names) if not counts[number]]:
+            lines.append(f"  without pictures: {shorten(empty)}")
         if len(names) > _SAID:
             lines.append(
                 f"  and {len(names) - _SAID:,} more, of {min(counts.values()):,} to {max(counts.values()):,}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -172,6 +173,8 @@ def _by_folders(
         if len(parts := PurePosixPath(name).parts) == depth + 1 and parts[:depth] in wraps
     }
     folders = {parts[depth] for parts in inside}
+    if len(folders) == 1:
+        _remark_prefixes(found, inside)
     # a folder without pictures is a class as well, until packing finds and names it as empty
     class_names = class_order(folders | {name for name in empty if not _clashes(name, folders)})
     number = {name: label for label, name in enumerate(class_names)}
@@ -200,9 +203,21 @@ def _one_class(
     at = path.resolve()
     class_names = class_order([at.name if found.kind == "folder" else at.stem])
     entries = sorted(Entry("/".join(parts), 0) for parts in images)
+    _remark_prefixes(found, images)
     return Source(
         found.name, found.kind, spoken(class_names), entries, read, notes=found.left_out.notes(), by=by
     )
+
+
+def _remark_prefixes(found: Listing, images: Sequence[Parts]) -> None:
+    """Tell where pictures of one class are called as if of several: cat.0.jpg, dog.0.jpg."""
+    matches = [re.match(r"([^\W\d_]+)[ ._-]*\d+$", PurePosixPath(parts[-1]).stem) for parts in images]
+    prefixes = Counter(match[1] for match in matches if match)
+    if prefixes.total() == len(images) and len(prefixes) > 1 and 10 * min(prefixes.values()) >= len(images):
+        found.left_out.remark(
+            f"all pictures are one class, and their names begin with {_shown(set(prefixes))}: if these are "
+            "classes, give each a folder, or write a labels.csv"
+        )
 
 
 def _folders(pool: Sequence[Parts], depth: int) -> dict[str, list[Parts]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -163,19 +164,28 @@ def _filled(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 
 
 class _Pictures:
-    """The pictures by what a table may call them: path, path without its ending, or the last part alone."""
+    """The pictures by what a table may call them: path, path without its ending, or the last part alone.
+
+    As they are written, then in any case; letters composed or not.
+    """
 
     def __init__(self, found: Listing, table: str) -> None:
         folder = table.rpartition("/")[0]
-        self._by: tuple[dict[str, list[str]], ...] = ({}, {}, {}, {})
+        self._by: tuple[dict[str, list[str]], ...] = ({}, {}, {}, {}, {}, {})
         for name in found.pictures:
-            path = PurePosixPath(name).relative_to(folder) if folder else PurePosixPath(name)
-            keys = (path.as_posix(), path.with_suffix("").as_posix(), path.name, path.stem)
-            for place, key in zip(self._by, keys, strict=True):
+            path = PurePosixPath(_composed(name)).relative_to(_composed(folder))
+            whole = path.as_posix()
+            keys = (whole, path.with_suffix("").as_posix(), path.name, path.stem)
+            for place, key in zip(self._by, (*keys, whole.casefold(), path.name.casefold()), strict=True):
                 place.setdefault(key, []).append(name)
 
     def find(self, file: str) -> list[str]:
-        path = normal(file.strip()) or ""
+        """The pictures that `file` may mean; several: it is not plain which."""
+        path = normal(_composed(file.strip())) or ""
         last = PurePosixPath(path).name
-        exact, without_end, by_name, by_stem = self._by
-        return exact.get(path) or without_end.get(path) or by_name.get(last) or by_stem.get(last) or []
+        asked = (path, path, last, last, path.casefold(), last.casefold())
+        return next((place[key] for place, key in zip(self._by, asked, strict=True) if key in place), [])
+
+
+def _composed(path: str) -> str:
+    return unicodedata.normalize("NFC", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import zipfile
 from pathlib import Path
 
@@ -210,6 +211,25 @@ def test_labels_csv_says_the_classes_in_these_forms(tmp_path: Path, table: str) 
         with open_source(path) as found:
             assert found.classes()[0].startswith("2 classes in photos")
             assert "by labels.csv" in found.classes()[0]
+
+
+def test_a_table_finds_names_in_another_case_or_with_letters_composed_otherwise(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for name in ("A.PNG", unicodedata.normalize("NFD", "é.png")):
+        write(root / name, IMAGE)
+    write(root / "Labels.CSV", "File Name,Class\na.png,cat\né.png,dog\n".encode())
+    assert counts(root) == {"cat": 1, "dog": 1}
+
+
+def test_names_that_look_like_classes_are_told(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for number in range(3):
+        for kind in ("cat", "dog"):
+            write(root / "train" / f"{kind}.{number}.png", IMAGE)
+    assert counts(root) == {"train": 6}
+    assert "names begin with cat, dog: if these are classes" in notes(root)
+    assert "names begin with" in notes(root / "train")
+    assert "names begin with" not in notes(folder(tmp_path / "plain", cat=3, dog=3))
 
 
 def test_what_a_table_and_the_pictures_lack_of_each_other_is_told(tmp_path: Path) -> None:

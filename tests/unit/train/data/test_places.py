@@ -94,6 +94,19 @@ def test_a_folder_and_a_pipe_are_no_places_for_a_pack(tmp_path: Path) -> None:
     assert not list((tmp_path / "folder").iterdir())
 
 
+def test_features_take_no_file_of_the_user_either(tmp_path: Path) -> None:
+    source = photos(tmp_path)
+    before = source.read_bytes()
+    for out in (source, tmp_path / "out.safetensors"):
+        if out != source:
+            pack(source, out)
+        done = CliRunner().invoke(app, ["train", "features", "--data", str(source), "--out", str(out)])
+        assert done.exit_code == 2
+        assert "is no file of features: choose another --out" in done.output
+    assert source.read_bytes() == before
+    assert len(open_pack(out)) == 3
+
+
 def test_the_command_says_so_in_one_sentence(tmp_path: Path) -> None:
     source = photos(tmp_path)
     before = source.read_bytes()
