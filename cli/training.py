@@ -11,6 +11,16 @@ import typer
 
 from cli.common import Device, Seed, console, fail, tell, wait_passively, warn
 
+Classes = Annotated[
+    str | None,
+    typer.Option(
+        help="How to read the classes: labels (labels.csv, dataset.json), one, or the folders' depth: 1, 2"
+    ),
+]
+Bits = Annotated[
+    int | None, typer.Option(help="Bits in use in pictures of 16 bits, such as 12", min=8, max=32)
+]
+
 
 def pack(
     source: Annotated[Path, typer.Argument(help="Folder or zip of class folders, CIFAR-10, Stanford Dogs")],
@@ -18,14 +28,18 @@ def pack(
     resolution: Annotated[
         int | None, typer.Option(help="Pixels a side; unless told, the images' own")
     ] = None,
+    classes: Classes = None,
+    bits: Bits = None,
     min_crop: Annotated[int, typer.Option(help="Stanford Dogs: shortest crop kept, source pixels")] = 48,
     shards: Annotated[
         int, typer.Option(help="Files beside OUT to deal the images to, for several hosts; 1: only OUT")
     ] = 1,
     licence: Annotated[str | None, typer.Option(help="Note that models trained on it will carry")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over an OUT that is no pack")] = False,
 ) -> None:
     """Read labelled images once, into one file that opens at once. Bad pictures are named and left out."""
     from train.data import pack as packs
+    from train.data.sources import Reading
     from train.errors import TrainError
 
     try:
@@ -34,10 +48,11 @@ def pack(
                 source,
                 out,
                 resolution,
-                min_crop=min_crop,
+                reading=Reading(classes, bits, min_crop, licence),
                 shards=shards,
-                licence=licence,
+                force=force,
                 progress=progress,
+                say=tell,
             )
     except TrainError as error:
         fail(error)
@@ -56,6 +71,8 @@ def train(
     start: Annotated[
         Path | None, typer.Option("--from", help="A generator of the same shape whose weights to begin with")
     ] = None,
+    classes: Classes = None,
+    bits: Bits = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
@@ -78,6 +95,7 @@ def train(
     wait_passively()
     from model.errors import ModelError
     from train.commands import run, run_features, seconds
+    from train.data.sources import Reading
     from train.errors import TrainError
     from train.run.execution import CaptureFailed, Execution
     from train.run.loop import STATE, Session
@@ -87,12 +105,25 @@ def train(
         session = Session(resume, start, limit, Execution(compile, graph))
         if recipe == "features":
             features = run_features(
-                source, out, console=console, device=device, settings=settings or [], session=session
+                source,
+                out,
+                console=console,
+                device=device,
+                settings=settings or [],
+                session=session,
+                reading=Reading(classes, bits),
             )
             warn(features.doubt)
             return
         outcome = run(
-            recipe, source, out, console=console, device=device, settings=settings or [], session=session
+            recipe,
+            source,
+            out,
+            console=console,
+            device=device,
+            settings=settings or [],
+            session=session,
+            reading=Reading(classes, bits),
         )
     except CaptureFailed as error:
         if (out / STATE).exists() and not resume:  # saved within the first steps

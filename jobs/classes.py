@@ -11,10 +11,14 @@ def class_number(asked: str, names: Sequence[str]) -> int | None:
     """Number of the class that `asked` names; None: there is none, or it might be several.
 
     An exact name wins over a number, and a number over a name in another case or with underscores for spaces.
+    Exact is also a name that is the same but for composed letters (NFC) and spaces at its ends.
     """
     if asked in names:
         return names.index(asked)
-    text = asked.strip()
+    text = _written(asked)
+    exact = [number for number, name in enumerate(names) if _written(name) == text]
+    if text and len(exact) == 1:
+        return exact[0]
     # at most 9 digits: longer ones are out of range anyway, and int() refuses thousands of them
     if text.isascii() and text.isdecimal() and len(text) <= 9 and int(text) < len(names):
         return int(text)
@@ -30,5 +34,9 @@ def nearest_name(asked: str, names: Sequence[str]) -> str | None:
     return by_key[near[0]] if near else None
 
 
+def _written(name: str) -> str:
+    return unicodedata.normalize("NFC", name).strip()
+
+
 def _key(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
+    return " ".join(_written(_written(name).casefold()).replace("_", " ").split())

@@ -23,12 +23,13 @@ from model.generator import Generator
 from model.serving.fused import FusedGenerator
 from model.serving.precision import in_precision
 from train.data.pack import Pack, image_progress, open_data
+from train.data.sources import AS_IT_IS, Reading
 from train.efficientnet import open_network
-from train.errors import TrainError
+from train.errors import FeaturesError, TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
-from train.measure.features import Features, open_trusted, split
+from train.measure.features import Features, open_features, open_trusted, split
 from train.measure.features_training import FeaturesRecipe, train_features
 from train.measure.inception import open_inception
 from train.measure.metrics import SAMPLES as MEASURED
@@ -53,6 +54,7 @@ def run(
     device: str = "auto",
     settings: Sequence[str] = (),
     session: Session | None = None,
+    reading: Reading = AS_IT_IS,
 ) -> Outcome:
     """Train `recipe_name` on `data` into the folder `out`; TrainError or ModelError says what to do about it.
 
@@ -75,11 +77,15 @@ def run(
         execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
         on_cpu = world.device.type == "cpu"
         if world.leads:
-            recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, console, resume=resume)
+            recipe, pack = prepare(
+                recipe_name, data, out, overrides, on_cpu, console, resume=resume, reading=reading
+            )
         world.wait()  # until the pictures are packed and the recipe is written
         if not world.leads:
             quiet = Console(quiet=True)
-            recipe, pack = prepare(recipe_name, data, out, overrides, on_cpu, quiet, resume=True)
+            recipe, pack = prepare(
+                recipe_name, data, out, overrides, on_cpu, quiet, resume=True, reading=reading
+            )
         if len(pack) < 2:
             raise TrainError(f"{data} has one picture: a network needs many to learn from.")
         observers: list[Observer] = []
@@ -120,6 +126,7 @@ def run_features(
     device: str = "auto",
     settings: Sequence[str] = (),
     session: Session | None = None,
+    reading: Reading = AS_IT_IS,
 ) -> Features:
     """Train the classifier that images are measured with; TrainError says what to do about it.
 
@@ -140,10 +147,15 @@ def run_features(
             raise TrainError(
                 f"{option} is for networks: features are trained whole, in minutes. Leave it out."
             )
+    if out.exists():
+        try:
+            open_features(out)
+        except FeaturesError:
+            raise TrainError(f"{out} is there and is no file of features: choose another --out.") from None
     wanted = settings_of("features", FeaturesRecipe, settings)
     where = _one_device(device)
     with image_progress(console) as progress:
-        pack = open_data(data, progress=progress)
+        pack = open_data(data, reading=reading, progress=progress)
         recipe = FeaturesRecipe.fitting(len(split(len(pack))[0]), **wanted)
         features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")

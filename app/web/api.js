@@ -97,10 +97,11 @@ export async function ask(link, options = {}) {
 export const get = async (link, options) => read(await (await ask(link, options)).text());
 
 /** Queues a job of {model, class_id, count, truncation, seed: digits or null}. */
-export async function generate({ class_id, seed, ...rest }) {
+export async function generate({ seed, ...rest }) {
+  // class_id is a number in the body: in a path it could also be the name of another class
   const body = write(seed === null ? rest : { ...rest, seed });
   const headers = { "Content-Type": "application/json" };
-  return read(await (await ask(`generate/${class_id}`, { method: "POST", headers, body })).text());
+  return read(await (await ask("generate", { method: "POST", headers, body })).text());
 }
 
 export const cancel = async (job) => read(await (await ask(job.links.self, { method: "DELETE" })).text());

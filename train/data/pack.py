@@ -26,10 +26,9 @@ from torch import Tensor
 from imaging.files import written_whole
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
-from train.data.sources import open_source
+from train.data.sources import AS_IT_IS, Reading, archive_of, open_source
 from train.errors import DataError, NotAPack
 
-MIN_CROP = 48  # source pixels; the shortest crop around a box that is kept
 MAX_IN_MEMORY = 2 * 2**30  # bytes; a raw source above it must be packed first
 MAX_SHARDS = 512  # all are open at once while they are written
 
@@ -101,19 +100,18 @@ def pack(
     out: Path,
     resolution: int | None = None,
     *,
-    min_crop: int = MIN_CROP,
+    reading: Reading = AS_IT_IS,
     shards: int = 1,
-    name: str | None = None,
-    licence: str | None = None,
+    force: bool = False,
     progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> PackReport:
     """Read every picture of `source` and write the pack `out`, or its shards and the index `out`.
 
     resolution: pixels, a multiple of 4 from 8 to 1024; None: the images' own size, which must then be the
-    same square for all. min_crop: the shortest crop around a box (Stanford Dogs), source pixels; 0 keeps all.
-    shards: number of files that the images are dealt to, each a fair sample of every class; 1: `out` alone.
-    name, licence: for the metadata; None: the file's name, and the licence that its format states.
-    progress: a running bar (inside its `with`); None: silent.
+    same square for all. shards: number of files that the images are dealt to, each a fair sample of every
+    class; 1: `out` alone. force: write over files that are no packs, though never over the source.
+    progress: a running bar (inside its `with`); None: silent. say: is told the classes before any is read.
     Raises DataError, and leaves nothing behind; a picture that cannot be read is only reported.
     """
     if resolution is not None and (resolution % 4 or not 8 <= resolution <= 1024):
@@ -123,14 +121,19 @@ def pack(
     if not 1 <= shards <= MAX_SHARDS:
         raise DataError(f"{shards} shards cannot be written: choose 1 to {MAX_SHARDS}.")
     paths = [*_shard_paths(out, shards), out] if shards > 1 else [out]
+    for path in paths:
+        _check_place(path, source, force)
     started = time.monotonic()
-    with _no_pillow_warnings(), open_source(source) as pictures:
-        if name is not None or licence is not None:
-            pictures = replace(pictures, name=name or pictures.name, licence=licence or pictures.licence)
+    with _no_pillow_warnings(), open_source(source, reading) as pictures:
+        if reading.licence is not None:
+            pictures = replace(pictures, licence=reading.licence)
+        if say is not None:
+            for line in pictures.classes():
+                say(line)
         try:
             with written_whole(paths) as files:
-                writer = Writer(files, pictures, resolution)
-                chunks = decode_all(pictures, resolution, min_crop)
+                writer = Writer(files, pictures, resolution, reading)
+                chunks = decode_all(pictures, resolution, reading)
                 for chunk in shown(chunks, len(pictures.entries), progress):
                     writer.add(chunk)
                 report = writer.finish(out, paths, started)
@@ -174,7 +177,13 @@ def open_pack(path: Path) -> Pack:
     return Pack(images, labels, tuple(class_names), int(images.shape[-1]), about, lengths)
 
 
-def open_data(path: Path, resolution: int | None = None, *, progress: Progress | None = None) -> Pack:
+def open_data(
+    path: Path,
+    resolution: int | None = None,
+    *,
+    reading: Reading = AS_IT_IS,
+    progress: Progress | None = None,
+) -> Pack:
     """A pack, or any source that `pack` knows, packed in memory (2 GiB at most) for this call alone.
 
     resolution: pixels that the images must have; None: any. progress: a running bar (inside its `with`).
@@ -183,7 +192,7 @@ def open_data(path: Path, resolution: int | None = None, *, progress: Progress |
     if not is_source(path):
         opened = open_pack(path)
     else:
-        with open_source(path) as source:
+        with open_source(path, reading) as source:
             _check_small(path, len(source.entries) * 3 * (resolution or 8) ** 2)
         if progress is not None:
             progress.console.print(
@@ -194,7 +203,7 @@ def open_data(path: Path, resolution: int | None = None, *, progress: Progress |
             )
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pack.safetensors"
-            pack(path, file, resolution, progress=progress)
+            pack(path, file, resolution, reading=reading, progress=progress)
             _check_small(path, file.stat().st_size)
             mapped = open_pack(file)
             opened = replace(mapped, images=mapped.images[:].clone(), labels=mapped.labels.clone())
@@ -209,6 +218,30 @@ def open_data(path: Path, resolution: int | None = None, *, progress: Progress |
 def is_source(path: Path) -> bool:
     """Whether `path` is still to be packed. True also where there is nothing: packing reports that."""
     return not path.is_file() or _is_archive(path)
+
+
+def _check_place(path: Path, source: Path, force: bool) -> None:
+    """Raises DataError where a pack at `path` would take the place of something that is no pack."""
+    if not path.exists() and not path.is_symlink():
+        return
+    read = source if source.is_dir() else archive_of(source)
+    if read is not None and path.exists() and path.samefile(read):
+        raise DataError(f"{path} is what is to be read: give the pack another name.")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder: give the name of a file in it.")
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path} is no ordinary file: give the pack another name.")
+    try:
+        open_pack(path)
+    except DataError:
+        inside = source.is_dir() and path.resolve().is_relative_to(source.resolve())
+        if inside:
+            raise DataError(f"{path} is a file of the source: give the pack another name.") from None
+        if not force:
+            raise DataError(
+                f"{path} is there and is no pack: give another name, or write over it by "
+                "`sagan data pack --force`."
+            ) from None
 
 
 def _check_small(path: Path, size: int) -> None:

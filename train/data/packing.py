@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.progress import (
@@ -37,18 +36,20 @@ from rich.progress import (
 from rich.text import Text
 from safetensors.numpy import save
 
-from train.data.pictures import HOW, to_square
-from train.data.sources import Entry, Source
-from train.data.sources.base import Unreadable
+from train.data.pictures import HOW, Square, read_square
+from train.data.sources import Entry, Reading, Source
+from train.data.sources.base import LeftOut, Unreadable, printable
+from train.data.sources.names import misleading_numbers, shorten
 from train.errors import DataError, NoImages
 
 FORMAT = "sagan-pack-1"
 INDEX_FORMAT = "sagan-pack-index-1"  # the file that names the shards of a pack
 FEW = 50  # images; a class with fewer is named in the report
 _CHUNK = 16  # pictures a task of the decoding pool
+_DARK = 2**12  # levels of 65,536; where no grey picture of 16 bits has a higher one they may hold fewer bits
 _NAMED = 100_000  # left-out pictures that the report names; the others are counted
 
-Decoded = list[tuple[Entry, npt.NDArray[np.uint8] | str]]  # pixels, or why there are none
+Decoded = list[tuple[Entry, Square | str]]  # pixels, or why there are none
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ class PackReport:
             f"{self.seconds:.1f} s, {rate:,.0f} images/s; sha256 {self.sha256}",
         ]
         if few := self.few:
-            lines.append(f"fewer than {FEW} images: {_shorten(few)}")
+            lines.append(f"fewer than {FEW} images: {shorten(few)}")
         if self.skipped_count:
             lines.append(f"left out {self.skipped_count:,} pictures:")
             lines += [f"  {name}: {reason}" for name, reason in self.skipped[:20]]
@@ -151,8 +152,13 @@ class _Shard:
 class Writer:
     """Decoded pictures to the files of a pack: one, or the shards and, last, the index that names them."""
 
-    def __init__(self, files: Sequence[BinaryIO], source: Source, resolution: int | None):
+    def __init__(
+        self, files: Sequence[BinaryIO], source: Source, resolution: int | None, reading: Reading
+    ) -> None:
         self.source = source
+        self.reading = reading
+        self.remarks = LeftOut()  # on pictures that are taken
+        self.deepest = -1  # level of the whitest grey deeper than 8 bits; -1: there is none
         self.resolution = resolution  # None until the first picture is decoded
         self.skipped: list[tuple[str, str]] = []
         self.skipped_count = 0
@@ -167,12 +173,16 @@ class Writer:
         self._random = random.Random(0)
 
     def add(self, chunk: Decoded) -> None:
-        for entry, pixels in chunk:
-            if isinstance(pixels, str):
+        for entry, square in chunk:
+            if isinstance(square, str):
                 self.skipped_count += 1
                 if len(self.skipped) < _NAMED:
-                    self.skipped.append((entry.name.encode(errors="replace").decode(), pixels))
+                    self.skipped.append((printable(entry.name), square))
                 continue
+            pixels = square.pixels
+            self.deepest = max(self.deepest, square.deepest)
+            for remark in square.remarks:
+                self.remarks.add(remark, entry.name)
             side = pixels.shape[1]
             if self.resolution is None:
                 if side % 4 or not 8 <= side <= 1024:
@@ -195,6 +205,11 @@ class Writer:
         if self.resolution is None or not counts:
             first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
             raise NoImages(f"No picture in {self.source.name} can be used{first}.")
+        if 0 < self.deepest < _DARK and self.reading.bits is None:
+            raise DataError(
+                f"The pictures of 16 bits use levels up to {self.deepest:,} of 65,535 alone. Do they hold 12 "
+                "bits? Then add --bits 12 (or 10, or 14). Or are they that dark? Then add --bits 16."
+            )
         if empty_shards := sum(not shard.labels for shard in self.shards):
             raise DataError(
                 f"{counts.total()} images do not fill {len(self.shards)} shards: "
@@ -203,9 +218,11 @@ class Writer:
         kept = [label for label in range(len(self.source.class_names)) if counts[label]]
         number = {label: index for index, label in enumerate(kept)}
         class_names = tuple(self.source.class_names[label] for label in kept)
-        notes = self.source.notes
+        notes = self.source.notes + self.remarks.notes("noted of")
+        if wrong := misleading_numbers(class_names):
+            notes += (wrong,)
         if empty := [n for label, n in enumerate(self.source.class_names) if not counts[label]]:
-            notes += (f"classes without a usable image were left out: {_shorten(empty)}",)
+            notes += (f"classes without a usable image were left out: {shorten(empty)}",)
         about = {
             "format": FORMAT,
             "source": self.source.name,
@@ -276,11 +293,11 @@ class Writer:
             )
 
 
-def decode_all(source: Source, resolution: int | None, min_crop: int) -> Iterator[Decoded]:
+def decode_all(source: Source, resolution: int | None, reading: Reading) -> Iterator[Decoded]:
     """Every picture in order, decoded by a few threads; only a few chunks are in memory at once."""
 
     def decode(entries: list[Entry]) -> Decoded:
-        return [(entry, _decode(source, entry, resolution, min_crop)) for entry in entries]
+        return [(entry, _decode(source, entry, resolution, reading)) for entry in entries]
 
     workers = min(8, os.cpu_count() or 1)
     entries = iter(source.entries)
@@ -298,12 +315,10 @@ def decode_all(source: Source, resolution: int | None, min_crop: int) -> Iterato
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(
-    source: Source, entry: Entry, resolution: int | None, min_crop: int
-) -> npt.NDArray[np.uint8] | str:
+def _decode(source: Source, entry: Entry, resolution: int | None, reading: Reading) -> Square | str:
     try:
         with source.read(entry) as image:
-            return to_square(image, entry.box, resolution, min_crop)
+            return read_square(image, entry.box, resolution, reading)
     except Unreadable as error:
         return str(error)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -324,8 +339,3 @@ def shown(chunks: Iterator[Decoded], total: int, progress: Progress | None) -> I
     for chunk in chunks:
         yield chunk
         progress.advance(task, len(chunk))
-
-
-def _shorten(names: Iterable[str], limit: int = 10) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

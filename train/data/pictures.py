@@ -1,46 +1,77 @@
-"""One picture, whatever its format, to a square of uint8 RGB."""
+"""One picture, whatever its format and mode, to a square of uint8 RGB in sRGB.
+
+By mode and depth, the same for every picture: 1, 8 and 16 bits are scaled so that the highest level is 255,
+and grey of 9 to 15 bits by the number of bits that its file states. Whole numbers of 32 bits and floating
+point have no known white and are refused. A colour profile is followed; transparency lies on white.
+"""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from train.data.sources.base import Box, Unreadable
+from train.data.colours import to_srgb
+from train.data.sources.base import AS_IT_IS, Box, Reading, Unreadable
 
 MAX_PIXELS = 80_000_000  # of one picture; a larger one counts as a decompression bomb
-HOW = "EXIF rotation applied, transparency on white, Lanczos (antialiased) to the resolution"
+HOW = (
+    "EXIF rotation applied, colour profiles converted to sRGB, transparency on white, "
+    "Lanczos (antialiased) to the resolution"
+)
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's tags
+FRAMES: Final = "of several frames or pages the first is used"
+
+
+@dataclass(frozen=True)
+class Square:
+    """A picture as it is packed."""
+
+    pixels: npt.NDArray[np.uint8]  # [3, R, R]
+    remarks: tuple[str, ...]  # on how it was read, for the report
+    deepest: int  # highest level of grey of 16 bits; -1: it has no such pixels, or states its bits
 
 
 def to_square(
     image: Image.Image, box: Box | None, resolution: int | None, min_crop: int
 ) -> npt.NDArray[np.uint8]:
+    """The pixels alone: see `read_square`."""
+    return read_square(image, box, resolution, Reading(min_crop=min_crop)).pixels
+
+
+def read_square(
+    image: Image.Image, box: Box | None, resolution: int | None, reading: Reading = AS_IT_IS
+) -> Square:
     """A picture's square crop as pixels [3, R, R].
 
     The crop is the centre square, or the square around the box, moved and shortened to stay in the picture.
-    resolution: pixels; None: the crop's own size. min_crop: the shortest crop around a box, source pixels.
-    Raises Unreadable with the reason.
+    resolution: pixels; None: the crop's own size. Raises Unreadable with the reason.
     """
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise Unreadable(f"{width}×{height} pixels are more than {MAX_PIXELS:,}")
+    remarks = [FRAMES] if _has_frames(image) else []
+    image, deepest = _to_eight_bits(image, reading.bits)
     if box is None:
-        image = _to_rgb(_upright(image))
-        crop = _centre(*image.size)
+        image = _upright(image)
+        image = image.crop(_centre(*image.size))
     else:
         # boxes are in pixels as stored, so the crop comes before the rotation
         crop = square_around(box, width, height)
-        if crop[2] - crop[0] < min_crop:
-            raise Unreadable(f"the box is {crop[2] - crop[0]} pixels, under {min_crop}")
-        image.load()
-        image = _to_rgb(_upright(image.crop(crop)))
-        crop = (0, 0, *image.size)
-    if crop != (0, 0, *image.size):
-        image = image.crop(crop)
+        if crop[2] - crop[0] < reading.min_crop:
+            raise Unreadable(f"the box is {crop[2] - crop[0]} pixels, under {reading.min_crop}")
+        image = _upright(image.crop(crop))
+    image, remark = to_srgb(image)
+    if remark is not None:
+        remarks.append(remark)
     if resolution is not None and image.size != (resolution, resolution):
         image = image.resize((resolution, resolution), Image.Resampling.LANCZOS)
-    return np.asarray(image, np.uint8).transpose(2, 0, 1)
+    return Square(np.asarray(image, np.uint8).transpose(2, 0, 1), tuple(remarks), deepest)
 
 
 def square_around(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
@@ -68,16 +99,49 @@ def _upright(image: Image.Image) -> Image.Image:
         return image  # a damaged EXIF block says nothing about the pixels
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _has_frames(image: Image.Image) -> bool:
+    """Whether there are more frames or pages than the first; sizes and layers of one picture are none."""
+    with suppress(Exception):  # a later frame may be damaged, which is no matter
+        return image.format in ("GIF", "PNG", "TIFF", "WEBP", "AVIF") and bool(
+            getattr(image, "is_animated", False)
+        )
+    return False
+
+
+def _to_eight_bits(image: Image.Image, bits: int | None) -> tuple[Image.Image, int]:
+    """The image, loaded, with 8 bits a channel at most; and the highest level of grey of 16 bits, else -1."""
+    stated = _stated_bits(image)
+    wide = any("16" in str(tile[3]) for tile in getattr(image, "tile", ())) and image.mode not in _DEEP
+    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     image.load()
-    if image.mode in _DEEP:
-        values = np.asarray(image)
-        # 16 bits, whatever the container, become 8 by one scale for all pictures, never by a picture's range
-        deep = image.mode != "I" or values.max(initial=0) > 255
-        image = Image.fromarray(np.clip(values // 257 if deep else values, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise Unreadable("floating-point pixels have no known range")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    if image.mode.startswith("F"):
+        raise Unreadable("floating-point pixels have no known white: save it with 8 or 16 bits")
+    if wide and bits not in (None, 16):
+        raise Unreadable("of colours of 16 bits only the upper 8 can be read: save it with 8 bits")
+    if image.mode not in _DEEP:
+        # Pillow has dropped the lower bits of colours
+        deepest = 257 * int(np.asarray(image)[..., :3].max(initial=0)) if wide and bits is None else -1
+        return image, deepest
+    if stated == 32 and bits is None:
+        raise Unreadable(
+            "whole numbers of 32 bits have no known white: save it with 8 or 16 bits, or give --bits"
+        )
+    values = np.asarray(image).astype(np.int64 if stated > 16 else np.int32)
+    white = 2 ** (bits or stated) - 1
+    scaled = np.clip(values * 255 // white, 0, 255).astype(np.uint8)
+    if white_is_zero:
+        scaled = 255 - scaled
+    grey = Image.fromarray(scaled)
+    grey.info = {k: v for k, v in image.info.items() if k != "transparency"}
+    if isinstance(clear := image.info.get("transparency"), int):  # the level that is transparent, of a PNG
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    grey.getexif().update(image.getexif())
+    return grey, int(values.max(initial=0)) if stated == 16 and bits is None else -1
+
+
+def _stated_bits(image: Image.Image) -> int:
+    """Bits of a deep grey level as the file states them."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        return int(tags.get(_BITS_PER_SAMPLE, (16,))[0])
+    return 16  # of PNG, JPEG 2000 and PGM, whose lesser depths Pillow scales to 16 bits

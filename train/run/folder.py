@@ -12,18 +12,19 @@ import os
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 
 from imaging.files import write_whole
 from train.data.automatic import Survey, check_enough, choose, pictures, to_toml
 from train.data.pack import Pack, image_progress, is_source, open_data, open_pack, pack
 from train.data.packing import FEW, PackReport
 from train.data.pictures import square_around
-from train.data.sources import Source, open_source
+from train.data.sources import AS_IT_IS, Reading, Source, archive_of, open_source
+from train.data.sources.names import shorten
 from train.efficientnet import installed
 from train.errors import DataError
 from train.recipes.recipe import Recipe, parse_recipe, read_recipe
@@ -60,6 +61,7 @@ def prepare(
     console: Console,
     *,
     resume: bool,
+    reading: Reading = AS_IT_IS,
 ) -> tuple[Recipe, Pack]:
     """The recipe called `name`, or the resumed run's own, and the images for it.
 
@@ -70,15 +72,15 @@ def prepare(
         raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
     if name != AUTO:
         recipe = read_recipe(name, overrides)
-        return recipe, _images(data, out, _resolution(recipe), console, resume=resume)
+        return recipe, _images(data, out, _resolution(recipe), console, reading, resume=resume)
     if resume:
         recipe = chosen_recipe(out, overrides)
-        return recipe, _images(data, out, _resolution(recipe), console, resume=True)
-    survey = _survey(data)
+        return recipe, _images(data, out, _resolution(recipe), console, reading, resume=True)
+    survey = _survey(data, reading)
     choices = choose(survey, on_cpu, overrides)
     text = to_toml(f"A SAGAN for the pictures of {_shown_name(data)}", choices)
     recipe = parse_recipe(AUTO, text)
-    images = _images(data, out, _resolution(recipe), console, resume=False)
+    images = _images(data, out, _resolution(recipe), console, reading, resume=False)
     check_enough(len(images))
     write_whole(out / RECIPE, text.encode())
     _say(console, f"The recipe for them, chosen by number and size; {out / RECIPE} has it to be changed:")
@@ -106,11 +108,11 @@ def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:
         raise StateError(f"{path}: not a readable recipe ({wrong}).") from None
 
 
-def _survey(data: Path) -> Survey:
+def _survey(data: Path, reading: Reading) -> Survey:
     if not is_source(data):
         opened = open_pack(data)
         return Survey(len(opened), (), opened.resolution, pretrained=installed(NETWORK))
-    with open_source(data) as source:
+    with open_source(data, reading) as source:
         check_enough(len(source.entries))
         return Survey(len(source.entries), _sides(source), pretrained=installed(NETWORK))
 
@@ -131,15 +133,19 @@ def _sides(source: Source) -> tuple[int, ...]:
     return tuple(sorted(sides))
 
 
-def _images(data: Path, out: Path, resolution: int, console: Console, *, resume: bool) -> Pack:
+def _images(
+    data: Path, out: Path, resolution: int, console: Console, reading: Reading, *, resume: bool
+) -> Pack:
     """The images at `data` at this resolution, from the run's folder if they lie packed there."""
     _check_writable(out)
     if not is_source(data):
+        if reading.classes is not None or reading.bits is not None:
+            raise DataError(f"{data} is packed already: give --classes and --bits to `sagan data pack`.")
         images = open_data(data, resolution)
-        _name_small_classes(images, console)
+        _say_classes(images, console)
         return images
     kept = _read_about(out)
-    listing, found = _listing(data)
+    listing, found = _listing(data, reading)
     if kept is not None and (resume or (kept.listing, kept.resolution) == (listing, resolution)):
         if kept.listing != listing:
             _check_same_place(kept, data, out)
@@ -153,12 +159,19 @@ def _images(data: Path, out: Path, resolution: int, console: Console, *, resume:
         _say(console, f"The pictures lie packed in {out / PACK} and are not read again{left_out}.")
     else:
         with image_progress(console) as progress:
-            report = _pack(data, out, resolution, progress)
+            (out / ABOUT).unlink(missing_ok=True)  # a pack without it is ignored, should this be cut short
+            report = pack(
+                data, out / PACK, resolution, reading=reading, progress=progress, say=partial(_say, console)
+            )
+        _write_skipped(report, out)
         about = _About(str(data.resolve()), listing, found, resolution, report.skipped_count)
         write_whole(out / ABOUT, json.dumps(asdict(about)).encode())
         _tell(report, out, console)
+        images = open_pack(out / PACK)
+        _name_small_classes(images, console)
+        return images
     images = open_pack(out / PACK)
-    _name_small_classes(images, console)
+    _say_classes(images, console)
     return images
 
 
@@ -172,9 +185,7 @@ def _check_writable(out: Path) -> None:
         raise DataError(f"{out} cannot be written to ({wrong.strerror}): choose another --out.") from wrong
 
 
-def _pack(data: Path, out: Path, resolution: int, progress: Progress) -> PackReport:
-    (out / ABOUT).unlink(missing_ok=True)  # a pack without it is ignored, should this be cut short
-    report = pack(data, out / PACK, resolution, progress=progress)
+def _write_skipped(report: PackReport, out: Path) -> None:
     if report.skipped:
         lines = [f"{name}: {reason}\n" for name, reason in report.skipped]
         if report.skipped_count > len(lines):
@@ -182,7 +193,6 @@ def _pack(data: Path, out: Path, resolution: int, progress: Progress) -> PackRep
         write_whole(out / SKIPPED, "".join(lines).encode(errors="replace"))
     else:
         (out / SKIPPED).unlink(missing_ok=True)
-    return report
 
 
 def _tell(report: PackReport, out: Path, console: Console) -> None:
@@ -201,6 +211,14 @@ def _tell(report: PackReport, out: Path, console: Console) -> None:
         _say(console, note, style="yellow")
 
 
+def _say_classes(images: Pack, console: Console) -> None:
+    """The classes of a pack, with their numbers of pictures."""
+    counts = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
+    said = [f"{name} ({n:,})" for name, n in zip(images.class_names, counts, strict=True)]
+    _say(console, f"{len(said)} classes: {shorten(said)}" if len(said) > 1 else f"1 class: {said[0]}")
+    _name_small_classes(images, console)
+
+
 def _name_small_classes(images: Pack, console: Console) -> None:
     counts = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
     few = [f"{name} ({n})" for name, n in zip(images.class_names, counts, strict=True) if n < FEW]
@@ -214,18 +232,19 @@ def _name_small_classes(images: Pack, console: Console) -> None:
         )
 
 
-def _listing(data: Path) -> tuple[str, int]:
+def _listing(data: Path, reading: Reading) -> tuple[str, int]:
     """A hash of the names, sizes and times of change of the pictures, and their number."""
     digest = hashlib.sha256()
-    with open_source(data) as source:
+    with open_source(data, reading) as source:
+        if reading.bits is not None:  # the pixels are a function of it
+            digest.update(f"{reading.bits}".encode())
         for entry in source.entries:
             digest.update(
                 f"{entry.name}/{entry.label}/{_stamp(data / entry.name)}\n".encode(errors="replace")
             )
         # an archive's pictures change with it
-        digest.update(
-            f"{source.class_names}/{_stamp(data) if data.is_file() else ''}".encode(errors="replace")
-        )
+        archive = None if data.is_dir() else archive_of(data)
+        digest.update(f"{source.class_names}/{_stamp(archive) if archive else ''}".encode(errors="replace"))
         return digest.hexdigest(), len(source.entries)
 
 

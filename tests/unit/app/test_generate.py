@@ -6,6 +6,7 @@ import pytest
 
 from app.errors import UnknownClass
 from app.routes.generate import resolve_class
+from jobs.classes import class_number
 from jobs.job import ModelInfo
 
 MODEL = ModelInfo("birds", "0" * 64, "float32", 64, ("bird_of_paradise", "Border collie", "0"))
@@ -26,3 +27,14 @@ def test_what_is_no_class_is_told_with_the_nearest(asked: int | str) -> None:
     assert "This model has no class" in str(caught.value)
     if asked == "colli":
         assert "Did you mean 'Border collie'" in str(caught.value)
+
+
+def test_text_means_the_class_of_that_name_as_on_the_command_line() -> None:
+    names = tuple(
+        sorted(str(number) for number in range(12))
+    )  # 0, 1, 10, 11, 2, ...: as old packs number them
+    numbers = ModelInfo("numbers", "0" * 64, "float32", 64, names)
+    for name in names:
+        assert names[resolve_class(name, numbers)] == name
+        assert resolve_class(name, numbers) == class_number(name, names)
+    assert names[resolve_class(2, numbers)] == "10"  # a JSON number is the class's number

@@ -34,6 +34,28 @@ def test_a_name_is_found_as_people_write_it(asked: str, number: int | None) -> N
     assert class_number(asked, DOGS) == number
 
 
+@pytest.mark.parametrize(
+    ("asked", "number"),
+    [
+        ("cat", 0),
+        ("cat ", 0),
+        ("café", 1),
+        ("cafe\u0301", 1),
+        (" CAFE\u0301", None),
+        ("Café", 2),
+        ("2", 3),
+        ("3", 3),
+    ],
+)
+def test_names_in_old_checkpoints_are_found_however_they_were_written(asked: str, number: int | None) -> None:
+    assert class_number(asked, ("cat ", "cafe\u0301", "Café", "2\u00a0")) == number
+
+
+def test_an_exact_name_comes_before_a_number() -> None:
+    names = sorted(str(number) for number in range(12))  # as text, as packs once were: 0, 1, 10, 11, 2, ...
+    assert [class_number(name, names) for name in names] == list(range(12))
+
+
 def test_what_might_be_several_classes_is_none_unless_it_is_exact() -> None:
     names = ("sea_lion", "sea lion", "Sea_Lion")
     assert [class_number(name, names) for name in names] == [0, 1, 2]

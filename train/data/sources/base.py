@@ -2,28 +2,63 @@
 
 from __future__ import annotations
 
-import io
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from PIL import Image
 
-from train.errors import DataError
+from train.data.sources.formats import MAX_FILE_BYTES as MAX_FILE_BYTES
+from train.data.sources.formats import Unreadable as Unreadable
+from train.data.sources.formats import is_picture as is_picture
+from train.data.sources.formats import open_picture as open_picture
+from train.data.sources.names import class_order as class_order
+from train.data.sources.names import same_classes as same_classes
+from train.data.sources.names import shorten
+from train.data.sources.names import spoken as spoken
 
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jp2", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+MIN_CROP = 48  # source pixels; the shortest crop around a box that is kept
+_SAID = 200  # classes that are said one by one before a source is read
+
+_APART = frozenset(
+    {
+        "__macosx",
+        "@eadir",
+        "@recycle",
+        "@recycled",
+        "#recycle",
+        "@recently-snapshot",
+        "@tmp",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "found.000",
+        "__pycache__",
+        "thumbnails",
+        "_thumbnails",
+        "_thumbs",
+        "thumbs.db",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "picasa.ini",
+        "icon\r",
+    }
 )
-MAX_FILE_BYTES = 256 * 2**20  # one image file, uncompressed; larger ones are not read at all
-# named one by one: left to itself Pillow also opens EPS, for which it starts another program
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
-class Unreadable(Exception):
-    """One picture cannot be used; the message is the reason that the report gives."""
+@dataclass(frozen=True)
+class Reading:
+    """How a source is to be read, where it does not say itself."""
+
+    classes: str | None = None  # "labels", "one" or the depth of the class folders from 1; None: concluded
+    bits: int | None = None  # in use of grey pixels deeper than 8 bits; None: as many as their files say
+    min_crop: int = MIN_CROP  # source pixels, of a crop around a box (Stanford Dogs); 0 keeps all
+    licence: str | None = None  # of the pictures; None: what the source's format states
+
+
+AS_IT_IS: Final = Reading()
 
 
 class Box(NamedTuple):
@@ -61,58 +96,62 @@ class Source:
     licence: str | None = None  # None: the source's format states none
     crop: str = "centre square"  # the part of a picture that is used
     notes: tuple[str, ...] = ()  # on files left out, for the report
+    by: str = "as its format says"  # what a picture's class was concluded from
 
-
-def class_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names in the order of their numbers: sorted.
-
-    Raises DataError for two that a person cannot tell apart.
-    """
-    ordered = tuple(sorted(names))
-    seen: dict[str, str] = {}
-    for name in ordered:
-        if name.encode(errors="replace") != name.encode(errors="surrogatepass"):
-            raise DataError(f"The class folder {name!a} is not named in UTF-8: rename it.")
-        key = unicodedata.normalize("NFC", name).casefold().strip()
-        if key in seen:
-            raise DataError(
-                f"Two classes have the same name, {seen[key]!r} and {name!r}: rename or merge one of them."
+    def classes(self) -> list[str]:
+        """What was concluded, to be checked: each class with its number of pictures and one of them."""
+        counts = Counter(entry.label for entry in self.entries)
+        first: dict[int, str] = {}
+        for entry in self.entries:
+            first.setdefault(entry.label, entry.name)
+        names = self.class_names
+        lines = [f"{len(counts)} class{'es' if len(counts) != 1 else ''} in {self.name}, {self.by}:"]
+        lines += [
+            f"  {number} {names[number]}: {counts[number]:,}, such as {printable(first[number])}"
+            for number in list(range(len(names)))[:_SAID]
+            if counts[number]
+        ]
+        if empty := [name for number, name in enumerate(names) if not counts[number]]:
+            lines.append(f"  without pictures: {shorten(empty)}")
+        if len(names) > _SAID:
+            lines.append(
+                f"  and {len(names) - _SAID:,} more, of {min(counts.values()):,} to {max(counts.values()):,}"
             )
-        seen[key] = name
-    return ordered
+        return lines
 
 
-def same_classes(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether both are the same classes in the same order; case and underscores make no difference."""
-    return [n.casefold() for n in spoken(names)] == [n.casefold() for n in spoken(others)]
+class LeftOut:
+    """Files that are not taken, or not as usual, counted by reason with examples."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, list[str]] = {}
+        self._remarks: list[str] = []
+
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        self._counts[reason] += count
+        examples = self._examples.setdefault(reason, [])
+        if len(examples) < 3 and name not in examples:
+            examples.append(name)
+
+    def remark(self, text: str) -> None:
+        """Something else to be told."""
+        self._remarks.append(text)
+
+    def notes(self, what: str = "left out") -> tuple[str, ...]:
+        """One line a reason, beginning with `what`, then the remarks."""
+        counted = (
+            f"{what} {count:,}: {reason} ({printable(shorten(self._examples[reason]))})"
+            for reason, count in sorted(self._counts.items())
+        )
+        return (*counted, *map(printable, self._remarks))
 
 
-def spoken(names: Sequence[str]) -> tuple[str, ...]:
-    """Class names as people write them, in the same order: `Border_collie` is "Border collie".
-
-    Names that would become the same keep their underscores.
-    """
-    said = [" ".join(name.replace("_", " ").split()) if "_" in name else name for name in names]
-    keys = [unicodedata.normalize("NFC", one).casefold().strip() for one in said]
-    count = Counter(keys)
-    return tuple(
-        one if key and count[key] == 1 else name for one, key, name in zip(said, keys, names, strict=True)
-    )
+def printable(name: str) -> str:
+    """A file's name for the screen, whatever bytes it is of."""
+    return "".join(c if c.isprintable() else "�" for c in name.encode(errors="replace").decode())
 
 
-@cache
-def _formats() -> tuple[str, ...]:
-    Image.init()
-    return tuple(form for form in _FORMATS if form in Image.OPEN)  # not every Pillow is built with all
-
-
-def open_picture(content: bytes) -> Image.Image:
-    """Pillow's image of a file's content, not yet decoded. Raises Unreadable or one of Pillow's errors."""
-    if len(content) > MAX_FILE_BYTES:
-        raise Unreadable(f"larger than {MAX_FILE_BYTES >> 20} MiB")
-    return Image.open(io.BytesIO(content), formats=_formats())
-
-
-def is_hidden(parts: Iterable[str]) -> bool:
-    """True for the leavings of file managers (.DS_Store, __MACOSX) and for any part with a leading dot."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def set_apart(parts: Iterable[str]) -> str | None:
+    """The hidden, metadata or thumbnail part of a path (.DS_Store, __MACOSX, @eaDir); None: it has none."""
+    return next((p for p in parts if p.startswith(".") or p.casefold() in _APART), None)

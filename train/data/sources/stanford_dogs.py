@@ -17,13 +17,13 @@ from PIL import Image
 
 from train.data.sources.base import (
     MAX_FILE_BYTES,
-    SUFFIXES,
     Box,
     Entry,
     Source,
     class_order,
-    is_hidden,
+    is_picture,
     open_picture,
+    set_apart,
     spoken,
 )
 from train.errors import DataError, NoImages
@@ -39,7 +39,7 @@ def open_stanford_dogs(path: Path) -> Iterator[Source]:
     with ExitStack() as stack:
         images, read_image = _tree(path, "Images", "images.tar", stack)
         annotations, read_xml = _tree(path, "Annotation", "annotation.tar", stack)
-        names = [name for name in images if PurePosixPath(name).suffix.lower() in SUFFIXES]
+        names = [name for name in images if is_picture(name)]
         if not names:
             raise NoImages(f"There is no image in Stanford Dogs at {path.name}.")
         folders = {PurePosixPath(name).parts[0] for name in names}
@@ -59,7 +59,8 @@ def open_stanford_dogs(path: Path) -> Iterator[Source]:
             entries += [Entry(f"{name}#{index}", label, box) for index, box in enumerate(boxes)]
 
         def read(entry: Entry) -> Image.Image:
-            return open_picture(read_image(entry.name.rpartition("#")[0]))
+            name = entry.name.rpartition("#")[0]
+            return open_picture(read_image(name), name)
 
         notes = []
         if without:
@@ -116,7 +117,7 @@ def _tree(path: Path, folder: str, tar: str, stack: ExitStack) -> tuple[list[str
 
 
 def _visible(names: list[str]) -> list[str]:
-    return [name for name in names if len(parts := PurePosixPath(name).parts) == 2 and not is_hidden(parts)]
+    return [name for name in names if len(parts := PurePosixPath(name).parts) == 2 and not set_apart(parts)]
 
 
 class _NoDoctype(ElementTree.TreeBuilder):

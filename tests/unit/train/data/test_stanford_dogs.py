@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.train.data.sources import encoded, picture, write
 from train.data.pack import open_pack, pack
+from train.data.sources import Reading
 from train.errors import DataError
 
 
@@ -59,7 +60,7 @@ def test_dogs_are_cropped_around_their_boxes_from_folders_and_from_the_tars(tmp_
         assert "annotated box" in str(opened.metadata["how"])
         assert opened.images[:, 0].float().mean() > 245  # all red,
         assert opened.images[:, 2].float().mean() < 10  # nothing of the blue around it
-    assert pack(source, tmp_path / "all", 32, min_crop=0).images == 4
+    assert pack(source, tmp_path / "all", 32, reading=Reading(min_crop=0)).images == 4
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,24 @@ def sagan(*arguments: object) -> str:
 # -- one command --------------------------------------------------------------------------------------------
 
 
+def test_classes_are_said_before_training_and_what_is_ambiguous_is_refused(
+    photos: Path, tmp_path: Path
+) -> None:
+    told = auto(photos, tmp_path / "out")
+    assert told.index("  0 cat: 8, such as cat/0.png\n") < told.index("packed at")
+    assert "2 classes: cat (8), dog (9)" in auto(tmp_path / "out" / PACK, tmp_path / "from-a-pack")
+    for i in range(9):
+        save(photos / f"{i}.png")
+    asked = ("train", "--data", photos, "--out", tmp_path / "new", "--device", "cpu")
+    assert "--classes one" in sagan(*asked)
+    assert not (tmp_path / "new").exists()
+    assert "packed already" in sagan("train", "--data", tmp_path / "out" / PACK, *asked[3:], "--classes", "1")
+    settings = [part for one in QUICK for part in ("--set", one)]
+    done = CliRunner().invoke(app, [*map(str, asked), "--classes", "one", *settings])
+    assert done.exit_code == 0, done.output
+    assert load_generator(tmp_path / "new" / GENERATOR).class_names == ("photos",)
+
+
 def test_a_folder_trains_with_one_command_and_every_choice_has_its_reason(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -143,7 +161,7 @@ def test_pictures_that_cannot_be_used_and_small_classes_are_named(photos: Path, 
     assert [line.split(":")[0] for line in listed] == ["dog/cut.jpg", "dog/empty.png", "dog/text.jpg"]
     assert all(f"  {line}\n" in told for line in listed)
     assert "3 left out" in told
-    assert "1 file that is not an image" in told
+    assert "left out 1: not a picture (dog/notes.txt)" in told
     assert "cat (8), dog (9)" in told
     assert "add pictures, merge classes" in told
 
