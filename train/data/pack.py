@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imaging.files import written_whole
+from train.data.licence import stated_licence
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
 from train.data.sources import open_source
@@ -112,7 +113,8 @@ def pack(
     resolution: pixels, a multiple of 4 from 8 to 1024; None: the images' own size, which must then be the
     same square for all. min_crop: the shortest crop around a box (Stanford Dogs), source pixels; 0 keeps all.
     shards: number of files that the images are dealt to, each a fair sample of every class; 1: `out` alone.
-    name, licence: for the metadata; None: the file's name, and the licence that its format states.
+    name, licence: for the metadata; None: the file's name, and the licence that a file beside the pictures or
+    their format states.
     progress: a running bar (inside its `with`); None: silent.
     Raises DataError, and leaves nothing behind; a picture that cannot be read is only reported.
     """
@@ -125,8 +127,8 @@ def pack(
     paths = [*_shard_paths(out, shards), out] if shards > 1 else [out]
     started = time.monotonic()
     with _no_pillow_warnings(), open_source(source) as pictures:
-        if name is not None or licence is not None:
-            pictures = replace(pictures, name=name or pictures.name, licence=licence or pictures.licence)
+        licence = licence or stated_licence(source) or pictures.licence
+        pictures = replace(pictures, name=name or pictures.name, licence=licence)
         try:
             with written_whole(paths) as files:
                 writer = Writer(files, pictures, resolution)
