@@ -96,14 +96,20 @@ def saved_step(run: Path) -> int:
 
 def stopped(process: subprocess.Popen[bytes], *signals: signal.Signals) -> str:
     """What a run said that got these signals after its first step."""
-    with process:
-        assert process.stdout is not None
-        told = ""
+    assert process.stdout is not None
+    told = ""
+    try:
         while "step 1/" not in told:
-            told += process.stdout.readline().decode()
+            line = process.stdout.readline().decode()
+            assert line, told  # it has ended
+            told += line
         for how in signals:
             process.send_signal(how)
-        told += process.stdout.read().decode()
+        told += process.communicate(timeout=60)[0].decode()
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
     assert process.returncode == 0
     return told
 
