@@ -16,7 +16,10 @@ def stated_licence(data: Path) -> str | None:
     try:
         if data.is_dir():
             found = sorted(path for path in data.iterdir() if _is_licence(path.name) and path.is_file())
-            return _said(found[0].name, found[0].open("rb").read(READ)) if found else None
+            if not found:
+                return None
+            with found[0].open("rb") as beside:
+                return _said(found[0].name, beside.read(READ))
         if not zipfile.is_zipfile(data):
             return None
         with zipfile.ZipFile(data) as archive:
