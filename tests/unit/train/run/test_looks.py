@@ -1,4 +1,4 @@
-"""What there is to look at: pictures by the clock, the real ones beside them, in the folder and in TensorBoard."""
+"""What there is to look at: pictures by the clock, and the real ones beside them; in TensorBoard too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
+    EventAccumulator,
+)
 
 from model.checkpoint import load_generator
 from tests.unit.train.tiny import make_pack, tiny
