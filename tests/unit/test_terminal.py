@@ -116,7 +116,11 @@ def stopped(process: subprocess.Popen[bytes], *signals: signal.Signals) -> str:
 
 def test_a_closed_terminal_before_the_first_save_saves_and_is_told(pack: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start("train", "tiny", "--data", pack, "--out", run, *LONG, stdout=subprocess.PIPE)
+    process = start(
+        *("train", "tiny", "--data", pack, "--out", run, *LONG),
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # these tests may run under nohup
+    )
     assert "stopped (SIGHUP), all saved; --resume goes on." in stopped(process, signal.SIGHUP)
     assert saved_step(run) >= 1
     assert load_generator(run / GENERATOR).metadata["steps"] == saved_step(run)
