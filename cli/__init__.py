@@ -5,14 +5,16 @@ Commands import what they need when they run, so that an image with the API alon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Final, ParamSpec
+from typing import Any, Final, ParamSpec
 
 import typer
+from typer.core import TyperGroup
 
 from cli import images, measuring, service, training
-from cli.common import fail
+from cli.common import fail, refuse
+from cli.streams import forgiving
 
 P = ParamSpec("P")
 
@@ -26,6 +28,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("worker", images.sheet),
     ("worker", images.attention),
     ("worker", images.reproduce),
+    ("train", images.progress),
     ("worker", service.models),
     ("train", measuring.evaluate),
     ("train", measuring.neighbours),
@@ -34,7 +37,37 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("bench", service.bench),
 )
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+
+class _Commands(TyperGroup):
+    """Its usage errors are one sentence, as all others are."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **named: Any) -> Any:
+        try:
+            code = super().main(args, *more, **{**named, "standalone_mode": False})
+        except OSError as error:  # of a file that nobody foresaw
+            refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
+            raise SystemExit(2) from None
+        except Exception as error:
+            # the classes of typer's errors have no public names in all its versions
+            if not hasattr(error, "format_message"):
+                raise
+            if type(error).__name__ != "NoArgsIsHelpError":  # that one has printed the help
+                context = getattr(error, "ctx", None)
+                said = " ".join(error.format_message().split()).rstrip(".")
+                refuse(said + (f". `{context.command_path} --help` tells more." if context else "."))
+            raise SystemExit(2) from None
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+class _App(typer.Typer):
+    """As a process: what it cannot say ends nothing."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with forgiving():
+            return super().__call__(*args, **kwargs)
+
+
+app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
 data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into one file.")
 app.add_typer(data, name="data")
 

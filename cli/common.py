@@ -28,13 +28,30 @@ def within_truncation(value: float) -> float:
     return value
 
 
-def png(path: Path) -> Path:
-    """A picture's place, so that no checkpoint and no pack is written over."""
-    if path.suffix.lower() != ".png":
-        fail(f"--out {path}: its name must end in .png.")
+def picture(path: Path, *suffixes: str) -> Path:
+    """A picture's place: nothing is written over but a picture of our own. Fails before the work."""
+    from imaging.marks import made_here
+
+    if path.suffix.lower() not in suffixes:
+        fail(f"--out {path}: its name must end in {' or '.join(suffixes)}.")
     if path.is_dir():
         fail(f"--out {path} is a folder: give the name of a file in it.")
+    if path.exists() and not made_here(path):
+        fail(f"--out {path} is there already and was not made by sagan: remove it, or choose another name.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        fail(f"Not a directory: {above}, in --out {path}")
+    if not os.access(above, os.W_OK):
+        fail(f"Nothing may be written to {above}: choose another --out.")
     return path
+
+
+def png(path: Path) -> Path:
+    return picture(path, ".png")
+
+
+def moving(path: Path) -> Path:
+    return picture(path, ".webp", ".gif")
 
 
 Truncation = Annotated[
@@ -81,8 +98,14 @@ def warn(doubt: str | None) -> None:
         )
 
 
+def refuse(what: str) -> None:
+    """One line on standard error that says why not; names in it may have line breaks and odd letters."""
+    line = " ".join(what.splitlines()).encode(errors="replace").decode()
+    Console(stderr=True).print(f"sagan: {line}", highlight=False, markup=False, soft_wrap=True)
+
+
 def fail(error: Exception | str) -> NoReturn:
     if isinstance(error, OSError):
-        error = f"{error.strerror}: {error.filename}"
-    Console(stderr=True).print(f"sagan: {error}", highlight=False, markup=False, soft_wrap=True)
+        error = f"{error.strerror or error}: {error.filename}"
+    refuse(str(error))
     raise typer.Exit(2) from None

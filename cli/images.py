@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import Checkpoint, Device, Seed, Truncation, fail, png, tell
+from cli.common import Checkpoint, Device, Seed, Truncation, fail, moving, png, tell
 
 
 def sample(
@@ -55,7 +55,7 @@ def attention(
     class_name: Annotated[str, typer.Argument(metavar="CLASS", help="Number or name of the class")],
     out: Annotated[Path, typer.Option(help="The figure, a PNG", callback=png)] = Path("attention.png"),
     seed: Seed = 0,
-    index: Annotated[int, typer.Option(help="Which image of that seed", min=0)] = 0,
+    index: Annotated[int, typer.Option(help="Which image of that seed", min=0, max=2**63 - 1)] = 0,
     truncation: Truncation = 1.0,
     layer: Annotated[str | None, typer.Option(help='Such as "16x16"; the first one unless told')] = None,
     device: Device = "auto",
@@ -65,6 +65,7 @@ def attention(
     from app.pictures import written
     from app.points import default_points
     from imaging.files import write_whole
+    from imaging.marks import marked
     from worker.offline import OfflineError, attend
 
     try:
@@ -72,15 +73,40 @@ def attention(
         points = default_points(found, len(pixels))
         title = f"{checkpoint.stem}, class {class_name}, seed {seed}, image {index}"
         *_, drawn = figure(pixels, found, points, FigureStyle(), title)
-        write_whole(out, b"".join(written(drawn)))
+        write_whole(out, marked(b"".join(written(drawn))))
     except (OfflineError, OSError) as error:
         fail(error)
     tell(str(out))
 
 
+def progress(
+    run: Annotated[Path, typer.Argument(help="Folder of a run of `sagan train`")],
+    out: Annotated[Path, typer.Option(help="The film, a .webp or .gif", callback=moving)] = Path(
+        "progress.webp"
+    ),
+) -> None:
+    """A film of a run: its sample grids, all of the same noise, one after the other."""
+    from imaging.files import write_whole
+    from imaging.film import chosen, film
+
+    grids = sorted((run / "samples").glob("step-*.png"))
+    if not run.is_dir():
+        fail(f"There is no folder {run}: give that of a run of `sagan train`.")
+    if len(grids) < 2:
+        fail(f"{run / 'samples'} has {len(grids)} sample grids, and a film needs two: train on.")
+    frames = chosen(grids)
+    try:
+        write_whole(out, film(frames, "GIF" if out.suffix.lower() == ".gif" else "WEBP"))
+    except (OSError, ValueError, SyntaxError) as error:
+        fail(error if isinstance(error, OSError) and error.strerror else f"A grid cannot be read ({error}).")
+    tell(f"{out}: {len(frames)} of {len(grids)} grids, {frames[0].stem} to {frames[-1].stem}")
+
+
 def reproduce(
     image: Annotated[Path, typer.Argument(help="A PNG that this service made")],
-    checkpoints: Annotated[Path, typer.Option(help="Folder of checkpoints")] = Path("checkpoints"),
+    checkpoints: Annotated[
+        Path, typer.Option(help="Folder of checkpoints; its model is found under any name")
+    ] = Path("checkpoints"),
     device: Device = "auto",
 ) -> None:
     """Make an image again from the spec inside its PNG, and compare."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from http.client import HTTPException
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -30,6 +31,6 @@ def describe(url: str, api_key: str | None) -> Iterator[str]:
         error.close()
         key = " Give a key with --api-key." if error.code == 401 else ""
         raise NoAnswer(f"{url} answers {error.code} {error.reason}.{key}") from error
-    except (URLError, OSError, ValueError, KeyError, TypeError) as error:
+    except (URLError, HTTPException, OSError, ValueError, KeyError, TypeError) as error:
         raise NoAnswer(f"{url} does not answer as this service does ({error}).") from error
     yield from lines or ["No worker has a model loaded."]

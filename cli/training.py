@@ -74,6 +74,14 @@ def train(
     classes: Classes = None,
     bits: Bits = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option(help="Of the pictures, for the checkpoint; unless told, of the LICENSE file among them"),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Write nothing: tell what would be packed, which recipe, how long"),
+    ] = False,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
     ] = None,
@@ -94,15 +102,27 @@ def train(
     """
     wait_passively()
     from model.errors import ModelError
-    from train.commands import run, run_features, seconds
+    from train.commands import rehearsal, run, run_features, seconds
     from train.data.sources import Reading
     from train.errors import TrainError
     from train.run.execution import CaptureFailed, Execution
     from train.run.loop import STATE, Session
 
     try:
+        if dry_run:
+            rehearsal(
+                recipe,
+                source,
+                out,
+                console=console,
+                device=device,
+                settings=settings or [],
+                session=Session(resume, start, execution=Execution(compile, graph)),
+                reading=Reading(classes, bits),
+            )
+            return
         limit = seconds(stop_after) if stop_after else None
-        session = Session(resume, start, limit, Execution(compile, graph))
+        session = Session(resume, start, limit, Execution(compile, graph), licence)
         if recipe == "features":
             features = run_features(
                 source,

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-PART = ".part"  # ends the name of a file that is not whole yet: .{name}.{process}.part
+PART = ".part"  # ends the name of a file that is not whole yet: .{name}.{number}.{process}.part
+_NAME_BYTES = 150  # of a name that are kept in it: it must not be longer than file systems allow
 
 
 @contextmanager
@@ -24,7 +25,9 @@ def written_whole(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), error.filename) from error
-    beside = {folder / f".{path.name}.{os.getpid()}{PART}": path for path in paths}
+    beside = {
+        folder / f".{_cut(path.name)}.{number}.{os.getpid()}{PART}": path for number, path in enumerate(paths)
+    }
     asked = {str(part): str(path) for part, path in beside.items()}
     try:
         with ExitStack() as stack:
@@ -43,6 +46,10 @@ def written_whole(paths: Sequence[Path]) -> Iterator[list[BinaryIO]]:
     finally:
         for part in beside:
             part.unlink(missing_ok=True)
+
+
+def _cut(name: str) -> str:
+    return os.fsencode(name)[:_NAME_BYTES].decode(errors="ignore")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -49,6 +49,12 @@ def container(width: int, height: int, packed: bytes, text: str) -> bytes:
     )
 
 
+def with_text(png: bytes, keyword: str, text: str) -> bytes:
+    """The same PNG with one more tEXt chunk, behind its header. Both in Latin-1."""
+    head = 33  # bytes of the signature and of IHDR
+    return png[:head] + _chunk(b"tEXt", f"{keyword}\0{text}".encode("latin-1")) + png[head:]
+
+
 def _chunk(kind: bytes, data: bytes) -> bytes:
     """A PNG chunk (ISO/IEC 15948, 5.3)."""
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", deflate.crc32(kind + data))
@@ -60,7 +66,13 @@ def read_provenance(data: bytes) -> Provenance:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             assert isinstance(image, PngImageFile)
             text = image.text.get(KEYWORD)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        ValueError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:
         raise SpecError(f"This is not a readable PNG file ({error}).") from error
     if text is None:
         raise SpecError(

@@ -9,6 +9,7 @@ from typing import Final, Self, TypeVar
 T = TypeVar("T")
 
 VERSION: Final = 1  # of the JSON in a PNG
+SEEDS: Final = 2**63  # that there are, from 0 on
 
 
 class SpecError(Exception):
@@ -64,22 +65,35 @@ class Provenance:
         version = _checked(values, "version", int)
         if version != VERSION:
             raise SpecError(f"The spec in this PNG is of version {version}; this reads {VERSION}.")
+        number, seed = _checked(values, "class_id", int), _checked(values, "seed", int)
+        index, truncation = _checked(values, "index", int), _checked(values, "truncation", float)
+        for name, fits in (
+            ("class_id", number >= 0),
+            ("seed", 0 <= seed < SEEDS),
+            ("index", 0 <= index < SEEDS),
+            ("truncation", 0 < truncation <= 1),  # so that NaN does not
+        ):
+            if not fits:
+                raise SpecError(
+                    f"The spec in this PNG has {name} = {_short(values[name])}: no image has that."
+                )
         return cls(
             model=_checked(values, "model", str),
             model_hash=_checked(values, "model_hash", str),
             precision=_checked(values, "precision", str),
             class_name=_checked(values, "class_name", str),
-            image=ImageSpec(
-                class_id=_checked(values, "class_id", int),
-                seed=_checked(values, "seed", int),
-                index=_checked(values, "index", int),
-                truncation=_checked(values, "truncation", float),
-            ),
+            image=ImageSpec(number, seed, index, truncation),
         )
 
 
 def _checked(values: dict[str, object], name: str, kind: type[T]) -> T:
     value = values.get(name)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise SpecError(f"The spec in this PNG has {name} = {value!r}; it must be {kind.__name__}.")
+        raise SpecError(f"The spec in this PNG has {name} = {_short(value)}; it must be {kind.__name__}.")
     return value
+
+
+def _short(value: object) -> str:
+    """Of a file that anyone may have written: what fits into a line."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -49,7 +49,7 @@ def run(
     worker_command: Sequence[str] | None = None,
     root_path: str | None = None,
 ) -> int:
-    """Serve until Ctrl-C or SIGTERM; returns the exit code.
+    """Serve until Ctrl-C, SIGTERM or a terminal that is closed (SIGHUP); returns the exit code.
 
     port: 0: a free one. redis_url: None: SAGAN_REDIS_URL, or else a private Redis. state_dir: the folder of
     its data; None: SAGAN_STATE_DIR, or else ".sagan". worker_command: None: `python -m worker`. root_path:
@@ -113,8 +113,9 @@ class _Service:
 
     async def run(self) -> int:
         loop = asyncio.get_running_loop()
-        for how in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(how, self._stop.set)
+        for how in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if how != signal.SIGHUP or signal.getsignal(how) != signal.SIG_IGN:  # under nohup it goes on
+                loop.add_signal_handler(how, self._stop.set)
         try:
             if self._redis_url is None:
                 _say(f"starting a private Redis on the data in {self._state_dir}")

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from imaging.files import write_whole
+from imaging.marks import marked
 from model.checkpoint import load_generator, save_generator
 from model.config import ModelConfig
 from model.generator import Generator
@@ -35,12 +36,14 @@ from train.measure.inception import open_inception
 from train.measure.metrics import SAMPLES as MEASURED
 from train.measure.metrics import GeneratorSampler, evaluate, evaluate_with_inception
 from train.measure.neighbours import Sheet, find_neighbours
-from train.recipes.recipe import overrides_of, settings_of
+from train.recipes.recipe import Recipe, overrides_of, settings_of
 from train.run.distributed import World, check_device, joined
 from train.run.execution import Execution
-from train.run.folder import AUTO, prepare
+from train.run.folder import AUTO, prepare, say
+from train.run.grids import SAMPLES, Grids
 from train.run.loop import GENERATOR, Observer, Outcome, Session, starting_step, train
-from train.run.observers import LIGHTER, SAMPLES, SNAPSHOTS, Grids, ProgressBar, Scalars, Served, Snapshots
+from train.run.observers import LIGHTER, SNAPSHOTS, ProgressBar, Scalars, Served, Snapshots
+from train.run.rehearsal import rehearse
 
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
 
@@ -90,25 +93,58 @@ def run(
             raise TrainError(f"{data} has one picture: a network needs many to learn from.")
         observers: list[Observer] = []
         if world.leads:
-            schedule = recipe.schedule
             bar = ProgressBar(
                 console,
                 first,
                 recipe.optimisation.steps,
-                schedule.log_every,
+                recipe.schedule.log_every,
                 stop_after=session.stop_after,
                 data_seconds=time.monotonic() - began,
                 lighter=SMALLER if recipe_name == AUTO and pack.resolution > 32 else LIGHTER,
             )
-            observers = [
-                bar,
-                Scalars(out, first, schedule.log_every),
-                Grids(out, pack, recipe, console),
-                Served(out / GENERATOR, {"description": recipe.description}),
-                Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
-            ]
+            observers = [bar, *_lookers(recipe, pack, out, first, console)]
+            if pack.metadata.get("licence") == "not stated" and not session.licence and not resume:
+                say(
+                    console,
+                    'The pictures state no licence: --licence "…", or a LICENSE file among them, does.',
+                )
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
         return train(recipe, pack, out, world, observers, replace(session, execution=execution))
+
+
+def _lookers(recipe: Recipe, pack: Pack, out: Path, first: int, console: Console) -> list[Observer]:
+    """What draws, logs and keeps a run that begins at step `first`."""
+    scalars = Scalars(out, first, recipe.schedule.log_every, recipe)
+    return [
+        Grids(out, pack, recipe, console, scalars.board),  # before its board is closed
+        scalars,
+        Served(out / GENERATOR, {"description": recipe.description}),
+        Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
+    ]
+
+
+def rehearsal(
+    recipe_name: str,
+    data: Path,
+    out: Path,
+    *,
+    console: Console,
+    device: str,
+    settings: Sequence[str],
+    session: Session,
+    reading: Reading = AS_IT_IS,
+) -> None:
+    """Tell what `run` would do, and write nothing. Raises what it would raise."""
+    if recipe_name == "features" or session.resume:
+        option = "--resume" if session.resume else "features"
+        raise TrainError(f"--dry-run tries a new run of a network: leave {option} out.")
+    starting_step(out, resume=False)
+    with joined(device) as world:
+        if session.start is not None:
+            _check_start(session.start, out)
+        wanted = session.execution
+        execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
+        rehearse(recipe_name, data, out, overrides_of(settings), world, execution, console, reading)
 
 
 def _check_start(start: Path, out: Path) -> None:
@@ -138,6 +174,7 @@ def run_features(
         ("--resume", session.resume),
         ("--from", session.start is not None),
         ("--stop-after", session.stop_after is not None),
+        ("--licence", session.licence is not None),
         ("--compile", session.execution.compile is True),
         ("--no-compile", session.execution.compile is False),
         ("--graph", session.execution.graph is True),
@@ -257,7 +294,7 @@ def run_neighbours(
     with _told_by_the_system(out), image_progress() as progress:
         eye = PretrainedEye(pack, network, where, progress=progress)
         found = find_neighbours(sampler, eye, sheet, seed, progress)
-        write_whole(out, found.picture)
+        write_whole(out, marked(found.picture))
     console.print(found.line(), highlight=False, markup=False, soft_wrap=True)
 
 

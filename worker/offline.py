@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,13 +13,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from imaging.files import write_whole
+from imaging.marks import made_here, marked
 from imaging.png import png, read_provenance
 from imaging.sheets import sheet
 from imaging.spec import ImageSpec, Provenance, SpecError
 from jobs.classes import class_number, nearest_name
 from jobs.job import AttentionMap
 from model.errors import ModelError
-from worker.engine import Engine, EngineError, choose_device
+from worker.engine import Engine, EngineError, NotAnImage, choose_device
+
+NAME_BYTES = (
+    200  # of a picture's name; file systems allow 255, and a file that is not whole yet has a longer one
+)
 
 
 class OfflineError(Exception):
@@ -40,8 +47,11 @@ def write_samples(
     info = engine.info
     class_id = _class_id(engine, class_name)
     name = info.classes[class_id]
-    for spec, pixels in _images(engine, class_id, seed, count, truncation):
-        path = out / f"{info.name}-{name.replace(' ', '_')}-{seed}-{spec.index}.png"
+    paths = [out / _file_name(engine, class_id, f"{seed}-{index}.png") for index in range(count)]
+    for path in paths:
+        if path.exists() and not made_here(path):
+            raise OfflineError(f"{path} is there already and was not made by sagan: choose another --out.")
+    for path, (spec, pixels) in zip(paths, _images(engine, class_id, seed, count, truncation), strict=True):
         made = Provenance(info.name, info.hash, info.precision, name, spec)
         write_whole(path, png(pixels, made.to_json()))
         yield path
@@ -61,7 +71,7 @@ def write_sheet(
     images = [
         pixels for class_id in chosen for _, pixels in _images(engine, class_id, seed, columns, truncation)
     ]
-    write_whole(out, sheet(images, columns, [names[class_id] for class_id in chosen]))
+    write_whole(out, marked(sheet(images, columns, [names[class_id] for class_id in chosen])))
 
 
 def attend(
@@ -85,20 +95,26 @@ def attend(
 
 
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
-    """Make the image of a PNG again from its provenance, and compare. Raises OfflineError."""
+    """Make the image of a PNG again from its provenance, and compare. Raises OfflineError.
+
+    checkpoints: the folder that has its model, under whatever name, or the model's own file.
+    """
     try:
         wanted = read_provenance(image.read_bytes())
     except (OSError, SpecError) as error:
         raise OfflineError(f"{image}: {error}") from None
-    engine = _load(checkpoints / f"{wanted.model}.safetensors", device, wanted.precision)
-    if engine.info.hash != wanted.model_hash:
+    engine = _load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
+    classes = len(engine.info.classes)
+    if wanted.image.class_id >= classes:
         raise OfflineError(
-            f"{image} was made by another {wanted.model} than the one in {checkpoints}: sha256 "
-            f"{wanted.model_hash[:12]}…, not {engine.info.hash[:12]}…."
+            f"{image} says class {wanted.image.class_id}, and {engine.info.name} has 0 to {classes - 1}."
         )
-    made = engine.sample([wanted.image])[0]
-    with Image.open(image) as opened:
-        kept = np.asarray(opened.convert("RGB"))
+    made = _sampled(engine, [wanted.image])[0]
+    try:
+        with Image.open(image) as opened:
+            kept = np.asarray(opened.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise OfflineError(f"{image}: its pixels cannot be read ({error}).") from None
     if kept.shape != made.shape:
         return Verdict(
             False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, the model makes {made.shape[0]}."
@@ -133,7 +149,48 @@ def _images(
     for first in range(0, count, engine.max_batch):
         indices = range(first, min(first + engine.max_batch, count))
         specs = [ImageSpec(class_id, seed, k, truncation) for k in indices]
-        yield from zip(specs, engine.sample(specs), strict=True)
+        yield from zip(specs, _sampled(engine, specs), strict=True)
+
+
+def _sampled(engine: Engine, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
+    try:
+        return engine.sample(specs)
+    except NotAnImage as error:
+        raise OfflineError(f"{engine.info.name}: {error}") from None
+
+
+def _file_name(engine: Engine, class_id: int, end: str) -> str:
+    """A name that every file system takes, whatever the class is called."""
+    name = engine.info.classes[class_id]
+    spoken = "".join(letter if letter.isprintable() and letter not in "/\\ " else "_" for letter in name)
+    whole = f"{engine.info.name}-{spoken}-{end}"
+    if len(os.fsencode(whole)) <= NAME_BYTES:
+        return whole
+    cut = f"{engine.info.name}-{spoken}".encode(errors="replace")[: NAME_BYTES - 30 - len(end)]
+    return f"{cut.decode(errors='ignore')}…-{class_id}-{end}"  # two names may begin alike
+
+
+def _by_hash(wanted: Provenance, checkpoints: Path, image: Path) -> Path:
+    """The checkpoint that made `image`: of its name, or of any other. Raises OfflineError."""
+    if checkpoints.is_file():
+        found = [checkpoints]
+    elif checkpoints.is_dir():
+        # that of its name first: so a folder of many is seldom read whole
+        found = sorted(checkpoints.glob("*.safetensors"), key=lambda path: (path.stem != wanted.model, path))
+    else:
+        raise OfflineError(f"{checkpoints}: no such file or folder of checkpoints.")
+    for path in found:
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == wanted.model_hash:
+                    return path
+        except OSError:
+            continue  # it may be gone by now, or not be ours to read
+    namesake = any(path.stem == wanted.model for path in found)
+    raise OfflineError(
+        f"{image} was made by {'another' if namesake else 'a model'} {wanted.model}: none of the "
+        f"{len(found)} checkpoints in {checkpoints} has its sha256 {wanted.model_hash[:12]}…."
+    )
 
 
 def _load(path: Path, device: str, precision: str = "auto") -> Engine:

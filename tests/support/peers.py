@@ -108,7 +108,7 @@ def words(world: World) -> list[object]:
     followed = torch.arange(4.0).view(2, 2).T * (world.rank + 1)  # not contiguous
     world.follow([followed])
     share = world.share(torch.arange(4)).tolist()
-    told = [world.anyone(world.rank == 1), world.anyone(False)]
+    told = world.anyone(world.rank == 1, False)
     return [a.grad.tolist(), b.grad.tolist(), loss.item(), followed.tolist(), share, told]
 
 

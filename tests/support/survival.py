@@ -29,8 +29,9 @@ from safetensors.torch import load_file
 
 from train.commands import run
 from train.data.pack import pack
+from train.run.grids import Grids
 from train.run.loop import GENERATOR, STATE, Session
-from train.run.observers import Grids, Scalars, Served
+from train.run.observers import Scalars, Served
 from train.run.saved import saved_step
 from train.run.state import TrainingState
 

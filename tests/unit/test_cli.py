@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from cli import app
 from cli.common import busy_cores, wait_passively
-from imaging.png import read_provenance
-from imaging.spec import ImageSpec
+from imaging.png import png, read_provenance
+from imaging.spec import ImageSpec, Provenance
 from model.checkpoint import load_generator
 from networks import judge_with, random_checkpoint
 from train.measure.features import open_features
@@ -128,6 +128,92 @@ def test_reproducing_needs_a_spec_and_its_model(checkpoints: Path, tmp_path: Pat
     assert "no such file" in sagan("reproduce", made, "--checkpoints", tmp_path / "none", code=2)
 
 
+def test_a_renamed_checkpoint_is_found_by_its_hash(checkpoints: Path, tmp_path: Path) -> None:
+    sagan("sample", checkpoints / "pets.safetensors", "cat", "--out", tmp_path)
+    folder = tmp_path / "others"
+    random_checkpoint(folder / "pets.safetensors", CLASSES, seed=1)
+    (folder / "aaa.safetensors").write_bytes(b"nonsense")
+    (folder / "best.safetensors").write_bytes((checkpoints / "pets.safetensors").read_bytes())
+    assert "the same" in sagan("reproduce", tmp_path / "pets-cat-0-0.png", "--checkpoints", folder)
+    assert "the same" in sagan(
+        "reproduce", tmp_path / "pets-cat-0-0.png", "--checkpoints", folder / "best.safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("class_id", 99, "says class 99, and pets has 0 to 1"),
+        ("class_id", -1, "class_id = -1"),
+        ("seed", 10**40, "no image has that"),
+        ("index", 2**63, "no image has that"),
+        ("truncation", math.nan, "truncation = nan"),
+        ("truncation", math.inf, "truncation = inf"),
+        ("precision", "x" * 500, "precision is"),
+        ("model_hash", "\ud800", "none of the 1 checkpoints"),
+    ],
+)
+def test_a_spec_that_no_image_has_is_one_line(
+    checkpoints: Path, tmp_path: Path, name: str, value: object, said: str
+) -> None:
+    made = Provenance(
+        "pets",
+        load_generator(checkpoints / "pets.safetensors").sha256,
+        "float32",
+        "cat",
+        ImageSpec(0, 0, 0, 1.0),
+    )
+    spec = json.dumps({**json.loads(made.to_json()), name: value})
+    (tmp_path / "odd.png").write_bytes(png(np.zeros((32, 32, 3), np.uint8), spec))
+    assert said in sagan("reproduce", tmp_path / "odd.png", "--checkpoints", checkpoints, code=2)
+
+
+def test_a_class_of_any_name_has_pictures_of_a_name_that_can_be_written(tmp_path: Path) -> None:
+    names = ("a" * 250, "a" * 249 + "b", "../do/g\n é")
+    random_checkpoint(tmp_path / "m.safetensors", names)
+    paths = []
+    for name in names:
+        paths += sagan("sample", tmp_path / "m.safetensors", name, "--out", tmp_path / "out").splitlines()
+    assert len({Path(path).name for path in paths}) == 3
+    assert sorted((tmp_path / "out").iterdir()) == sorted(Path(path) for path in paths)
+    sagan("attention", tmp_path / "m.safetensors", "2", "--out", tmp_path / "a.png")
+    sagan("sheet", tmp_path / "m.safetensors", "--out", tmp_path / "s.png", "--columns", 1)
+    with Image.open(tmp_path / "s.png") as sheet:
+        assert sheet.width < 500  # of a long name only the beginning
+
+
+def test_a_picture_that_we_have_not_made_is_never_written_over(checkpoints: Path, tmp_path: Path) -> None:
+    model, photo, out = checkpoints / "pets.safetensors", tmp_path / "photo.png", tmp_path / "sheet.png"
+    Image.new("RGB", (4, 4)).save(photo)
+    before = photo.read_bytes()
+    for words in (("sheet", model), ("attention", model, "cat"), ("neighbours", model, "--data", "x")):
+        assert "was not made by sagan" in sagan(*words, "--out", photo, code=2)
+    photo.rename(tmp_path / "pets-cat-0-0.png")
+    assert "was not made by sagan" in sagan("sample", model, "cat", "--out", tmp_path, code=2)
+    assert (tmp_path / "pets-cat-0-0.png").read_bytes() == before
+    for words in (("sheet", model), ("attention", model, "cat"), ("sheet", model)):
+        sagan(*words, "--out", out)  # our own is
+
+
+def test_a_film_of_a_run_shows_its_grids(tmp_path: Path) -> None:
+    samples = tmp_path / "run" / "samples"
+    samples.mkdir(parents=True)
+    for step, level in enumerate((0, 120, 250)):
+        if step == 1:
+            assert "needs two" in sagan("progress", tmp_path / "run", "--out", tmp_path / "f.gif", code=2)
+        Image.new("RGB", (300, 40), (level,) * 3).save(samples / f"step-000000{step}.png")
+    for name in ("film.webp", "film.gif", "film.webp"):
+        assert "3 of 3 grids" in sagan("progress", tmp_path / "run", "--out", tmp_path / name)
+        with Image.open(tmp_path / name) as film:
+            assert (film.n_frames, film.size) == (3, (300, 40))  # type: ignore[attr-defined]
+            film.seek(2)
+            assert np.asarray(film.convert("RGB")).min() > 240
+    assert ".webp or .gif" in sagan("progress", tmp_path / "run", "--out", tmp_path / "film.mp4", code=2)
+    assert "no folder" in sagan("progress", tmp_path / "nowhere", code=2)
+    (samples / "step-0000003.png").write_text("no picture")
+    assert "cannot be read" in sagan("progress", tmp_path / "run", "--out", tmp_path / "film.webp", code=2)
+
+
 def test_a_sheet_has_a_row_a_class_with_its_name(checkpoints: Path, tmp_path: Path) -> None:
     sagan("sheet", checkpoints / "pets.safetensors", "--columns", 5, "--out", tmp_path / "sheet.png")
     sagan("sample", checkpoints / "pets.safetensors", "dog", "--count", 5, "--out", tmp_path)
@@ -206,6 +292,17 @@ def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: P
         (["sample", "{}", "cat", "--truncation", "0"], "above 0"),
         (["sample", "nowhere.safetensors", "cat"], "no such file"),
         (["sample", "{}", "cat", "--device", "abacus"], "no device 'abacus'"),
+        (["sample", "{}", "cat", "--seed", "1" + "0" * 40], "--help` tells more"),
+        (["sample", "{}", "c" * 300], "no class"),
+        (["sample", "x" * 300, "cat"], "name too long"),
+        (["sheet", "{}", "--out", "x" * 300 + ".png"], "name too long"),
+        (["sheet", "{}", "--out", "/proc/sheet.png"], "No such file"),
+        (["attention", "{}", "cat", "--index", "1" + "0" * 40], "Invalid value"),
+        (["models", "x" * 300], "name too long"),
+        (["models", "http://a b"], "does not answer"),
+        (["shoot"], "No such command"),
+        (["train", "--data", "x", "--out", "y", "--dry-run", "--resume"], "leave --resume out"),
+        (["train", "--data", "nowhere", "--out", "y", "--dry-run"], "nothing at nowhere"),
         (["train", "tyny", "--data", "x", "--out", "y"], "Did you mean 'tiny'"),
         (["train", "tiny", "--data", "nowhere", "--out", "y"], "nothing at nowhere"),
         (["train", "tiny", "--data", "x", "--out", "y", "--stop-after", "soon"], "write 90s"),

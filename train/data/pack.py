@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from imaging.files import written_whole
+from train.data.licence import stated_licence
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
 from train.data.sources import AS_IT_IS, Reading, archive_of, open_source
@@ -125,8 +126,8 @@ def pack(
         _check_place(path, source, force)
     started = time.monotonic()
     with _no_pillow_warnings(), open_source(source, reading) as pictures:
-        if reading.licence is not None:
-            pictures = replace(pictures, licence=reading.licence)
+        licence = reading.licence or stated_licence(source) or pictures.licence
+        pictures = replace(pictures, licence=licence)
         if say is not None:
             for line in pictures.classes():
                 say(line)

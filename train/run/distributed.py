@@ -91,12 +91,12 @@ class World:
                 dist.broadcast(copy, src=0)
             tensor.detach().copy_(copy)
 
-    def anyone(self, flag: bool) -> bool:
-        """Whether `flag` is true in any process; for all to stop at the same step."""
+    def anyone(self, *flags: bool) -> list[bool]:
+        """Whether each flag is true in any process; for all to stop, or to save, at the same step."""
         if self.size == 1:
-            return flag
+            return list(flags)
         # on the CPU, whatever the device: a GPU's queue is not waited for
-        return bool(self.sum(torch.tensor(float(flag))).item())
+        return [count > 0 for count in self.sum(torch.tensor(flags, dtype=torch.float)).tolist()]
 
     def wait(self) -> None:
         """Until every process is here."""

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from imaging.files import write_whole
-from train.data.automatic import Survey, check_enough, choose, pictures, to_toml
+from train.data.automatic import Line, Survey, check_enough, choose, pictures, to_toml
 from train.data.pack import Pack, image_progress, is_source, open_data, open_pack, pack
 from train.data.packing import FEW, PackReport
 from train.data.pictures import square_around
@@ -72,24 +72,30 @@ def prepare(
         raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
     if name != AUTO:
         recipe = read_recipe(name, overrides)
-        return recipe, _images(data, out, _resolution(recipe), console, reading, resume=resume)
+        return recipe, _images(data, out, resolution_of(recipe), console, reading, resume=resume)
     if resume:
         recipe = chosen_recipe(out, overrides)
-        return recipe, _images(data, out, _resolution(recipe), console, reading, resume=True)
-    survey = _survey(data, reading)
-    choices = choose(survey, on_cpu, overrides)
-    text = to_toml(f"A SAGAN for the pictures of {_shown_name(data)}", choices)
-    recipe = parse_recipe(AUTO, text)
-    images = _images(data, out, _resolution(recipe), console, reading, resume=False)
+        return recipe, _images(data, out, resolution_of(recipe), console, reading, resume=True)
+    recipe, choices, text = chosen_for(data, on_cpu, overrides, reading)
+    images = _images(data, out, resolution_of(recipe), console, reading, resume=False)
     check_enough(len(images))
     write_whole(out / RECIPE, text.encode())
-    _say(console, f"The recipe for them, chosen by number and size; {out / RECIPE} has it to be changed:")
+    say(console, f"The recipe for them, chosen by number and size; {out / RECIPE} has it to be changed:")
     for choice in choices:
-        _say(console, f"  {choice.setting()} ({choice.reason})")
+        say(console, f"  {choice.setting()} ({choice.reason})")
     return recipe, images
 
 
-def _resolution(recipe: Recipe) -> int:
+def chosen_for(
+    data: Path, on_cpu: bool, overrides: dict[str, str], reading: Reading
+) -> tuple[Recipe, list[Line], str]:
+    """The recipe chosen by the pictures at `data`, its lines, and its file's text. Raises TrainError."""
+    choices = choose(_survey(data, reading), on_cpu, overrides)
+    text = to_toml(f"A SAGAN for the pictures of {_shown_name(data)}", choices)
+    return parse_recipe(AUTO, text), choices, text
+
+
+def resolution_of(recipe: Recipe) -> int:
     """The resolution of a recipe's images, pixels. Raises for a recipe that cannot be trained here."""
     check_judge(recipe)
     return recipe.config(classes=1).resolution
@@ -149,19 +155,19 @@ def _images(
     if kept is not None and (resume or (kept.listing, kept.resolution) == (listing, resolution)):
         if kept.listing != listing:
             _check_same_place(kept, data, out)
-            _say(
+            say(
                 console,
                 f"{data} has changed since this run began ({pictures(kept.pictures)} then, {found:,} "
                 "now). It goes on with the images it began with; to use these, begin another in a new --out.",
                 style="yellow",
             )
         left_out = f"; {kept.skipped:,} had been left out, see {out / SKIPPED}" if kept.skipped else ""
-        _say(console, f"The pictures lie packed in {out / PACK} and are not read again{left_out}.")
+        say(console, f"The pictures lie packed in {out / PACK} and are not read again{left_out}.")
     else:
         with image_progress(console) as progress:
             (out / ABOUT).unlink(missing_ok=True)  # a pack without it is ignored, should this be cut short
             report = pack(
-                data, out / PACK, resolution, reading=reading, progress=progress, say=partial(_say, console)
+                data, out / PACK, resolution, reading=reading, progress=progress, say=partial(say, console)
             )
         _write_skipped(report, out)
         about = _About(str(data.resolve()), listing, found, resolution, report.skipped_count)
@@ -196,26 +202,26 @@ def _write_skipped(report: PackReport, out: Path) -> None:
 
 
 def _tell(report: PackReport, out: Path, console: Console) -> None:
-    _say(
+    say(
         console,
         f"{pictures(report.images)} packed at {report.resolution}×{report.resolution} in {report.path} "
         f"({report.seconds:.1f} s); the next start does not read them again.",
     )
     if report.skipped_count:
-        _say(console, f"{report.skipped_count:,} left out, all named in {out / SKIPPED}:", style="yellow")
+        say(console, f"{report.skipped_count:,} left out, all named in {out / SKIPPED}:", style="yellow")
         for name, reason in report.skipped[:NAMED]:
-            _say(console, f"  {name}: {reason}")
+            say(console, f"  {name}: {reason}")
         if report.skipped_count > NAMED:
-            _say(console, f"  and {report.skipped_count - NAMED:,} more")
+            say(console, f"  and {report.skipped_count - NAMED:,} more")
     for note in report.notes:
-        _say(console, note, style="yellow")
+        say(console, note, style="yellow")
 
 
 def _say_classes(images: Pack, console: Console) -> None:
     """The classes of a pack, with their numbers of pictures."""
     counts = torch.bincount(images.labels, minlength=len(images.class_names)).tolist()
     said = [f"{name} ({n:,})" for name, n in zip(images.class_names, counts, strict=True)]
-    _say(console, f"{len(said)} classes: {shorten(said)}" if len(said) > 1 else f"1 class: {said[0]}")
+    say(console, f"{len(said)} classes: {shorten(said)}" if len(said) > 1 else f"1 class: {said[0]}")
     _name_small_classes(images, console)
 
 
@@ -224,7 +230,7 @@ def _name_small_classes(images: Pack, console: Console) -> None:
     few = [f"{name} ({n})" for name, n in zip(images.class_names, counts, strict=True) if n < FEW]
     if few:
         more = f" and {len(few) - NAMED} more" if len(few) > NAMED else ""
-        _say(
+        say(
             console,
             f"Fewer than {FEW} pictures: {', '.join(few[:NAMED])}{more}. Of so few a network learns little "
             "but copies: add pictures, merge classes that are alike, or take these out.",
@@ -276,6 +282,7 @@ def _shown_name(path: Path) -> str:
     return path.resolve().name.encode(errors="replace").decode()
 
 
-def _say(console: Console, text: str, style: str | None = None) -> None:
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """A line on the screen, whatever the names in it look like."""
     text = text.encode(errors="replace").decode()  # a file's name may not be UTF-8
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -18,6 +18,7 @@ from train.errors import TrainError
 from train.recipes.recipe import Recipe
 from train.run.distributed import World
 from train.run.execution import CaptureFailed, Execution
+from train.run.moments import Moments
 from train.run.saved import StateError, saved_step
 from train.run.state import TrainingState
 
@@ -58,6 +59,7 @@ class Session:
     start: Path | None = None  # a generator to begin with; None: a new one
     stop_after: float | None = None  # seconds; None: run to the recipe's last step
     execution: Execution = field(default_factory=Execution)  # nothing compiled, nothing recorded
+    licence: str | None = None  # of the pictures; None: what they say themselves
 
 
 def train(
@@ -70,42 +72,46 @@ def train(
 ) -> Outcome:
     """Run `recipe` on `pack`, leaving the state and the averaged generator in `out`.
 
-    SIGINT and SIGTERM end it after the current step, with everything saved; so does `stop_after`.
+    SIGINT, SIGTERM and SIGHUP end it after the current step, with everything saved; so does `stop_after`.
+    It is saved and shown by the schedule's steps and, for a slow machine, by the clock (`Moments`).
     Raises TrainError: a batch that the processes cannot share, a folder in use, a state that does not fit,
     a network that diverged (the last good state stays on disk), CaptureFailed.
     """
     session = session or Session()
-    state = _begun(recipe, pack, out, world, session)
-    saved = out / STATE
-    deadline = time.monotonic() + (float("inf") if session.stop_after is None else session.stop_after)
-    total = recipe.optimisation.steps
-    reason = "finished"
     with _stop_requested() as stop:
+        state = _begun(recipe, pack, out, world, session)
+        moments = Moments()
+        deadline = time.monotonic() + (float("inf") if session.stop_after is None else session.stop_after)
+        reason = "finished"
         try:
-            while state.step < total:
+            while state.step < recipe.optimisation.steps:
                 with _compiling():
                     state.advance()
                 if state.step % recipe.schedule.log_every == 0:
-                    _check(state, saved)
+                    _check(state, out / STATE)
+                began = time.monotonic()
                 for observer in observers:
                     observer.after(state)
-                if world.anyone(bool(stop) or time.monotonic() > deadline):
+                # process 0's clock is everyone's
+                stopping, due = world.anyone(
+                    bool(stop) or time.monotonic() > deadline, world.leads and moments.passed()
+                )
+                if stopping:
                     reason = stop[0] if stop else "time is up"
                     break
-                if state.step % recipe.schedule.save_every == 0:
-                    _check(state, saved)  # in every process: they end together
-                    if world.leads:
-                        state.save(saved)
-            _check(state, saved)
-            if world.leads:
-                state.save(saved)
+                if state.due or state.step % recipe.schedule.save_every == 0:
+                    _save(state, out / STATE)
+                if state.due:
+                    moments.took(time.monotonic() - began)
+                state.due = due
+            _save(state, out / STATE)
         except CaptureFailed:
             observers = ()  # some would use the device
             raise
         finally:
             for observer in observers:
                 observer.close(state)
-    return Outcome(state.step, state.step >= total, reason)
+    return Outcome(state.step, state.step >= recipe.optimisation.steps, reason)
 
 
 def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session) -> TrainingState:
@@ -121,6 +127,7 @@ def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session
             state.load(out / STATE)
         elif session.start is not None and not state.begin_from(session.start):
             log.warning("%s has other classes than the data: they begin anew.", session.start)
+        state.licence = " ".join((session.licence or state.licence).split())
         forget_parts(out)  # of a run killed here, of its pack too
     state.follow()
     return state
@@ -157,9 +164,19 @@ def _check(state: TrainingState, saved: Path) -> None:
         )
 
 
+def _save(state: TrainingState, saved: Path) -> None:
+    """Check in every process, so that they end together; one of them writes."""
+    _check(state, saved)
+    if state.world.leads:
+        state.save(saved)
+
+
 @contextmanager
 def _stop_requested() -> Iterator[list[str]]:
-    """A list that gets the signal's name when SIGINT or SIGTERM arrives; a second SIGINT ends at once."""
+    """A list that gets the name of a SIGINT, SIGTERM or SIGHUP that arrives; a second SIGINT ends at once.
+
+    SIGHUP comes where the terminal is closed; who started the run with `nohup` wants it to go on.
+    """
     received: list[str] = []
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -167,7 +184,10 @@ def _stop_requested() -> Iterator[list[str]]:
             raise KeyboardInterrupt
         received.append(signal.Signals(number).name)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:

@@ -1,4 +1,4 @@
-"""The observers of a run: progress, a log, TensorBoard, sample grids, the served copy."""
+"""The observers of a run: progress, a log, TensorBoard, the served copy; `train.run.grids` draws."""
 
 from __future__ import annotations
 
@@ -13,31 +13,21 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from imaging.files import write_whole
-from imaging.levels import to_pixels
-from imaging.sheets import sheet
 from model.attention import SelfAttention
 from model.checkpoint import save_generator
-from train.data.pack import Pack
 from train.recipes.recipe import Recipe
 from train.run.ema import recompute_statistics
 from train.run.state import TrainingState
 
-SAMPLES = "samples"  # in the run's folder: the grids
 SNAPSHOTS = "snapshots"  # in the run's folder: generators of earlier steps
-GRID_ROWS = 10  # classes in a sample grid, spread over all of them
-GRID_COLUMNS = 10  # images a class
-SETTLED = 30_000  # images seen; before them samples are grey because the run is young
-LITTLE_VARIETY = 0.25  # share of the variety of real images; less is reported as a collapse
 SHORT = ("discriminator", "generator")  # losses that the bar shows
 QUICK = 300  # seconds; a shorter run needs no advice on ending it sooner
 LONG = 24 * 3600  # seconds; a longer run on a CPU is warned of
 HALF_A_DAY = 12 * 3600  # seconds
 LIGHTER = "a smaller batch, or narrower widths in a new --out"
-CERTAIN = 0.02  # discriminator loss; under it the generator learns nothing more
 
 
 class Pace:
@@ -119,15 +109,15 @@ class ProgressBar:
         # the first line is about the first step, which is nearly all start-up
         seconds = time.monotonic() - self.started - self.start_up
         losses = {name: value.item() for name, value in state.losses.items()}
-        rate = "" if self.pace is not None else f"{_rate(state, seconds / steps)}, "
+        pace = "" if self.pace is not None else f"{rate(state, seconds / steps)}, "
         # the bar has room for the two losses alone
         short = " ".join(f"{name[0].upper()} {losses[name]:.2f}" for name in losses if name in SHORT)
-        self.bar.update(self.task, completed=state.step, description=rate + short)
+        self.bar.update(self.task, completed=state.step, description=pace + short)
         if not self.console.is_terminal:
             total = state.recipe.optimisation.steps
             left = "" if self.pace is not None else f", {span((total - state.step) * seconds / steps)} left"
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
-            self._say(f"step {state.step}/{total}: {rate}{text}{left}")
+            self._say(f"step {state.step}/{total}: {pace}{text}{left}")
 
     def close(self, state: TrainingState) -> None:
         self.bar.stop()
@@ -143,7 +133,7 @@ class ProgressBar:
             return
         left = (total - state.step) * step
         text = f"About {span(left)} for the remaining {total - state.step:,} steps"
-        text += f" at {_rate(state, step)} on {_machine(state)}"
+        text += f" at {rate(state, step)} on {machine(state)}"
         rest = None if self.stop_after is None else self.stop_after - (time.monotonic() - self.started)
         if rest is not None and rest < left:
             reached = state.step + max(round(rest / step), 0)
@@ -187,14 +177,15 @@ def _half(seconds: float) -> str:
     return f"{minutes / 60:.0f}h" if minutes > 90 else f"{minutes:.0f}m"
 
 
-def _rate(state: TrainingState, step: float) -> str:
+def rate(state: TrainingState, step: float) -> str:
     """Images/s at `step` seconds a step."""
     optimisation = state.recipe.optimisation
-    rate = optimisation.batch * optimisation.discriminator_steps / step
-    return f"{rate:,.0f} images/s" if rate >= 10 else f"{rate:.1f} images/s"
+    images = optimisation.batch * optimisation.discriminator_steps / step
+    return f"{images:,.0f} images/s" if images >= 10 else f"{images:.1f} images/s"
 
 
-def _machine(state: TrainingState) -> str:
+def machine(state: TrainingState) -> str:
+    """The processes and devices of a run, in words."""
     device, size = state.world.device, state.world.size
     if device.type != "cpu":
         return f"{size} × {torch.cuda.get_device_name(device)}"
@@ -204,13 +195,19 @@ def _machine(state: TrainingState) -> str:
 
 
 class Scalars:
-    """Losses, scores and the attention gates, into TensorBoard and `log.jsonl`."""
+    """Losses, scores and the attention gates, into TensorBoard and `log.jsonl`; the recipe, as text.
 
-    def __init__(self, out: Path, state_step: int, every: int) -> None:
+    recipe: None: no text.
+    """
+
+    def __init__(self, out: Path, state_step: int, every: int, recipe: Recipe | None = None) -> None:
         self.every = every
         self.path = out / "log.jsonl"
         _forget_after(self.path, state_step)
         self.board = SummaryWriter(str(out / "tensorboard"), purge_step=state_step + 1)
+        if recipe is not None:
+            text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
+            self.board.add_text("recipe", f"```\n{text}\n```", state_step)  # Markdown
         self.started, self.first = time.monotonic(), state_step
 
     def after(self, state: TrainingState) -> None:
@@ -232,54 +229,6 @@ class Scalars:
         self.board.close()
 
 
-class Grids:
-    """Sample grids of one noise by the averaged generator, every so often; a collapse shows here first."""
-
-    def __init__(self, out: Path, pack: Pack, recipe: Recipe, console: Console) -> None:
-        self.folder, self.console = out / SAMPLES, console
-        classes = len(pack.class_names)
-        rows = min(GRID_ROWS, classes)
-        chosen = [round(i * (classes - 1) / max(rows - 1, 1)) for i in range(rows)]
-        draw = torch.Generator().manual_seed(recipe.optimisation.seed)
-        self.z = torch.randn(rows * GRID_COLUMNS, recipe.config(classes).latent, generator=draw)
-        self.y = torch.tensor(chosen).repeat_interleave(GRID_COLUMNS)
-        self.names = [pack.class_names[i] for i in chosen]
-        here = pack.shards[0] if pack.shards else len(pack)  # other shards may be on other hosts
-        reals = pack.images[torch.randperm(here, generator=draw)[:100]]
-        self.real_variety = _variety(reals.float() / 127.5 - 1)
-
-    def after(self, state: TrainingState) -> None:
-        if state.step % state.recipe.schedule.grid_every == 0:
-            self._draw(state)
-
-    def close(self, state: TrainingState) -> None:
-        if state.step:
-            self._draw(state)
-
-    def _draw(self, state: TrainingState) -> None:
-        path = self.folder / f"step-{state.step:07d}.png"
-        if path.exists():
-            return
-        with torch.no_grad():
-            images = state.ema.network(self.z.to(state.world.device), self.y.to(state.world.device)).cpu()
-        write_whole(path, sheet([*to_pixels(images).numpy()], GRID_COLUMNS, self.names))
-        if state.images_seen < SETTLED:
-            return
-        if _variety(images) < LITTLE_VARIETY * self.real_variety:
-            self._warn(
-                f"step {state.step}: the samples hardly differ from each other (mode collapse). "
-                f"Look at {path}; lower the learning rates or go back to an earlier state."
-            )
-        elif state.losses["discriminator"].item() < CERTAIN:
-            self._warn(
-                f"step {state.step}: the discriminator tells real from fake with certainty, so the "
-                "generator learns nothing. Lower discriminator_lr, or keep its spectral norm on."
-            )
-
-    def _warn(self, text: str) -> None:
-        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
 class Served:
     """The averaged generator as it serves, written whenever the state is saved."""
 
@@ -288,7 +237,7 @@ class Served:
         self.started = time.monotonic()
 
     def after(self, state: TrainingState) -> None:
-        if state.step % state.recipe.schedule.save_every == 0:
+        if state.due or state.step % state.recipe.schedule.save_every == 0:
             write_served(self.path, state, self.metadata)
 
     def close(self, state: TrainingState) -> None:
@@ -338,8 +287,8 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
         "steps": state.step,
         "images_seen": state.images_seen,
         **({"from": state.began_from} if state.began_from else {}),
-        "data": {k: v for k, v in state.pack.metadata.items() if k != "skipped"},
-        "licence": state.pack.metadata.get("licence", ""),
+        "data": {k: v for k, v in state.pack.metadata.items() if k != "skipped"} | {"licence": state.licence},
+        "licence": state.licence,
         "machine": f"{state.world.size} × {state.world.device} on {platform.machine()}",
         "precision": state.precision,
         "torch": torch.__version__,
@@ -347,11 +296,6 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
     if state.pretrained:
         metadata["pretrained"] = state.pretrained
     save_generator(path, served, state.pack.class_names, metadata=metadata)
-
-
-def _variety(images: Tensor) -> float:
-    """Mean over pixels of the standard deviation over images [N, 3, R, R]."""
-    return float(images.std(dim=0).mean())
 
 
 def _forget_after(log: Path, step: int) -> None:

@@ -73,6 +73,10 @@ class TrainingState:
         self.discriminator_adam = self._adam(self.discriminator, optimisation.discriminator_lr)
         self.step = 0
         self.began_from: dict[str, object] | None = None  # names the generator that this run took over
+        self.due = (
+            False  # by the clock this step is shown and saved, whatever the schedule says; set by the loop
+        )
+        self.licence = str(pack.metadata.get("licence", ""))  # of the pictures; goes with what is served
         self.losses: dict[str, Tensor] = {}  # of the last step, on the device: reading one waits for the step
         self._epochs = Epochs(
             pack.shards or (len(pack),), optimisation.batch, world.rows(optimisation.batch), self._draw
@@ -244,6 +248,7 @@ class TrainingState:
             "recipe": json.dumps(self.recipe.to_json()),
             "data": str(self.pack.metadata.get("sha256", "")),
             "from": json.dumps(self.began_from),
+            "licence": self.licence,
             **({"pretrained": json.dumps(self.pretrained)} if self.pretrained else {}),
         }
         write_whole(path, save(tensors, metadata=header))
@@ -272,6 +277,7 @@ class TrainingState:
                 ours[name].copy_(tensor)
         self.step = int(header["step"])
         self.began_from = json.loads(header.get("from", "null"))
+        self.licence = header.get("licence", self.licence)
 
     def follow(self) -> None:
         """Become process 0's state, as it was loaded or begun: its files need not be on this host."""

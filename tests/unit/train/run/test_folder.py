@@ -193,6 +193,32 @@ def test_the_recipe_need_not_be_named(photos: Path, tmp_path: Path) -> None:
     assert "step 3: finished" in done.output
 
 
+def test_a_dry_run_tells_all_and_writes_nothing(photos: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    settings = [word for setting in QUICK for word in ("--set", setting)]
+    command = [
+        "train",
+        "--data",
+        photos,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+        "--dry-run",
+        *settings,
+    ]
+    done = CliRunner().invoke(app, [str(word) for word in command])
+    assert done.exit_code == 0, done.output
+    told = " ".join(done.output.split())
+    assert "20 pictures of 2 classes would be packed at 32×32 into" in told
+    assert "cat: 8 dog: 12" in told
+    assert "batch = 4 (" in told
+    assert "for 3 steps at" in told
+    assert "GiB of memory" in told
+    assert "3 cannot be used: dog/cut.jpg" in told
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_a_named_recipe_packs_a_folder_once_as_well(photos: Path, tmp_path: Path) -> None:
     told = auto(photos, tmp_path / "out", recipe="tiny")
     assert "3 left out" in told

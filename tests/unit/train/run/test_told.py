@@ -16,8 +16,9 @@ from train.commands import run
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
 from train.run.distributed import World
+from train.run.grids import Grids
 from train.run.loop import GENERATOR, STATE, Diverged, train
-from train.run.observers import SNAPSHOTS, Grids, Served, Snapshots
+from train.run.observers import SNAPSHOTS, Served, Snapshots
 from train.run.state import TrainingState
 
 pytestmark = pytest.mark.slow  # it trains, or runs networks of real size
@@ -50,7 +51,7 @@ def test_a_network_that_diverges_ends_the_run_and_leaves_the_last_good_state(tmp
 def test_a_collapse_is_told_at_the_next_grid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("train.run.observers.SETTLED", 32)  # images: two steps of this recipe
+    monkeypatch.setattr("train.run.grids.SETTLED", 32)  # images: two steps of this recipe
 
     class Collapse:
         def after(self, state: TrainingState) -> None:
@@ -66,7 +67,7 @@ def test_a_collapse_is_told_at_the_next_grid(
     told = capsys.readouterr().out
     assert "step 2: the samples hardly differ" in told
     assert "step 1:" not in told
-    assert [p.name for p in sorted((tmp_path / "samples").iterdir())] == [
+    assert [p.name for p in sorted((tmp_path / "samples").glob("step-*"))] == [
         "step-0000001.png",
         "step-0000002.png",
     ]

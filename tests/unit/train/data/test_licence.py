@@ -1,0 +1,48 @@
+"""The licence that a folder or a zip of pictures states."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from train.data.licence import LONGEST, stated_licence
+from train.data.pack import open_pack, pack
+from train.data.sources import Reading
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "licence.txt", "COPYING", "License.md"])
+def test_the_first_paragraph_of_a_licence_file_is_the_licence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("\n# CC BY 4.0\nby the Example Zoo\n\nmore that nobody reads")
+    assert stated_licence(tmp_path) == f"# CC BY 4.0 by the Example Zoo ({name})"
+
+
+def test_no_other_file_is_one_and_a_long_one_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "README").write_text("licence: none")
+    (tmp_path / "licences.csv").write_text("a,b")
+    (tmp_path / "COPYING").touch()
+    assert stated_licence(tmp_path) is None
+    (tmp_path / "LICENSE").write_text("x" * 5000)
+    (tmp_path / "COPYING").unlink()
+    found = stated_licence(tmp_path)
+    assert found is not None
+    assert len(found) == LONGEST + len(" (LICENSE)")
+    assert stated_licence(tmp_path / "nowhere") is None
+
+
+def test_it_is_packed_with_the_pictures_of_a_folder_and_of_a_zip(tmp_path: Path) -> None:
+    root = tmp_path / "pets"
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "red").save(root / name / "0.png")
+    (root / "LICENSE.txt").write_text("CC0")
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for path in root.rglob("*.*"):
+            archive.write(path, path.relative_to(tmp_path))
+    for source in (root, tmp_path / "pets.zip"):
+        pack(source, tmp_path / "pack.safetensors")
+        assert open_pack(tmp_path / "pack.safetensors").metadata["licence"] == "CC0 (LICENSE.txt)"
+    pack(root, tmp_path / "pack.safetensors", reading=Reading(licence="mine"))
+    assert open_pack(tmp_path / "pack.safetensors").metadata["licence"] == "mine"
