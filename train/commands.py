@@ -29,7 +29,7 @@ from train.errors import TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
-from train.measure.features import Features, open_trusted, split
+from train.measure.features import Features, open_features, open_trusted, split
 from train.measure.features_training import FeaturesRecipe, train_features
 from train.measure.inception import open_inception
 from train.measure.metrics import SAMPLES as MEASURED
@@ -177,6 +177,7 @@ def run_features(
                 f"{option} is for networks: features are trained whole, in minutes. Leave it out."
             )
     wanted = settings_of("features", FeaturesRecipe, settings)
+    _check_features_place(out)
     where = _one_device(device)
     with image_progress(console) as progress:
         pack = open_data(data, progress=progress)
@@ -184,6 +185,17 @@ def run_features(
         features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")
     return features
+
+
+def _check_features_place(out: Path) -> None:
+    """Raises TrainError where another file than a feature extractor would be written over."""
+    try:
+        if out.is_dir() or (out.exists() and out.stat().st_size):
+            open_features(out)
+    except TrainError:
+        raise TrainError(
+            f"{out} is there already and is no feature extractor: choose another --out."
+        ) from None
 
 
 @dataclass(frozen=True)
