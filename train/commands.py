@@ -190,6 +190,7 @@ def run_features(
         except FeaturesError:
             raise TrainError(f"{out} is there and is no file of features: choose another --out.") from None
     wanted = settings_of("features", FeaturesRecipe, settings)
+    _check_features_place(out)
     where = _one_device(device)
     with image_progress(console) as progress:
         pack = open_data(data, reading=reading, progress=progress)
@@ -197,6 +198,17 @@ def run_features(
         features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")
     return features
+
+
+def _check_features_place(out: Path) -> None:
+    """Raises TrainError where another file than a feature extractor would be written over."""
+    try:
+        if out.is_dir() or (out.exists() and out.stat().st_size):
+            open_features(out)
+    except TrainError:
+        raise TrainError(
+            f"{out} is there already and is no feature extractor: choose another --out."
+        ) from None
 
 
 @dataclass(frozen=True)

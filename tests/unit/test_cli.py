@@ -325,6 +325,8 @@ def test_models_are_listed_and_a_bad_one_is_named(checkpoints: Path, tmp_path: P
             "There are epochs, batch",
         ),
         (["train", "features", "--data", "x", "--out", "y", "--set", "shift=1.5"], "under 1"),
+        (["train", "features", "--data", "x", "--out", __file__], "is no feature extractor"),
+        (["train", "features", "--data", "x", "--out", "/"], "is no feature extractor"),
         (["evaluate", "{}", "--data", "x"], "Nothing to measure with"),
         (["evaluate", "{}", "--data", "x", "--inception-weights", "nowhere"], "nowhere cannot be read"),
         (["evaluate", "{}", "--data", "nowhere", "--cas"], "nothing at nowhere"),
