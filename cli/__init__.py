@@ -47,6 +47,11 @@ class _Commands(TyperGroup):
         except OSError as error:  # of a file that nobody foresaw
             refuse(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
             raise SystemExit(2) from None
+        except UnicodeEncodeError as error:
+            refuse(
+                f"A name has letters that this machine's locale, {error.encoding}, does not have ({error})."
+            )
+            raise SystemExit(2) from None
         except Exception as error:
             # the classes of typer's errors have no public names in all its versions
             if not hasattr(error, "format_message"):

@@ -162,12 +162,21 @@ def _sampled(engine: Engine, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
 def _file_name(engine: Engine, class_id: int, end: str) -> str:
     """A name that every file system takes, whatever the class is called."""
     name = engine.info.classes[class_id]
-    spoken = "".join(letter if letter.isprintable() and letter not in "/\\ " else "_" for letter in name)
+    spoken = "".join(letter if _fits_name(letter) else "_" for letter in name)
     whole = f"{engine.info.name}-{spoken}-{end}"
     if len(os.fsencode(whole)) <= NAME_BYTES:
         return whole
     cut = f"{engine.info.name}-{spoken}".encode(errors="replace")[: NAME_BYTES - 30 - len(end)]
     return f"{cut.decode(errors='ignore')}…-{class_id}-{end}"  # two names may begin alike
+
+
+def _fits_name(letter: str) -> bool:
+    """Whether a letter may be in a file's name, here and where it is copied to."""
+    try:
+        os.fsencode(letter)
+    except UnicodeEncodeError:  # the locale's encoding does not have it
+        return False
+    return letter.isprintable() and letter not in "/\\ "
 
 
 def _by_hash(wanted: Provenance, checkpoints: Path, image: Path) -> Path:
