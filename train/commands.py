@@ -184,11 +184,6 @@ def run_features(
             raise TrainError(
                 f"{option} is for networks: features are trained whole, in minutes. Leave it out."
             )
-    if out.exists():
-        try:
-            open_features(out)
-        except FeaturesError:
-            raise TrainError(f"{out} is there and is no file of features: choose another --out.") from None
     wanted = settings_of("features", FeaturesRecipe, settings)
     _check_features_place(out)
     where = _one_device(device)

@@ -210,8 +210,8 @@ def test_a_dry_run_tells_all_and_writes_nothing(photos: Path, tmp_path: Path) ->
     done = CliRunner().invoke(app, [str(word) for word in command])
     assert done.exit_code == 0, done.output
     told = " ".join(done.output.split())
-    assert "20 pictures of 2 classes would be packed at 32×32 into" in told
-    assert "cat: 8 dog: 12" in told
+    assert "20 pictures would be packed at 32×32 into" in told
+    assert "2 classes in photos, one a folder: 0 cat: 8, such as cat/0.png 1 dog: 12, such as" in told
     assert "batch = 4 (" in told
     assert "for 3 steps at" in told
     assert "GiB of memory" in told
