@@ -26,7 +26,7 @@ from model.serving.precision import in_precision
 from train.data.pack import Pack, image_progress, open_data
 from train.data.sources import AS_IT_IS, Reading
 from train.efficientnet import open_network
-from train.errors import FeaturesError, TrainError
+from train.errors import TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
