@@ -54,7 +54,10 @@ def train(
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
     start: Annotated[
-        Path | None, typer.Option("--from", help="A generator of the same shape whose weights to begin with")
+        Path | None,
+        typer.Option(
+            "--from", help="Fine-tune: a checkpoint or a run's state of the same shape to begin with"
+        ),
     ] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
     settings: Annotated[

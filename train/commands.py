@@ -35,6 +35,7 @@ from train.measure.metrics import SAMPLES as MEASURED
 from train.measure.metrics import GeneratorSampler, evaluate, evaluate_with_inception
 from train.measure.neighbours import Sheet, find_neighbours
 from train.recipes.recipe import overrides_of, settings_of
+from train.run.beginning import Start, fitting, open_start
 from train.run.distributed import World, check_device, joined
 from train.run.execution import Execution
 from train.run.folder import AUTO, prepare
@@ -70,7 +71,9 @@ def run(
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
         first = starting_step(out, resume) if world.leads else 0
         if start is not None and world.leads:
-            _check_start(start, out)
+            found = _check_start(start, out)
+            if recipe_name == AUTO:
+                overrides = fitting(found) | overrides
         wanted = session.execution
         execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
         on_cpu = world.device.type == "cpu"
@@ -102,14 +105,15 @@ def run(
                 Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
             ]
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
-        return train(recipe, pack, out, world, observers, replace(session, execution=execution))
+        say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        return train(recipe, pack, out, world, observers, replace(session, execution=execution, tell=say))
 
 
-def _check_start(start: Path, out: Path) -> None:
-    """Raises TrainError or ModelError, before any work, where a run in `out` cannot begin with `start`."""
+def _check_start(start: Path, out: Path) -> Start:
+    """The networks in `start`. Raises TrainError or ModelError where a run in `out` cannot begin so."""
     if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
         raise TrainError(f"{start} would be written over by this run: choose another --out.")
-    load_generator(start)
+    return open_start(start)
 
 
 def run_features(
