@@ -60,6 +60,13 @@ def train(
         ),
     ] = None,
     stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="For schedule.measure_every: file of `sagan train features`; else pretrained"),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="For features: pixels of pictures that are no pack yet")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
     ] = None,
@@ -87,13 +94,24 @@ def train(
 
     try:
         limit = seconds(stop_after) if stop_after else None
-        session = Session(resume, start, limit, Execution(compile, graph))
+        session = Session(resume, start, limit, Execution(compile, graph), features=features)
         if recipe == "features":
-            features = run_features(
-                source, out, console=console, device=device, settings=settings or [], session=session
+            trained = run_features(
+                source,
+                out,
+                console=console,
+                device=device,
+                settings=settings or [],
+                session=session,
+                resolution=resolution,
             )
-            warn(features.doubt)
+            warn(trained.doubt)
             return
+        if resolution is not None:
+            raise TrainError(
+                "--resolution is for features; a network's is its recipe's: "
+                f"--set model.resolution={resolution}."
+            )
         outcome = run(
             recipe, source, out, console=console, device=device, settings=settings or [], session=session
         )

@@ -22,11 +22,12 @@ from model.config import ModelConfig
 from model.generator import Generator
 from model.serving.fused import FusedGenerator
 from model.serving.precision import in_precision
-from train.data.pack import Pack, image_progress, open_data
+from train.data.pack import Pack, image_progress, is_source, open_data
 from train.efficientnet import open_network
 from train.errors import TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
+from train.measure.during import Measured, open_extractor
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
 from train.measure.features import Features, open_trusted, split
 from train.measure.features_training import FeaturesRecipe, train_features
@@ -99,14 +100,23 @@ def run(
             )
             observers = [
                 bar,
-                Scalars(out, first, schedule.log_every),
+                scalars := Scalars(out, first, schedule.log_every),
                 Grids(out, pack, recipe, console),
                 Served(out / GENERATOR, {"description": recipe.description}),
                 Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
             ]
+            if schedule.measure_every:
+                extractor = open_extractor(pack, session.features)
+                tell = (lambda step, found: scalars.add(step, _as_curves(found)), bar.measured)
+                about = {"description": recipe.description}
+                observers.append(Measured(out, pack, extractor, first, str(world.device), about, tell))
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
         say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
         return train(recipe, pack, out, world, observers, replace(session, execution=execution, tell=say))
+
+
+def _as_curves(figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"measure/{name}": value for name, value in figures.items()}
 
 
 def _check_start(start: Path, out: Path) -> Start:
@@ -124,17 +134,20 @@ def run_features(
     device: str = "auto",
     settings: Sequence[str] = (),
     session: Session | None = None,
+    resolution: int | None = None,
 ) -> Features:
     """Train the classifier that images are measured with; TrainError says what to do about it.
 
     settings: fields of FeaturesRecipe, "field=value"; those left out fit the number of images.
-    session: must say nothing: a classifier is trained in one sitting.
+    session: must say nothing: a classifier is trained in one sitting. resolution: pixels of pictures that are
+    no pack yet; None: their own size.
     """
     session = session or Session()
     for option, given in (
         ("--resume", session.resume),
         ("--from", session.start is not None),
         ("--stop-after", session.stop_after is not None),
+        ("--features", session.features is not None),
         ("--compile", session.execution.compile is True),
         ("--no-compile", session.execution.compile is False),
         ("--graph", session.execution.graph is True),
@@ -147,7 +160,7 @@ def run_features(
     wanted = settings_of("features", FeaturesRecipe, settings)
     where = _one_device(device)
     with image_progress(console) as progress:
-        pack = open_data(data, progress=progress)
+        pack = open_data(data, resolution, progress=progress)
         recipe = FeaturesRecipe.fitting(len(split(len(pack))[0]), **wanted)
         features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")
@@ -165,6 +178,7 @@ class Measures:
     pretrained: bool = False
     samples: int | None = None  # generated images; None: each measurement's own number
     reference: str | None = None  # "train", "held-out" or "all"; None: each measurement's own
+    resolution: int | None = None  # pixels of real images that are no pack yet; None: the generator's
 
 
 def run_evaluation(
@@ -200,8 +214,7 @@ def run_evaluation(
     if precision is not None:
         generator, precision = in_precision(loaded.generator, torch.device(where), precision)
     sampler = GeneratorSampler(generator, loaded.class_names, truncation, where)
-    pack = open_data(data)
-    _check_size(loaded.config, pack, data)
+    pack = _real_images(data, loaded.config, measures.resolution)
     reports: dict[str, dict[str, object]] = {}
     samples = measures.samples or MEASURED
     with image_progress() as progress:
@@ -244,8 +257,7 @@ def run_neighbours(
     network = open_network(NETWORK)
     loaded = load_generator(checkpoint)
     sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
-    pack = open_data(data)
-    _check_size(loaded.config, pack, data)
+    pack = _real_images(data, loaded.config)
     with _told_by_the_system(out), image_progress() as progress:
         eye = PretrainedEye(pack, network, where, progress=progress)
         found = find_neighbours(sampler, eye, sheet, seed, progress)
@@ -275,6 +287,24 @@ def run_choice(
     console.print(choice.table())
     for line in (*choice.verdict(), f"{choice.ranked[0].path.name} is now {run_folder / CHOSEN}."):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _real_images(data: Path, config: ModelConfig, resolution: int | None = None) -> Pack:
+    """The images at `data` for a generator of that shape; pictures that are no pack yet are packed so.
+
+    resolution: pixels that the user named; None: none. Raises TrainError.
+    """
+    if resolution is not None and resolution != config.resolution:
+        raise TrainError(
+            f"The generator makes {config.resolution} px, so it cannot be measured at {resolution} px: leave "
+            "--resolution out."
+        )
+    if not is_source(data):
+        pack = open_data(data)
+        _check_size(config, pack, data)
+        return pack
+    with image_progress() as progress:
+        return open_data(data, config.resolution, progress=progress)
 
 
 def _check_size(config: ModelConfig, pack: Pack, data: Path) -> None:

@@ -117,6 +117,7 @@ class Schedule:
     statistics_batches: CountOr0 = 100  # of noise, for the served copy's batch norms; 0: its running averages
     weights: Literal["float32", "bf16"] = "float32"  # of the served copy; bf16 rounds matrices, half the file
     snapshot_every: CountOr0 = 0  # keep the generator as it is then, for `sagan choose`; 0: never
+    measure_every: CountOr0 = 0  # figures of few images then, the best generator by them kept; 0: never
 
 
 @dataclass(frozen=True)

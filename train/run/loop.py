@@ -58,6 +58,7 @@ class Session:
     start: Path | None = None  # a generator or a state to begin with; None: new networks
     stop_after: float | None = None  # seconds; None: run to the recipe's last step
     execution: Execution = field(default_factory=Execution)  # nothing compiled, nothing recorded
+    features: Path | None = None  # own classifier for schedule.measure_every; None: the pretrained network
     tell: Callable[[str], None] = log.info  # what was taken over of `start`, line by line
 
 
