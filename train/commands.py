@@ -27,7 +27,7 @@ from train.efficientnet import open_network
 from train.errors import TrainError
 from train.measure.cas import classification_accuracy
 from train.measure.choose import CHOSEN, choose
-from train.measure.during import Measured, open_extractor
+from train.measure.during import BEST, Measured, open_extractor
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
 from train.measure.features import Features, open_trusted, split
 from train.measure.features_training import FeaturesRecipe, train_features
@@ -121,8 +121,9 @@ def _as_curves(figures: Mapping[str, float]) -> dict[str, float]:
 
 def _check_start(start: Path, out: Path) -> Start:
     """The networks in `start`. Raises TrainError or ModelError where a run in `out` cannot begin so."""
-    if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
-        raise TrainError(f"{start} would be written over by this run: choose another --out.")
+    for written in (out / GENERATOR, out / BEST):
+        if start.exists() and written.exists() and start.samefile(written):
+            raise TrainError(f"{start} would be written over by this run: choose another --out.")
     return open_start(start)
 
 
