@@ -12,7 +12,10 @@ from cli.common import Checkpoint, Device, Seed, Truncation, console, fail, png,
 
 def evaluate(
     checkpoint: Checkpoint,
-    source: Annotated[Path, typer.Option("--data", help="The pack to measure by, and its classes")],
+    source: Annotated[Path, typer.Option("--data", help="Pack, folder or zip to measure by: its classes")],
+    resolution: Annotated[
+        int | None, typer.Option(help="Pixels of pictures that are no pack yet; the generator's")
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(help="File that `sagan train features` wrote on that pack")
     ] = None,
@@ -48,8 +51,8 @@ def evaluate(
     """
     wait_passively()
     from model.errors import ModelError
-    from train.commands import Measures, check_keepable, keep_figures, run_evaluation
     from train.errors import TrainError
+    from train.measure.commands import Measures, check_keepable, keep_figures, run_evaluation
 
     try:
         if keep:
@@ -57,7 +60,7 @@ def evaluate(
         figures = run_evaluation(
             checkpoint,
             source,
-            Measures(features, inception, inception_weights, cas, pretrained, samples, reference),
+            Measures(features, inception, inception_weights, cas, pretrained, samples, reference, resolution),
             seed=seed,
             truncation=truncation,
             device=device,
@@ -80,7 +83,7 @@ def _warn_of_doubts(figures: dict[str, object]) -> None:
 
 def neighbours(
     checkpoint: Checkpoint,
-    source: Annotated[Path, typer.Option("--data", help="The pack it was trained on")],
+    source: Annotated[Path, typer.Option("--data", help="Pack, folder or zip that it was trained on")],
     out: Annotated[Path, typer.Option(help="The picture, a PNG", callback=png)] = Path("neighbours.png"),
     columns: Annotated[int, typer.Option(help="Real images beside a generated one", min=1, max=100)] = 8,
     rows: Annotated[int, typer.Option(help="Generated images to show", min=1, max=1000)] = 10,
@@ -94,8 +97,8 @@ def neighbours(
     """
     wait_passively()
     from model.errors import ModelError
-    from train.commands import run_neighbours
     from train.errors import TrainError
+    from train.measure.commands import run_neighbours
     from train.measure.neighbours import Sheet
 
     try:

@@ -69,7 +69,10 @@ def train(
     device: Device = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out")] = False,
     start: Annotated[
-        Path | None, typer.Option("--from", help="A generator of the same shape whose weights to begin with")
+        Path | None,
+        typer.Option(
+            "--from", help="Fine-tune: a checkpoint or a run's state of the same shape to begin with"
+        ),
     ] = None,
     classes: Classes = None,
     bits: Bits = None,
@@ -82,6 +85,13 @@ def train(
         bool,
         typer.Option("--dry-run", help="Write nothing: tell what would be packed, which recipe, how long"),
     ] = False,
+    features: Annotated[
+        Path | None,
+        typer.Option(help="For schedule.measure_every: file of `sagan train features`; else pretrained"),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="For features: pixels of pictures that are no pack yet")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.field=value; for features field=value")
     ] = None,
@@ -122,9 +132,9 @@ def train(
             )
             return
         limit = seconds(stop_after) if stop_after else None
-        session = Session(resume, start, limit, Execution(compile, graph), licence)
+        session = Session(resume, start, limit, Execution(compile, graph), licence, features)
         if recipe == "features":
-            features = run_features(
+            trained = run_features(
                 source,
                 out,
                 console=console,
@@ -132,9 +142,15 @@ def train(
                 settings=settings or [],
                 session=session,
                 reading=Reading(classes, bits),
+                resolution=resolution,
             )
-            warn(features.doubt)
+            warn(trained.doubt)
             return
+        if resolution is not None:
+            raise TrainError(
+                "--resolution is for features; a network's is its recipe's: "
+                f"--set model.resolution={resolution}."
+            )
         outcome = run(
             recipe,
             source,
@@ -171,8 +187,8 @@ def choose(
     """Let a run's last discriminator judge the run's snapshots; the best becomes chosen.safetensors there."""
     wait_passively()
     from model.errors import ModelError
-    from train.commands import run_choice
     from train.errors import TrainError
+    from train.measure.commands import run_choice
 
     try:
         run_choice(run, source, features, samples=samples, seed=seed, device=device, console=console)

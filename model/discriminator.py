@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -47,3 +48,11 @@ class Discriminator(nn.Module):
             features = F.relu(x.float()).sum(dim=(2, 3))
             score: Tensor = self.linear(features).squeeze(1) + (self.embedding(y) * features).sum(dim=1)
         return score
+
+    def first(self, blocks: int) -> Iterator[nn.Parameter]:
+        """The parameters of the first blocks, with the attention between them."""
+        sides = self.config.discriminator_sides
+        for i in range(blocks):
+            yield from self.blocks[i].parameters()
+            if i + 1 < blocks and (name := f"{sides[i]}x{sides[i]}") in self.attention:
+                yield from self.attention[name].parameters()

@@ -1,43 +1,26 @@
-"""The work behind the commands `sagan train`, `evaluate`, `neighbours` and `choose`, from files to files."""
+"""The work behind `sagan train`, from files to files."""
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 
-import torch
 from rich.console import Console
-from rich.progress import track
 
-from imaging.files import write_whole
-from imaging.marks import marked
-from model.checkpoint import load_generator, save_generator
-from model.config import ModelConfig
-from model.generator import Generator
-from model.serving.fused import FusedGenerator
-from model.serving.precision import in_precision
 from train.data.pack import Pack, image_progress, open_data
 from train.data.sources import AS_IT_IS, Reading
-from train.efficientnet import open_network
-from train.errors import TrainError
-from train.measure.cas import classification_accuracy
-from train.measure.choose import CHOSEN, choose
-from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
-from train.measure.features import Features, open_features, open_trusted, split
+from train.errors import TrainError, told_by_the_system
+from train.measure.commands import one_device
+from train.measure.during import BEST, Measured, open_extractor
+from train.measure.features import Features, open_features, split
 from train.measure.features_training import FeaturesRecipe, train_features
-from train.measure.inception import open_inception
-from train.measure.metrics import SAMPLES as MEASURED
-from train.measure.metrics import GeneratorSampler, evaluate, evaluate_with_inception
-from train.measure.neighbours import Sheet, find_neighbours
 from train.recipes.recipe import Recipe, overrides_of, settings_of
-from train.run.distributed import World, check_device, joined
+from train.run.beginning import Start, fitting, open_start
+from train.run.distributed import World, joined
 from train.run.execution import Execution
 from train.run.folder import AUTO, prepare, say
 from train.run.grids import SAMPLES, Grids
@@ -69,13 +52,15 @@ def run(
     if resume and start:
         raise TrainError("--resume goes on with the run's own weights: leave --from out.")
     overrides = overrides_of(settings)
-    with _told_by_the_system(out), joined(device) as world:
+    with told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
         began = time.monotonic()
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
         first = starting_step(out, resume) if world.leads else 0
         if start is not None and world.leads:
-            _check_start(start, out)
+            found = _check_start(start, out)
+            if recipe_name == AUTO:
+                overrides = fitting(found) | overrides
         wanted = session.execution
         execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
         on_cpu = world.device.type == "cpu"
@@ -102,25 +87,38 @@ def run(
                 data_seconds=time.monotonic() - began,
                 lighter=SMALLER if recipe_name == AUTO and pack.resolution > 32 else LIGHTER,
             )
-            observers = [bar, *_lookers(recipe, pack, out, first, console)]
+            observers = [bar, *_lookers(recipe, pack, out, bar, session, str(world.device))]
             if pack.metadata.get("licence") == "not stated" and not session.licence and not resume:
                 say(
                     console,
                     'The pictures state no licence: --licence "…", or a LICENSE file among them, does.',
                 )
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
-        return train(recipe, pack, out, world, observers, replace(session, execution=execution))
+        session = replace(session, execution=execution, tell=partial(say, console))
+        return train(recipe, pack, out, world, observers, session)
 
 
-def _lookers(recipe: Recipe, pack: Pack, out: Path, first: int, console: Console) -> list[Observer]:
-    """What draws, logs and keeps a run that begins at step `first`."""
-    scalars = Scalars(out, first, recipe.schedule.log_every, recipe)
-    return [
-        Grids(out, pack, recipe, console, scalars.board),  # before its board is closed
+def _lookers(
+    recipe: Recipe, pack: Pack, out: Path, bar: ProgressBar, session: Session, device: str
+) -> list[Observer]:
+    """What draws, logs, measures and keeps a run."""
+    scalars = Scalars(out, bar.first, recipe.schedule.log_every, recipe)
+    about = {"description": recipe.description}
+    lookers: list[Observer] = [
+        Grids(out, pack, recipe, bar.console, scalars.board),  # before its board is closed
         scalars,
-        Served(out / GENERATOR, {"description": recipe.description}),
-        Snapshots(out / SNAPSHOTS, {"description": recipe.description}),
+        Served(out / GENERATOR, about),
+        Snapshots(out / SNAPSHOTS, about),
     ]
+    if recipe.schedule.measure_every:
+        extractor = open_extractor(pack, session.features)
+        tell = (lambda step, found: scalars.add(step, _as_curves(found)), bar.measured)
+        lookers.insert(0, Measured(out, pack, extractor, bar.first, device, about, tell))
+    return lookers
+
+
+def _as_curves(figures: Mapping[str, float]) -> dict[str, float]:
+    return {f"measure/{name}": value for name, value in figures.items()}
 
 
 def rehearsal(
@@ -140,18 +138,22 @@ def rehearsal(
         raise TrainError(f"--dry-run tries a new run of a network: leave {option} out.")
     starting_step(out, resume=False)
     with joined(device) as world:
+        overrides = overrides_of(settings)
         if session.start is not None:
-            _check_start(session.start, out)
+            found = _check_start(session.start, out)
+            if recipe_name == AUTO:
+                overrides = fitting(found) | overrides
         wanted = session.execution
         execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
-        rehearse(recipe_name, data, out, overrides_of(settings), world, execution, console, reading)
+        rehearse(recipe_name, data, out, overrides, world, execution, console, reading)
 
 
-def _check_start(start: Path, out: Path) -> None:
-    """Raises TrainError or ModelError, before any work, where a run in `out` cannot begin with `start`."""
-    if start.exists() and (out / GENERATOR).exists() and start.samefile(out / GENERATOR):
-        raise TrainError(f"{start} would be written over by this run: choose another --out.")
-    load_generator(start)
+def _check_start(start: Path, out: Path) -> Start:
+    """The networks in `start`. Raises TrainError or ModelError where a run in `out` cannot begin so."""
+    for written in (out / GENERATOR, out / BEST):
+        if start.exists() and written.exists() and start.samefile(written):
+            raise TrainError(f"{start} would be written over by this run: choose another --out.")
+    return open_start(start)
 
 
 def run_features(
@@ -163,11 +165,13 @@ def run_features(
     settings: Sequence[str] = (),
     session: Session | None = None,
     reading: Reading = AS_IT_IS,
+    resolution: int | None = None,
 ) -> Features:
     """Train the classifier that images are measured with; TrainError says what to do about it.
 
     settings: fields of FeaturesRecipe, "field=value"; those left out fit the number of images.
-    session: must say nothing: a classifier is trained in one sitting.
+    session: must say nothing: a classifier is trained in one sitting. resolution: pixels of pictures that are
+    no pack yet; None: their own size.
     """
     session = session or Session()
     for option, given in (
@@ -175,6 +179,7 @@ def run_features(
         ("--from", session.start is not None),
         ("--stop-after", session.stop_after is not None),
         ("--licence", session.licence is not None),
+        ("--features", session.features is not None),
         ("--compile", session.execution.compile is True),
         ("--no-compile", session.execution.compile is False),
         ("--graph", session.execution.graph is True),
@@ -186,9 +191,9 @@ def run_features(
             )
     wanted = settings_of("features", FeaturesRecipe, settings)
     _check_features_place(out)
-    where = _one_device(device)
+    where = one_device(device)
     with image_progress(console) as progress:
-        pack = open_data(data, reading=reading, progress=progress)
+        pack = open_data(data, resolution, reading=reading, progress=progress)
         recipe = FeaturesRecipe.fitting(len(split(len(pack))[0]), **wanted)
         features = train_features(pack, out, recipe, device=where, progress=progress)
     console.print(f"{out}: {features.accuracy:.1%} right on the tenth of the images that it never saw.")
@@ -204,178 +209,6 @@ def _check_features_place(out: Path) -> None:
         raise TrainError(
             f"{out} is there already and is no feature extractor: choose another --out."
         ) from None
-
-
-@dataclass(frozen=True)
-class Measures:
-    """The measurements to make of a checkpoint, with how many images and against which real ones."""
-
-    features: Path | None = None  # file of the own classifier; None: not in its features
-    inception: bool = False
-    inception_weights: Path | None = None  # its file, which implies `inception`; None: the library's download
-    cas: bool = False
-    pretrained: bool = False
-    samples: int | None = None  # generated images; None: each measurement's own number
-    reference: str | None = None  # "train", "held-out" or "all"; None: each measurement's own
-
-
-def run_evaluation(
-    checkpoint: Path,
-    data: Path,
-    measures: Measures,
-    *,
-    seed: int = 0,
-    truncation: float = 1.0,
-    device: str = "auto",
-    precision: str | None = None,
-) -> dict[str, object]:
-    """The reports asked for: "own_features", "inception", "pretrained", "cas", each with its protocol.
-
-    precision: measure the generator as a worker runs it in that; None: as it was trained.
-    Raises TrainError or ModelError.
-    """
-    features, reference = measures.features, measures.reference
-    inception = measures.inception or measures.inception_weights is not None
-    if not (features or inception or measures.cas or measures.pretrained):
-        raise TrainError(
-            "Nothing to measure with: give --features FILE, --pretrained, --inception-weights FILE, "
-            "--inception or --cas."
-        )
-    where = _one_device(device)
-    # all files are opened before the long work
-    eye = open_inception(measures.inception_weights) if inception else None
-    network = open_network(NETWORK) if measures.pretrained else None
-    if features:
-        open_trusted(features)
-    loaded = load_generator(checkpoint)
-    generator: Generator | FusedGenerator = loaded.generator.to(where)
-    if precision is not None:
-        generator, precision = in_precision(loaded.generator, torch.device(where), precision)
-    sampler = GeneratorSampler(generator, loaded.class_names, truncation, where)
-    pack = open_data(data)
-    _check_size(loaded.config, pack, data)
-    reports: dict[str, dict[str, object]] = {}
-    samples = measures.samples or MEASURED
-    with image_progress() as progress:
-        if features:
-            reports["own_features"] = evaluate(
-                sampler, features, pack, samples, seed, where, progress, reference or "train"
-            )
-        if eye:
-            reports["inception"] = evaluate_with_inception(
-                sampler, eye, pack, measures.samples, seed, where, progress, reference or "all"
-            )
-        if network:
-            reports["pretrained"] = evaluate_with_pretrained(
-                sampler, network, pack, samples, seed, where, progress, reference or "train"
-            )
-        if measures.cas:
-            reports["cas"] = classification_accuracy(sampler, pack, samples, seed, where, progress)
-    about: dict[str, object] = {"checkpoint": checkpoint.name, "checkpoint_sha256": loaded.sha256}
-    if precision is not None:
-        about["precision"] = precision
-    return {name: about | report for name, report in reports.items()}
-
-
-def run_neighbours(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
-    *,
-    sheet: Sheet,
-    seed: int,
-    truncation: float,
-    device: str,
-    console: Console,
-) -> None:
-    """Draw the real images that are nearest to generated ones, and tell how near those are.
-
-    Raises TrainError or ModelError, and then writes nothing.
-    """
-    where = _one_device(device)
-    network = open_network(NETWORK)
-    loaded = load_generator(checkpoint)
-    sampler = GeneratorSampler(loaded.generator.to(where), loaded.class_names, truncation, where)
-    pack = open_data(data)
-    _check_size(loaded.config, pack, data)
-    with _told_by_the_system(out), image_progress() as progress:
-        eye = PretrainedEye(pack, network, where, progress=progress)
-        found = find_neighbours(sampler, eye, sheet, seed, progress)
-        write_whole(out, marked(found.picture))
-    console.print(found.line(), highlight=False, markup=False, soft_wrap=True)
-
-
-def run_choice(
-    run_folder: Path,
-    data: Path,
-    features: Path | None,
-    *,
-    samples: int,
-    seed: int,
-    device: str,
-    console: Console,
-) -> None:
-    """Let a run's discriminator rank its snapshots; the best becomes `chosen.safetensors` there.
-
-    features: file of the own classifier, to check the ranking by; None: unchecked.
-    Raises TrainError or ModelError, and then writes nothing.
-    """
-    where = _one_device(device)
-    pack = open_data(data)
-    shown = partial(track, description="snapshots", console=Console(stderr=True))
-    choice = choose(run_folder, pack, features, samples=samples, seed=seed, device=where, shown=shown)
-    console.print(choice.table())
-    for line in (*choice.verdict(), f"{choice.ranked[0].path.name} is now {run_folder / CHOSEN}."):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _check_size(config: ModelConfig, pack: Pack, data: Path) -> None:
-    """Raises TrainError for real images of another size than the generator's."""
-    if config.resolution != pack.resolution:
-        raise TrainError(
-            f"The generator makes {config.resolution} px and {data} has {pack.resolution} px: pack its "
-            f"source again by `sagan data pack … --resolution {config.resolution}`."
-        )
-
-
-def check_keepable(checkpoint: Path) -> None:
-    """Raises TrainError where `keep_figures` could not write."""
-    if checkpoint.exists() and not os.access(checkpoint, os.W_OK):
-        raise TrainError(f"{checkpoint} may not be written to: --keep cannot keep figures in it.")
-    with _told_by_the_system(checkpoint), TemporaryFile(dir=checkpoint.parent):
-        pass
-
-
-def keep_figures(checkpoint: Path, figures: Mapping[str, object]) -> None:
-    """Write the figures into the checkpoint's header, where `/models` and the page find them.
-
-    Raises TrainError, and writes nothing, for Inception's with other weights than the published.
-    """
-    inception = figures.get("inception")
-    if isinstance(inception, dict) and not inception["protocol"]["weights_published"]:
-        raise TrainError("Figures with other Inception weights than the published are no FID: not kept.")
-    loaded = load_generator(checkpoint)
-    metrics = {**loaded.metrics, **figures}
-    with _told_by_the_system(checkpoint):
-        save_generator(checkpoint, loaded.generator, loaded.class_names, metrics, loaded.metadata)
-
-
-def _one_device(device: str) -> str:
-    """`device`; "auto" is a GPU if there is one. Raises TrainError for a device that is not there."""
-    check_device(device)
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-@contextmanager
-def _told_by_the_system(out: Path) -> Iterator[None]:
-    """Errors of the file system (no permission, no room) as one line."""
-    try:
-        yield
-    except OSError as error:
-        at = error.filename or out
-        raise TrainError(
-            f"{error.strerror or error}: {at}. What had been saved in {out} before is whole."
-        ) from error
 
 
 def seconds(text: str) -> float:

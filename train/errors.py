@@ -13,6 +13,10 @@ TrainError
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class TrainError(Exception):
     """Root of everything this package raises on purpose; its message is one line for a person."""
@@ -48,3 +52,15 @@ class PretrainedError(TrainError):
 
 class ExperimentError(TrainError):
     """No such experiment, or not with these settings in this folder."""
+
+
+@contextmanager
+def told_by_the_system(out: Path) -> Iterator[None]:
+    """Errors of the file system (no permission, no room) as one line."""
+    try:
+        yield
+    except OSError as error:
+        at = error.filename or out
+        raise TrainError(
+            f"{error.strerror or error}: {at}. What had been saved in {out} before is whole."
+        ) from error

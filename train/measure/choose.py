@@ -32,10 +32,11 @@ from train.measure.metrics import (
     stratified,
 )
 from train.recipes.recipe import comma_list
-from train.run.augment import augment, draw, to_network
+from train.run.augment import Adaptive, augment, draw, draw_gates, to_network
 from train.run.judge import Judge
 from train.run.loop import GENERATOR, STATE
 from train.run.observers import SNAPSHOTS
+from train.run.saved import opened
 from train.run.state import saved_judge
 
 CHOSEN = "chosen.safetensors"  # in the run's folder
@@ -131,6 +132,8 @@ def choose(
             "give the pack that it was trained on."
         )
     judge = _Judge(saved, comma_list(recipe.optimisation.augment), samples, seed, device)
+    if recipe.optimisation.augment_target:
+        judge.thin(run / STATE)
     eye = _Eye(features, pack, device) if features else None
     held = some(split(len(pack))[1], samples)
     real = judge.scores(_Reals(pack, held), pack.labels.numpy()[held], None)
@@ -203,6 +206,14 @@ class _Judge:
     def __init__(self, judge: Judge, kinds: Sequence[str], samples: int, seed: int, device: str) -> None:
         self.judge, self.kinds, self.seed, self.device = judge, kinds, seed, device
         self.draws = draw(samples, torch.Generator().manual_seed(seed)).to(device)
+
+    def thin(self, state: Path) -> None:
+        """Augment as often as ADA had come to in that state."""
+        adaptive = Adaptive(target=0, span=1)
+        with opened(state) as (_, file):
+            adaptive.p.copy_(file.get_tensor("augment.p"))
+        gates = draw_gates(len(self.draws), torch.Generator().manual_seed(self.seed + 1))
+        self.draws = adaptive.to(self.device).thin(torch.cat([self.draws, gates.to(self.device)], dim=1))
 
     def scores(self, sampler: Sampler, labels: Labels, eye: _Eye | None) -> Array:
         """Scores [N] of the sampler's images of the classes `labels` [N]; `eye` looks at them too."""

@@ -15,13 +15,24 @@ from train.measure.distances import (
     inception_score,
     intra_class,
     kernel_distance,
+    nearest,
     neighbourhoods,
 )
 from train.measure.features import FeatureSet
 
+NEAREST_IMAGES = 1000  # of each set, at most, whose nearest real image is looked for
 NEIGHBOUR_IMAGES = 5000  # of each set, at most, except with Inception
 INCEPTION_NEIGHBOUR_IMAGES = 10_000
+NEAREST = "nearest_real"
 INCEPTION_KID_SUBSETS = 100  # as torch-fidelity
+
+
+def nearest_real(reference: Points, images: Points, device: str = "cpu") -> float:
+    """Median distance of the images [M, D] to the nearest of the reference [N, D]; 0 for copies."""
+    count = min(len(images), NEAREST_IMAGES)
+    spread = np.linspace(0, len(images) - 1, count).round().astype(np.int64)  # over all classes
+    distances, _ = nearest(images[spread], reference, 1, device)
+    return float(np.median(distances))
 
 
 def own_figures(
@@ -56,6 +67,7 @@ def inception_figures(
         "inception_score_std": score_spread,
         "kid": kid,
         "kid_std": spread,
+        NEAREST: nearest_real(reference.features, images.features, device),
         "intra_fid": within,
         "intra_fid_by_class": by_class,
     } | _neighbourhoods(reference.features, images.features, rng, INCEPTION_NEIGHBOUR_IMAGES, device)
@@ -72,6 +84,7 @@ def figures(
         f"frechet_{eye}": frechet(reference, images, device),
         f"kid_{eye}": kid,
         f"kid_{eye}_std": spread,
+        NEAREST: nearest_real(reference, images, device),
     } | _neighbourhoods(reference, images, rng, NEIGHBOUR_IMAGES, device)
 
 

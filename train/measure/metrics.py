@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ from train.measure.features import (
 from train.measure.figures import (
     INCEPTION_KID_SUBSETS,
     INCEPTION_NEIGHBOUR_IMAGES,
+    NEAREST,
+    NEAREST_IMAGES,
     NEIGHBOUR_IMAGES,
     inception_figures,
     own_figures,
@@ -276,6 +278,9 @@ def compare(
         "generated": yardstick.measure(known, FeatureSet.joined(parts)),
         "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
     }
+    others = cast(float, rows["real_held_back"][NEAREST])
+    for row in rows.values():
+        row[f"{NEAREST}_ratio"] = cast(float, row[NEAREST]) / others if others > 0 else None
     protocol = _warned(yardstick.protocol, min(samples, len(reference.images)), known.features.shape[1])
     return {
         "protocol": {
@@ -287,6 +292,8 @@ def compare(
             "resolution": pack.resolution,
             "samples": samples,
             "classes": "in the reference's proportions",
+            "nearest_real": f"median distance to the nearest reference image, of at most {NEAREST_IMAGES:,}; "
+            "ratio: as a share of real_held_back's; half is copying; null: most real images have a twin",
             "seed": seed,
             "truncation": sampler.truncation,
             "arithmetic": "features in float32 without TF32, figures in float64",

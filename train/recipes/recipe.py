@@ -89,6 +89,10 @@ class Optimisation:
     # DiffAugment on all images for D, a comma list; "": none
     augment: Annotated[str, named(AUGMENTATIONS, several=True)] = ""
     augment_after: CountOr0 = 0  # generator steps without it at the start
+    # ADA: the mean sign of D's scores on reals that the share of augmented images is steered to; 0: all are
+    augment_target: Share = 0.0
+    augment_span: Annotated[float, within(1, 3e38)] = 100_000  # images in which ADA's share goes from 0 to 1
+    freeze_discriminator: CountOr0 = 0  # first blocks of the plain D, as --from brought them, that stay so
     # plain: SAGAN's D; pretrained: heads on a frozen pretrained network
     judge: Literal["plain", "pretrained", "both"] = "plain"
     guide: Real = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
@@ -113,6 +117,7 @@ class Schedule:
     statistics_batches: CountOr0 = 100  # of noise, for the served copy's batch norms; 0: its running averages
     weights: Literal["float32", "bf16"] = "float32"  # of the served copy; bf16 rounds matrices, half the file
     snapshot_every: CountOr0 = 0  # keep the generator as it is then, for `sagan choose`; 0: never
+    measure_every: CountOr0 = 0  # figures of few images then, the best generator by them kept; 0: never
 
 
 @dataclass(frozen=True)
@@ -192,9 +197,29 @@ def _check_together(recipe: Recipe) -> None:
         )
     if optimisation.attention_scale != 1 and recipe.model.get("attention_form") == "gaussian":
         raise RecipeError(f"recipe {name}: attention_scale is a factor on queries, and gaussian has none.")
+    if optimisation.augment_target and not comma_list(optimisation.augment):
+        raise RecipeError(f"recipe {name}: augment_target steers augment, which is empty: fill one.")
+    if optimisation.augment_target and optimisation.augment_after:
+        raise RecipeError(
+            f"recipe {name}: augment_target begins at no augmentation by itself: set augment_after to 0."
+        )
+    _check_frozen(name, optimisation, len(recipe.model.get("discriminator_widths", ())))
     if optimisation.variety and optimisation.batch % 2:
         raise RecipeError(
             f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
+        )
+
+
+def _check_frozen(name: str, optimisation: Optimisation, blocks: int) -> None:
+    frozen = optimisation.freeze_discriminator
+    if frozen and optimisation.judge == "pretrained":
+        raise RecipeError(
+            f"recipe {name}: freeze_discriminator is of the plain judge's blocks; the pretrained judge's "
+            "network is frozen as it is, and its heads must learn: leave it out."
+        )
+    if blocks and frozen >= blocks:
+        raise RecipeError(
+            f"recipe {name}: freeze_discriminator ({frozen}) leaves none of {blocks} blocks to learn."
         )
 
 

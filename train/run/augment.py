@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 TRANSLATION = 1 / 8  # of the side: an image moves at most so far in each direction
 CUTOUT = 1 / 2  # of the side: the square that is cut out
 DRAWS = 7  # numbers an image: brightness, saturation, contrast; down, right; top, left
+KIND_OF_DRAW = (0, 0, 0, 1, 1, 2, 2)  # the kind that each is of, as AUGMENTATIONS counts them
+SMOOTHED = 4  # steps, about, over which the sign of the scores is averaged, as in ADA
+_NEUTRAL = (0.5, 0.5, 0.5, 0.5, 0.5, -1.0, -1.0)
 
 
 def to_network(pixels: Tensor) -> Tensor:
@@ -32,7 +35,42 @@ def draw(batch: int, generator: torch.Generator) -> Tensor:
 
 def neutral(batch: int) -> Tensor:
     """Draws [batch, DRAWS] by which `augment` changes nothing."""
-    return torch.tensor([*([0.5] * 5), -1.0, -1.0]).repeat(batch, 1)
+    return torch.tensor(_NEUTRAL).repeat(batch, 1)
+
+
+def draw_gates(batch: int, generator: torch.Generator) -> Tensor:
+    """Uniform in [0, 1), [batch, kinds]: which kinds `Adaptive` lets an image have."""
+    return torch.rand(batch, len(AUGMENTATIONS), generator=generator)
+
+
+class Adaptive(nn.Module):
+    """ADA (Karras et al. 2020, section 3): how often an image is augmented follows the discriminator.
+
+    An image has each kind with probability p, which rises while the mean sign of D's scores on reals is above
+    `target` (D learns the few reals by heart) and falls while it is below. span: images in which p can go
+    from 0 to 1. Reals and fakes have the same p. All of it stays on the device.
+    """
+
+    p: Tensor
+    sign: Tensor
+
+    def __init__(self, target: float, span: float) -> None:
+        super().__init__()
+        self.target, self.span = target, span
+        self.register_buffer("p", torch.zeros(()))
+        self.register_buffer("sign", torch.zeros(()))  # of the scores on reals, averaged over SMOOTHED steps
+
+    def thin(self, draws: Tensor) -> Tensor:
+        """Draws [B, DRAWS] followed by gates [B, kinds] -> the draws, neutral where a gate is shut."""
+        draws, gates = draws[:, :DRAWS], draws[:, DRAWS:]
+        shown = (gates < self.p)[:, list(KIND_OF_DRAW)]
+        return torch.where(shown, draws, draws.new_tensor(_NEUTRAL))
+
+    @torch.no_grad()
+    def steer(self, sign: Tensor, images: int) -> None:
+        """sign: mean sign of D's scores on the reals of a step of so many `images`."""
+        self.sign.lerp_(sign, 1 / SMOOTHED)
+        self.p.add_((self.sign - self.target).sign(), alpha=images / self.span).clamp_(0, 1)
 
 
 def augment(images: Tensor, draws: Tensor, kinds: Sequence[str]) -> Tensor:

@@ -16,9 +16,11 @@ from model.config import ModelConfig
 from model.discriminator import Discriminator
 from model.layers import spectral_normalise
 from train.recipes.recipe import Optimisation, comma_list
-from train.run.augment import augment, flip, to_network
+from train.run.augment import Adaptive, augment, flip, to_network
 from train.run.execution import Passes
 from train.run.losses import discriminator_hinge, generator_hinge
+
+SIGN = "sign_real"  # the figure that steers ADA
 
 
 class StepInputs(NamedTuple):
@@ -33,6 +35,14 @@ class StepInputs(NamedTuple):
     for_fakes: Tensor
     for_generator: Tensor  # for the same fakes in the generator's loss, where the judge looks at them anew
 
+    def thinned(self, adaptive: Adaptive) -> StepInputs:
+        """The same, drawn with gates, as ADA has it."""
+        return self._replace(
+            for_reals=adaptive.thin(self.for_reals),
+            for_fakes=adaptive.thin(self.for_fakes),
+            for_generator=adaptive.thin(self.for_generator),
+        )
+
     def reals(self) -> Tensor:
         """[B, 3, R, R] in [-1, 1], some mirrored."""
         return flip(to_network(self.pixels), self.mirrored)
@@ -42,7 +52,9 @@ class Verdict(NamedTuple):
     """The outcome of one discriminator step."""
 
     loss: Tensor  # for the judge's own optimiser
-    figures: Mapping[str, Tensor]  # scalars to log, without gradient: score_real, score_fake ...
+    # scalars to log, without gradient: score_real, score_fake ...; "sign_real", mean sign of the scores on
+    # reals, is not logged but steers ADA
+    figures: Mapping[str, Tensor]
 
 
 class Judge(Protocol):
@@ -90,7 +102,7 @@ class PlainJudge:
             scores = self.network(images, torch.cat([inputs.labels, inputs.y]))
         real, fake = scores.chunk(2)
         figures = {"score_real": real.detach().mean(), "score_fake": fake.detach().mean()}
-        return Verdict(discriminator_hinge(real, fake), figures)
+        return Verdict(discriminator_hinge(real, fake), {**figures, SIGN: real.detach().sign().mean()})
 
     def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         images = augment(seen[0], inputs.for_generator, self.kinds)
@@ -102,8 +114,19 @@ class PlainJudge:
         return scores
 
 
+def plain_part(judge: Judge) -> PlainJudge | None:
+    """The plain judge, alone or beside another; None: there is none."""
+    for one in judge.judges if isinstance(judge, BothJudges) else (judge,):
+        if isinstance(one, PlainJudge):
+            return one
+    return None
+
+
 class BothJudges:
-    """Two judges whose losses are added; of a figure that both have, the second's is logged."""
+    """Two judges whose losses are added; of a figure that both have, the second's is logged.
+
+    ADA follows the first, which is the one that learns by heart.
+    """
 
     def __init__(self, first: Judge, second: Judge) -> None:
         self.judges = (first, second)
@@ -123,7 +146,7 @@ class BothJudges:
             judge.discriminator_loss(inputs, part)
             for judge, part in zip(self.judges, self._parts(seen), strict=True)
         )
-        return Verdict(a.loss + b.loss, {**a.figures, **b.figures})
+        return Verdict(a.loss + b.loss, {**a.figures, **b.figures, SIGN: a.figures[SIGN]})
 
     def generator_loss(self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor) -> Tensor:
         parts = zip(self.judges, self._parts(seen), strict=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,10 +56,12 @@ class Session:
     """One sitting of a run: how it begins, how it works, when it ends."""
 
     resume: bool = False  # go on from the saved state
-    start: Path | None = None  # a generator to begin with; None: a new one
+    start: Path | None = None  # a generator or a state to begin with; None: new networks
     stop_after: float | None = None  # seconds; None: run to the recipe's last step
     execution: Execution = field(default_factory=Execution)  # nothing compiled, nothing recorded
     licence: str | None = None  # of the pictures; None: what they say themselves
+    features: Path | None = None  # own classifier for schedule.measure_every; None: the pretrained network
+    tell: Callable[[str], None] = log.info  # what was taken over of `start`, line by line
 
 
 def train(
@@ -125,8 +127,13 @@ def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session
     if world.leads:
         if starting_step(out, session.resume):
             state.load(out / STATE)
-        elif session.start is not None and not state.begin_from(session.start):
-            log.warning("%s has other classes than the data: they begin anew.", session.start)
+        elif session.start is not None:
+            for line in state.begin_from(session.start).lines():
+                session.tell(line)
+        elif recipe.optimisation.freeze_discriminator:
+            raise TrainError(
+                "freeze_discriminator keeps blocks that --from brings: give one, or leave it out."
+            )
         state.licence = " ".join((session.licence or state.licence).split())
         forget_parts(out)  # of a run killed here, of its pack too
     state.follow()

@@ -18,6 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from imaging.files import write_whole
 from model.attention import SelfAttention
 from model.checkpoint import save_generator
+from model.generator import Generator
 from train.recipes.recipe import Recipe
 from train.run.ema import recompute_statistics
 from train.run.state import TrainingState
@@ -94,6 +95,7 @@ class ProgressBar:
             console=console,
             disable=not console.is_terminal,
         )
+        self.figures = ""  # last measured
         self.task = self.bar.add_task("", total=total, completed=state_step)
         self.bar.start()
 
@@ -112,12 +114,20 @@ class ProgressBar:
         pace = "" if self.pace is not None else f"{rate(state, seconds / steps)}, "
         # the bar has room for the two losses alone
         short = " ".join(f"{name[0].upper()} {losses[name]:.2f}" for name in losses if name in SHORT)
-        self.bar.update(self.task, completed=state.step, description=pace + short)
+        self.bar.update(self.task, completed=state.step, description=pace + short + self.figures)
         if not self.console.is_terminal:
             total = state.recipe.optimisation.steps
             left = "" if self.pace is not None else f", {span((total - state.step) * seconds / steps)} left"
             text = " ".join(f"{name} {value:.3f}" for name, value in losses.items())
             self._say(f"step {state.step}/{total}: {pace}{text}{left}")
+
+    def measured(self, step: int, figures: Mapping[str, float]) -> None:
+        """Show figures: all of them without a terminal, else the first and the best in the bar."""
+        text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        if not self.console.is_terminal:
+            self._say(f"step {step}: measured: {text}")
+        (name, value), *_ = figures.items()
+        self.figures = f" {name.partition('_')[0].upper()} {value:.3f} (best {figures['best']:.3f})"
 
     def close(self, state: TrainingState) -> None:
         self.bar.stop()
@@ -220,10 +230,14 @@ class Scalars:
                     scalars[f"gamma/{role}.{name.rpartition('.')[2]}"] = module.gamma.item()
         seconds = time.monotonic() - self.started
         scalars["steps_per_second"] = (state.step - self.first) / seconds
+        self.add(state.step, scalars)
+
+    def add(self, step: int, scalars: Mapping[str, float]) -> None:
+        """A line of the log, and a point of each curve."""
         for name, value in scalars.items():
-            self.board.add_scalar(name, value, state.step)
+            self.board.add_scalar(name, value, step)
         with self.path.open("a") as log:
-            log.write(json.dumps({"step": state.step, **scalars}) + "\n")
+            log.write(json.dumps({"step": step, **scalars}) + "\n")
 
     def close(self, state: TrainingState) -> None:
         self.board.close()
@@ -260,15 +274,12 @@ class Snapshots:
         pass
 
 
-def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object]) -> None:
-    """Write the averaged generator with its standing statistics and its origin.
-
-    A diverged one is not written: the file keeps the last good one, and the loop raises Diverged.
-    """
+def serving(state: TrainingState) -> Generator | None:
+    """The averaged generator as it serves, with its standing statistics. None: it has diverged."""
     schedule, optimisation = state.recipe.schedule, state.recipe.optimisation
     served = state.ema.network.folded()  # a copy: an observer must not change the run
     if not all(torch.isfinite(tensor).all() for tensor in served.state_dict().values()):
-        return
+        return None
     if schedule.weights == "bf16":
         for parameter in served.parameters():
             if parameter.dim() > 1:
@@ -281,6 +292,21 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
             optimisation.seed,
             state.world.device,
         )
+    return served
+
+
+def write_served(
+    path: Path,
+    state: TrainingState,
+    metadata: Mapping[str, object],
+    metrics: Mapping[str, object] | None = None,
+) -> None:
+    """Write the averaged generator with its standing statistics, its figures and its origin.
+
+    A diverged one is not written: the file keeps the last good one, and the loop raises Diverged.
+    """
+    if (served := serving(state)) is None:
+        return
     metadata = {
         **metadata,
         "recipe": state.recipe.to_json(),
@@ -295,7 +321,7 @@ def write_served(path: Path, state: TrainingState, metadata: Mapping[str, object
     }
     if state.pretrained:
         metadata["pretrained"] = state.pretrained
-    save_generator(path, served, state.pack.class_names, metadata=metadata)
+    save_generator(path, served, state.pack.class_names, metrics, metadata)
 
 
 def _forget_after(log: Path, step: int) -> None:

@@ -25,7 +25,7 @@ from train.recipes.recipe import Optimisation, comma_list
 from train.run.augment import augment, draw, to_network
 from train.run.distributed import World
 from train.run.execution import Passes
-from train.run.judge import StepInputs, Verdict
+from train.run.judge import SIGN, StepInputs, Verdict
 from train.run.losses import discriminator_hinge, generator_hinge
 
 NETWORK = "lite0"
@@ -145,6 +145,7 @@ class PretrainedJudge:
             loss = loss + F.cross_entropy(self.network.probe(pooled), inputs.labels)
         real, fake = (torch.stack([s.detach().mean() for s in of]).mean() for of in zip(*scores, strict=True))
         figures = {"score_real": real, "score_fake": fake}
+        figures[SIGN] = torch.stack([s.detach().mean(1) for s, _ in scores]).sum(0).sign().mean()
         if self.variety:
             figures["variety"] = self._variety(seen[-1], inputs.y)
         return Verdict(loss, figures)

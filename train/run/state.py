@@ -25,14 +25,14 @@ from model.layers import Scaled, power_iterate, spectral_normalise
 from train.data.pack import Pack
 from train.efficientnet import open_network
 from train.recipes.recipe import Optimisation, Recipe
-from train.run.augment import draw, neutral
-from train.run.beginning import take_over
+from train.run.augment import Adaptive, draw, draw_gates, neutral
+from train.run.beginning import TakenOver, open_start, take_over
 from train.run.cross_replica import join_norms
 from train.run.distributed import World
 from train.run.ema import Ema
 from train.run.epochs import Epochs
 from train.run.execution import Compute, Execution, Passes, Replayed, precision
-from train.run.judge import BothJudges, Judge, PlainJudge, StepInputs
+from train.run.judge import SIGN, BothJudges, Judge, PlainJudge, StepInputs, plain_part
 from train.run.pretrained_judge import NETWORK, PretrainedJudge
 from train.run.saved import FORMAT, StateError, check_network, opened, read, same_computation, saved_recipe
 
@@ -69,8 +69,17 @@ class TrainingState:
             network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if optimisation.cross_replica_norm and world.size > 1:
             join_norms(self.generator, world)
-        self.generator_adam = self._adam(self.generator, optimisation.generator_lr)
-        self.discriminator_adam = self._adam(self.discriminator, optimisation.discriminator_lr)
+        frozen: set[nn.Parameter] = set()
+        if (plain := plain_part(self.judge)) and optimisation.freeze_discriminator:
+            frozen = set(plain.network.first(optimisation.freeze_discriminator))
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        self._judging = [p for p in self.discriminator.parameters() if p not in frozen]
+        self.generator_adam = self._adam([*self.generator.parameters()], optimisation.generator_lr)
+        self.discriminator_adam = self._adam(self._judging, optimisation.discriminator_lr)
+        self.adaptive = None  # how often images are augmented is steered, or they always are
+        if optimisation.augment_target:
+            self.adaptive = Adaptive(optimisation.augment_target, optimisation.augment_span).to(world.device)
         self.step = 0
         self.began_from: dict[str, object] | None = None  # names the generator that this run took over
         self.due = (
@@ -124,6 +133,16 @@ class TrainingState:
 
     # -- the inputs of a step, drawn on the host ---------------------------------------------------------
 
+    def _changes(self, purpose: str, number: int) -> Tensor:
+        """The augmentation of the images of that purpose: draws, and with ADA gates behind them."""
+        batch = self.recipe.optimisation.batch
+        if self.step < self.recipe.optimisation.augment_after:
+            return neutral(batch)
+        draws = draw(batch, self._draw(f"augment {purpose}", number))
+        if self.adaptive is None:
+            return draws
+        return torch.cat([draws, draw_gates(batch, self._draw(f"gates {purpose}", number))], dim=1)
+
     def _drawn(self, number: int) -> StepInputs:
         """The inputs of discriminator step `number` of the run, on the device."""
         batch = self.recipe.optimisation.batch
@@ -135,10 +154,7 @@ class TrainingState:
         mirrored = torch.rand(batch, generator=self._draw("flips", number)) < 0.5
         if not self.recipe.optimisation.flips:
             mirrored = torch.zeros_like(mirrored)
-        if self.step < self.recipe.optimisation.augment_after:
-            changes = [neutral(batch) for _ in AUGMENTED]
-        else:
-            changes = [draw(batch, self._draw(f"augment {what}", number)) for what in AUGMENTED]
+        changes = [self._changes(purpose, number) for purpose in AUGMENTED]
         chosen = self._epochs.indices(number)
         shares = [self.world.share(t) for t in (mirrored, z, y, *changes)]
         return StepInputs(self._pixels(chosen), *map(self._on_device, (self.pack.labels[chosen], *shares)))
@@ -180,11 +196,14 @@ class TrainingState:
         steps = [StepInputs(*tensors[i : i + size]) for i in range(0, len(tensors), size)]
         losses: dict[str, Tensor] = {}
         for inputs in steps:
+            last = inputs is steps[-1]
+            if self.adaptive is not None:
+                inputs = inputs.thinned(self.adaptive)
             # the generator's loss is of the last of these fakes: only they need a graph
-            with torch.set_grad_enabled(inputs is steps[-1]):
+            with torch.set_grad_enabled(last):
                 seen = self._look(self._generate(inputs.z, inputs.y), inputs)
             losses |= self._discriminator_step(inputs, seen)
-        losses |= self._generator_step(steps[-1], seen, guide, learns)
+        losses |= self._generator_step(inputs, seen, guide, learns)
         self.ema.update(self.generator, towards)
         return losses
 
@@ -194,18 +213,24 @@ class TrainingState:
         loss, figures = self._discriminator_loss(inputs, [tensor.detach() for tensor in seen])
         loss.backward()  # type: ignore[no-untyped-call]
         losses = {"discriminator": loss.detach(), **figures}
-        self.world.average_gradients(self.discriminator.parameters(), *losses.values())
+        self.world.average_gradients(self._judging, *losses.values())
         self.discriminator_adam.step()
+        sign = losses.pop(SIGN)
+        if self.adaptive is not None:
+            self.adaptive.steer(sign, self.recipe.optimisation.batch)
+            losses["augmented"] = self.adaptive.p.clone()
         return losses
 
     def _generator_step(
         self, inputs: StepInputs, seen: Sequence[Tensor], guide: Tensor, learns: Tensor
     ) -> dict[str, Tensor]:
         self.generator_adam.zero_grad(set_to_none=True)
-        self.discriminator.requires_grad_(False)  # its own gradients are not wanted here
+        for parameter in self._judging:  # their own gradients are not wanted here
+            parameter.requires_grad_(False)
         loss = self._generator_loss(inputs, seen, guide)
         torch.autograd.backward(learns * loss)  # Adam stands still where no gradient ever was
-        self.discriminator.requires_grad_(True)
+        for parameter in self._judging:
+            parameter.requires_grad_(True)
         losses = {"generator": loss.detach()}
         self.world.average_gradients(self.generator.parameters(), *losses.values())
         self.generator_adam.step()
@@ -217,11 +242,11 @@ class TrainingState:
             images: Tensor = self.generator(z, y)
             return images
 
-    def _adam(self, network: nn.Module, rate: float) -> torch.optim.Adam:
+    def _adam(self, parameters: list[nn.Parameter], rate: float) -> torch.optim.Adam:
         betas = (self.recipe.optimisation.beta1, self.recipe.optimisation.beta2)
         if self.world.device.type == "cuda":
-            return torch.optim.Adam(network.parameters(), rate, betas, fused=True, capturable=True)
-        return torch.optim.Adam(network.parameters(), rate, betas, foreach=True)
+            return torch.optim.Adam(parameters, rate, betas, fused=True, capturable=True)
+        return torch.optim.Adam(parameters, rate, betas, foreach=True)
 
     def _draw(self, purpose: str, number: int) -> torch.Generator:
         name = f"{self.recipe.optimisation.seed}/{purpose}/{number}"
@@ -249,16 +274,28 @@ class TrainingState:
             "data": str(self.pack.metadata.get("sha256", "")),
             "from": json.dumps(self.began_from),
             "licence": self.licence,
+            "class_names": json.dumps(list(self.pack.class_names)),
             **({"pretrained": json.dumps(self.pretrained)} if self.pretrained else {}),
         }
         write_whole(path, save(tensors, metadata=header))
 
-    def begin_from(self, path: Path) -> bool:
-        """Take over the generator in `path`, and tell whether its classes too. Raises as `take_over` does."""
-        found, known = take_over(path, self.generator, self.ema.network, self.pack.class_names)
-        steps, images = (found.metadata.get(name) for name in ("steps", "images_seen"))
-        self.began_from = {"sha256": found.sha256, "steps": steps, "images_seen": images}
-        return known
+    def begin_from(self, path: Path) -> TakenOver:
+        """Take over the networks in `path`. Raises as `open_start` and `take_over` do."""
+        plain = plain_part(self.judge)
+        found = take_over(
+            open_start(path),
+            self.generator,
+            self.ema.network,
+            plain.network if plain else None,
+            self.pack.class_names,
+        )
+        if found.judge and self.recipe.optimisation.freeze_discriminator:
+            raise StateError(
+                f"freeze_discriminator keeps blocks that --from brings, and {path} brings none "
+                f"({found.judge}): begin with such a state, or leave it out."
+            )
+        self.began_from = dict(found.start.origin)
+        return found
 
     def load(self, path: Path) -> None:
         """Become the state in `path`. Raises StateError when it is not a state of this recipe and data."""
@@ -307,6 +344,9 @@ class TrainingState:
         ):
             for name, tensor in network.state_dict().items():
                 yield f"{prefix}.{name}", tensor
+        if self.adaptive is not None:
+            for name, tensor in self.adaptive.state_dict().items():
+                yield f"augment.{name}", tensor
         for prefix, adam in (
             ("generator_adam", self.generator_adam),
             ("discriminator_adam", self.discriminator_adam),

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from typer.testing import CliRunner
 
 from cli import app
@@ -158,6 +161,30 @@ def test_images_are_shown_to_the_judge_with_the_recipes_augmentation(copy: Path,
     recipe["optimisation"]["augment"] = "cutout"
     save_file(state, copy / STATE, {**header, "recipe": json.dumps(recipe)})
     assert choose(copy, pack, samples=20).real != plain.real
+
+
+def test_they_are_augmented_as_often_as_ada_had_come_to(
+    tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ada = {"augment": "cutout", "augment_target": "0.6"}
+    recipe = tiny(**(SETTINGS | {f"optimisation__{name}": value for name, value in ada.items()}))
+    observers = [Served(tmp_path / GENERATOR, {}), Snapshots(tmp_path / SNAPSHOTS, {})]
+    train(recipe, pack, tmp_path, World(), observers)
+    seen: list[Tensor] = []
+
+    def look(images: Tensor, draws: Tensor, kinds: Sequence[str]) -> Tensor:
+        seen.append(draws)
+        return images
+
+    monkeypatch.setattr("train.measure.choose.augment", look)
+    for share in (0.0, 1.0):
+        tensors = load_file(tmp_path / STATE) | {"augment.p": torch.tensor(share)}
+        with safe_open(tmp_path / STATE, framework="pt") as file:
+            header = file.metadata()
+        save_file(tensors, tmp_path / STATE, header)
+        seen.clear()
+        choose(tmp_path, pack, None, samples=20)
+        assert [float((draws[:, 5] >= 0).float().mean()) for draws in seen] == [share] * len(seen)
 
 
 def test_with_an_extractor_the_distance_stands_beside_the_score(

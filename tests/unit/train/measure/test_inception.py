@@ -26,10 +26,10 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from train.commands import keep_figures
 from train.data.pack import Pack
 from train.errors import FeaturesError, TrainError
 from train.measure import inception
+from train.measure.commands import keep_figures
 from train.measure.distances import kernel_distance
 from train.measure.features import look
 from train.measure.inception import Inception, open_inception

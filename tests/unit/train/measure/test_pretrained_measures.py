@@ -26,7 +26,7 @@ from train.errors import FeaturesError
 from train.measure import eye
 from train.measure.distances import nearest, within_class_variance
 from train.measure.eye import Enlarged, PretrainedEye, open_eye
-from train.measure.features import split
+from train.measure.features import open_features, split
 from train.measure.neighbours import Sheet, find_neighbours
 from train.measure.probe import fit_probe
 
@@ -285,6 +285,24 @@ def test_a_copy_is_much_nearer_to_a_real_image_than_real_images_are_to_each_othe
         assert picture.width == 4 * 96 + 3 * 4 + 12
 
 
+def test_a_report_tells_copies_by_how_near_they_are_to_real_images() -> None:
+    found, _ = plain_eye(pack())
+
+    def copies(labels: Tensor, seed: int, first: int) -> Tensor:
+        train = torch.from_numpy(split(400)[0])
+        known = found.pack.labels[train]
+        return torch.cat([found.pack.images[train[known == label][:1]] for label in labels])
+
+    copied, own = row(found.measure(_Made(copies), 40)), found.measure(Colours(), 40)
+    assert copied["nearest_real_ratio"] < 0.01
+    assert row(own)["nearest_real_ratio"] == pytest.approx(1, abs=0.1)
+    assert row(own, "real_held_back")["nearest_real_ratio"] == 1
+    assert "half is copying" in row(own, "protocol")["nearest_real"]
+    twins = pack(60)
+    twins.images[:] = twins.images[:1].clone()
+    assert row(plain_eye(twins)[0].measure(Colours(), 20))["nearest_real_ratio"] is None
+
+
 def test_nearest_are_those_of_a_loop_and_never_oneself() -> None:
     draw = np.random.default_rng(0)
     points, among = draw.standard_normal((7, 5)), draw.standard_normal((30, 5))
@@ -361,6 +379,44 @@ def test_a_checkpoint_is_measured_and_keeps_its_figures(
     assert report["real_held_back"]["images"] == len(split(60)[1])
     assert report["real_held_back"]["frechet_pretrained"] < report["generated"]["frechet_pretrained"]
     assert load_generator(model).metrics["pretrained"] == report
+
+
+def test_a_folder_of_any_size_is_measured_by_at_the_generators_size(
+    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(eye, "LEAST_SIDE", 32)
+    model, _ = files
+    for number, photo in enumerate((tmp_path / "photos").rglob("*.png")):
+        with Image.open(photo) as image:
+            image.resize((40 + number, 50)).save(photo)
+    measure = ("--data", tmp_path / "photos", "--device", "cpu")
+    told = sagan("evaluate", model, *measure, "--pretrained", "--samples", 12, "--resolution", 32)
+    report = json.loads(told[told.index("{") : told.rindex("}") + 1])["pretrained"]
+    assert report["protocol"]["resolution"] == 32
+    assert "is not a pack: reading its pictures once" in " ".join(told.split())
+    assert "ratio" in sagan(
+        *("neighbours", model, *measure, "--out", tmp_path / "near.png", "--samples", 8, "--rows", 1)
+    )
+    told = sagan("evaluate", model, *measure, "--pretrained", "--resolution", 64, code=2)
+    assert "leave --resolution out" in " ".join(told.split())
+
+
+def test_features_are_trained_on_a_folder_at_the_size_asked_for(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    photo = next((tmp_path / "photos").rglob("*.png"))
+    with Image.open(photo) as image:
+        image.resize((50, 40)).save(photo)
+    out = tmp_path / "features.safetensors"
+    words = ("train", "features", "--data", tmp_path / "photos", "--out", out, "--set", "epochs=1")
+    sagan(*words, "--resolution", 32, "--device", "cpu")
+    assert open_features(out).network.config.resolution == 32
+    told = sagan(
+        *("train", "tiny", "--data", tmp_path / "photos", "--out", tmp_path / "run", "--resolution", 32),
+        code=2,
+    )
+    assert "--set model.resolution=32" in " ".join(told.split())
+    assert not (tmp_path / "run").exists()
 
 
 def test_neighbours_are_drawn(

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.checkpoint import load_generator
 from model.errors import CheckpointError
-from tests.unit.train.tiny import make_pack, same, tiny
+from tests.unit.train.tiny import StopAt, make_pack, same, tiny
 from train.commands import run
+from train.data.pack import Pack
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
+from train.run.beginning import TakenOver
 from train.run.distributed import World
 from train.run.loop import GENERATOR, STATE, Session, train
 from train.run.observers import Served
@@ -33,7 +40,7 @@ def generator(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / GENERATOR
 
 
-def begun(recipe: Recipe, path: Path, **pack: object) -> tuple[TrainingState, bool]:
+def begun(recipe: Recipe, path: Path, **pack: object) -> tuple[TrainingState, TakenOver]:
     state = TrainingState(recipe, replace(make_pack(20), **pack), World())  # type: ignore[arg-type]
     return state, state.begin_from(path)
 
@@ -42,7 +49,7 @@ def begun(recipe: Recipe, path: Path, **pack: object) -> tuple[TrainingState, bo
 def test_a_run_begins_with_the_weights_of_another(generator: Path, norm: str) -> None:
     state, known = begun(tiny(optimisation__generator_spectral_norm=norm), generator)
     found = load_generator(generator)
-    assert known
+    assert known.kept == make_pack(20).class_names
     assert same(state.ema.network.state_dict(), found.generator.state_dict())
     ours = {
         name.replace(".parametrizations.weight.original", ".weight"): tensor
@@ -71,24 +78,170 @@ def test_weights_that_spectral_norm_would_change_are_refused(tmp_path: Path) -> 
     train(bare, make_pack(20), tmp_path, World(), [Served(tmp_path / GENERATOR, {})])
     with pytest.raises(StateError, match="generator_spectral_norm=false"):
         begun(tiny(), tmp_path / GENERATOR)
-    assert begun(bare, tmp_path / GENERATOR)[1]
+    assert not begun(bare, tmp_path / GENERATOR)[1].new
 
 
-def test_other_classes_begin_anew_and_all_else_is_taken_over(generator: Path) -> None:
-    names = ("left", "right")
-    state, known = begun(tiny(optimisation__generator_spectral_norm="false"), generator, class_names=names)
-    fresh = TrainingState(tiny(optimisation__generator_spectral_norm="false"), make_pack(20), World())
-    assert not known
-    theirs = load_generator(generator).generator.state_dict()
+def three(*names: str) -> Pack:
+    return replace(make_pack(21), class_names=names, labels=torch.arange(21) % 3)
+
+
+@pytest.mark.parametrize("embedding", ["0", "8"])
+def test_a_class_keeps_what_it_had_and_a_new_one_begins_at_the_mean(tmp_path: Path, embedding: str) -> None:
+    recipe = tiny(
+        optimisation__steps="2",
+        optimisation__generator_lr="0.01",  # so that the classes differ
+        optimisation__generator_spectral_norm="false",
+        model__class_embedding=embedding,
+    )
+    train(recipe, make_pack(20), tmp_path, World(), [Served(tmp_path / GENERATOR, {})])
+    state = TrainingState(recipe, three("Light", "new", "dark"), World())
+    found = state.begin_from(tmp_path / GENERATOR)
+    assert (found.kept, found.new) == (("Light", "dark"), ("new",))
+    theirs = load_generator(tmp_path / GENERATOR).generator.state_dict()
+    tables = 0
     for name, tensor in state.generator.state_dict().items():
-        of_a_class = ".norm" in name and name.endswith((".gamma", ".beta"))
-        wanted = fresh.generator.state_dict() if of_a_class else theirs
-        assert torch.equal(tensor, wanted[name]), name
+        wanted = theirs[name]
+        if tensor.shape != wanted.shape:
+            wanted = torch.stack([wanted[1], wanted.mean(0), wanted[0]])
+            assert not torch.equal(wanted[0], wanted[2]), name
+            tables += 1
+        torch.testing.assert_close(tensor, wanted)
+    assert tables == (1 if embedding == "8" else 12)
+    text = " ".join(found.lines())
+    assert "Classes that it knows: Light, dark." in text
+    assert "begun at the mean of its own: new." in text
+    assert "The judge begins anew" in text
+
+
+def test_classes_that_are_not_in_the_data_are_let_go_and_counted(generator: Path) -> None:
+    _, found = begun(tiny(), generator, class_names=("left", "light"))
+    assert "1 of its 2 classes are not in the data and are let go." in found.lines()
+
+
+def test_a_state_brings_its_discriminator_too(generator: Path) -> None:
+    state = TrainingState(tiny(), three("light", "new", "dark"), World())
+    found = state.begin_from(generator.parent / STATE)
+    saved = load_file(generator.parent / STATE)
+    assert found.lines()[0].endswith("the generator and the discriminator taken over.")
+    for name, tensor in state.discriminator.state_dict().items():
+        theirs = saved[f"discriminator.{name}"]
+        if name == "embedding.parametrizations.weight.original":
+            theirs = torch.stack([theirs[1], theirs.mean(0), theirs[0]])
+        if not name.endswith((".u", ".v")):
+            torch.testing.assert_close(tensor, theirs)
+    assert all(
+        same({name: t}, {name: saved[f"ema.{name}"]})
+        for name, t in state.ema.network.state_dict().items()
+        if t.shape == saved[f"ema.{name}"].shape
+    )
+    assert state.began_from is not None
+    assert state.began_from["steps"] == 3
+    images, y = torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 2, 2])
+    old = TrainingState(tiny(optimisation__steps="3"), make_pack(20), World())
+    old.load(generator.parent / STATE)
+    with torch.no_grad():  # σ of the classes' table alone has changed
+        ours, theirs = state.judge.scores(images, y), old.judge.scores(images, torch.tensor([1, 1, 0, 0]))
+    assert (ours - theirs).abs().mean() < 0.3 * theirs.abs().mean()
+
+
+def test_a_state_that_names_no_classes_gives_them_its_mean(generator: Path, tmp_path: Path) -> None:
+    with safe_open(generator.parent / STATE, framework="pt") as file:
+        header = {key: value for key, value in file.metadata().items() if key != "class_names"}
+    save_file(load_file(generator.parent / STATE), tmp_path / "old.safetensors", header)
+    _, found = begun(tiny(), tmp_path / "old.safetensors")
+    assert found.new == make_pack(20).class_names
+    assert "It does not name its classes: all begin at the mean of its own." in found.lines()
+
+
+@pytest.mark.parametrize(
+    ("setting", "why"),
+    [
+        ({"model__discriminator_widths": "[8, 16, 16, 24]"}, "another shape"),
+        ({"optimisation__discriminator_spectral_norm": "false"}, "another shape"),
+    ],
+)
+def test_a_discriminator_of_another_shape_begins_anew_and_says_so(
+    generator: Path, setting: dict[str, str], why: str
+) -> None:
+    _, found = begun(tiny(**setting), generator.parent / STATE)
+    assert why in found.lines()[-1]
+
+
+def test_the_first_blocks_of_the_discriminator_stay_as_they_were(generator: Path, tmp_path: Path) -> None:
+    recipe = tiny(optimisation__freeze_discriminator="2", optimisation__steps="2")
+    before = load_file(generator.parent / STATE)
+    train(recipe, make_pack(20), tmp_path, World(), [], Session(start=generator.parent / STATE))
+    train(
+        replace(recipe, optimisation=replace(recipe.optimisation, steps=3)),
+        make_pack(20),
+        tmp_path,
+        World(),
+        [],
+        Session(resume=True),
+    )
+    after = load_file(tmp_path / STATE)
+    moved = {
+        name.split(".")[1] + "." + name.split(".")[2]: not torch.equal(after[name], before[name])
+        for name in before
+        if name.startswith("discriminator.")
+        and name.endswith(("conv1.parametrizations.weight.original", "f.parametrizations.weight.original"))
+    }
+    assert moved == {
+        "blocks.0": False,
+        "blocks.1": False,
+        "blocks.2": True,
+        "blocks.3": True,
+        "attention.16x16": False,
+    }
+
+
+def test_a_frozen_run_ends_the_same_however_often_it_was_stopped(generator: Path, tmp_path: Path) -> None:
+    recipe = tiny(optimisation__freeze_discriminator="1", optimisation__steps="4")
+    start = Session(start=generator.parent / STATE)
+    train(recipe, make_pack(20), tmp_path / "whole", World(), [], start)
+    train(recipe, make_pack(20), tmp_path / "parts", World(), [StopAt(2, signal.SIGTERM)], start)
+    train(recipe, make_pack(20), tmp_path / "parts", World(), [], Session(resume=True))
+    assert same(load_file(tmp_path / "whole" / STATE), load_file(tmp_path / "parts" / STATE))
+
+
+def test_blocks_that_nothing_was_brought_for_are_not_frozen(generator: Path, tmp_path: Path) -> None:
+    recipe = tiny(optimisation__freeze_discriminator="1")
+    with pytest.raises(TrainError, match="give one, or leave it out"):
+        train(recipe, make_pack(20), tmp_path, World(), [])
+    with pytest.raises(StateError, match="a checkpoint has none"):
+        begun(recipe, generator)
+
+
+def test_auto_takes_the_shape_of_what_it_begins_with(generator: Path, tmp_path: Path) -> None:
+    for name, colour in (("light", (250, 250, 250)), ("new", (0, 250, 0))):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (40, 40), (colour[0], colour[1], i)).save(
+                tmp_path / "photos" / name / f"{i}.png"
+            )
+    written = StringIO()
+    outcome = run(
+        "auto",
+        tmp_path / "photos",
+        tmp_path / "out",
+        console=Console(file=written, width=200),
+        settings=[
+            "optimisation.steps=2",
+            "optimisation.judge_first=1",
+            "optimisation.judge=plain",
+            "optimisation.batch=4",
+            "schedule.statistics_batches=1",
+        ],
+        session=Session(start=generator),
+    )
+    assert outcome.finished
+    assert "Classes new to it, begun at the mean of its own: new." in written.getvalue()
+    assert load_generator(tmp_path / "out" / GENERATOR).config.generator_widths == (16, 16, 16, 8)
 
 
 def test_classes_are_the_same_as_folders_and_as_people_write_them(generator: Path) -> None:
     names = tuple(name.upper() for name in make_pack(20).class_names)
-    assert begun(tiny(), generator, class_names=names)[1]
+    assert not begun(tiny(), generator, class_names=names)[1].new
 
 
 def test_a_generator_of_another_shape_is_refused(generator: Path) -> None:
