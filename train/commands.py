@@ -28,6 +28,7 @@ from train.run.loop import GENERATOR, Observer, Outcome, Session, starting_step,
 from train.run.observers import LIGHTER, SNAPSHOTS, ProgressBar, Scalars, Served, Snapshots
 from train.run.rehearsal import rehearse
 
+_NO_LICENCE = 'The pictures state no licence: --licence "…", or a LICENSE file among them, does.'
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
 
 
@@ -61,18 +62,16 @@ def run(
             found = _check_start(start, out)
             if recipe_name == AUTO:
                 overrides = fitting(found) | overrides
-        wanted = session.execution
-        execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
+        execution = _execution(session, world)
         on_cpu = world.device.type == "cpu"
         if world.leads:
             recipe, pack = prepare(
                 recipe_name, data, out, overrides, on_cpu, console, resume=resume, reading=reading
             )
         world.wait()  # until the pictures are packed and the recipe is written
-        if not world.leads:
-            quiet = Console(quiet=True)
+        if not world.leads:  # its console is quiet
             recipe, pack = prepare(
-                recipe_name, data, out, overrides, on_cpu, quiet, resume=True, reading=reading
+                recipe_name, data, out, overrides, on_cpu, console, resume=True, reading=reading
             )
         if len(pack) < 2:
             raise TrainError(f"{data} has one picture: a network needs many to learn from.")
@@ -89,13 +88,16 @@ def run(
             )
             observers = [bar, *_lookers(recipe, pack, out, bar, session, str(world.device))]
             if pack.metadata.get("licence") == "not stated" and not session.licence and not resume:
-                say(
-                    console,
-                    'The pictures state no licence: --licence "…", or a LICENSE file among them, does.',
-                )
+                say(console, _NO_LICENCE)
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
         session = replace(session, execution=execution, tell=partial(say, console))
         return train(recipe, pack, out, world, observers, session)
+
+
+def _execution(session: Session, world: World) -> Execution:
+    """How to work: as asked for, and else as the device allows."""
+    wanted = session.execution
+    return Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
 
 
 def _lookers(
@@ -143,8 +145,7 @@ def rehearsal(
             found = _check_start(session.start, out)
             if recipe_name == AUTO:
                 overrides = fitting(found) | overrides
-        wanted = session.execution
-        execution = Execution.fitting(world.device, world.size, wanted.compile, wanted.graph)
+        execution = _execution(session, world)
         rehearse(recipe_name, data, out, overrides, world, execution, console, reading)
 
 

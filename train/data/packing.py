@@ -202,19 +202,8 @@ class Writer:
     def finish(self, out: Path, paths: Sequence[Path], started: float) -> PackReport:
         """Write the ends of all files of the pack `out`, which will be named `paths`."""
         counts = Counter(label for shard in self.shards for label in shard.labels)
-        if self.resolution is None or not counts:
-            first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
-            raise NoImages(f"No picture in {self.source.name} can be used{first}.")
-        if 0 < self.deepest < _DARK and self.reading.bits is None:
-            raise DataError(
-                f"The pictures of 16 bits use levels up to {self.deepest:,} of 65,535 alone. Do they hold 12 "
-                "bits? Then add --bits 12 (or 10, or 14). Or are they that dark? Then add --bits 16."
-            )
-        if empty_shards := sum(not shard.labels for shard in self.shards):
-            raise DataError(
-                f"{counts.total()} images do not fill {len(self.shards)} shards: "
-                f"choose at most {len(self.shards) - empty_shards}."
-            )
+        self._check(counts.total())
+        assert self.resolution is not None
         kept = [label for label in range(len(self.source.class_names)) if counts[label]]
         number = {label: index for index, label in enumerate(kept)}
         class_names = tuple(self.source.class_names[label] for label in kept)
@@ -263,6 +252,22 @@ class Writer:
             size=size,
             shards=len(self.shards),
         )
+
+    def _check(self, images: int) -> None:
+        """Raises DataError where these make no pack."""
+        if self.resolution is None or not images:
+            first = f" (the first, {self.skipped[0][0]}: {self.skipped[0][1]})" if self.skipped else ""
+            raise NoImages(f"No picture in {self.source.name} can be used{first}.")
+        if 0 < self.deepest < _DARK and self.reading.bits is None:
+            raise DataError(
+                f"The pictures of 16 bits use levels up to {self.deepest:,} of 65,535 alone. Do they hold 12 "
+                "bits? Then add --bits 12 (or 10, or 14). Or are they that dark? Then add --bits 16."
+            )
+        if empty_shards := sum(not shard.labels for shard in self.shards):
+            raise DataError(
+                f"{images} images do not fill {len(self.shards)} shards: "
+                f"choose at most {len(self.shards) - empty_shards}."
+            )
 
     def _write_index(self, file: BinaryIO, number: Mapping[int, int], about: Mapping[str, object]) -> int:
         """Write the index; its size in bytes. It has every label: any process knows the whole pack by it."""

@@ -245,6 +245,13 @@ def choose_reference(which: str, count: int, samples: int, limit: int | None) ->
     raise FeaturesError(f"There is no reference {which!r}: choose all, train or held-out.")
 
 
+def _compare_nearest(rows: Mapping[str, dict[str, object]]) -> None:
+    """Add to each row how far the nearest real images are, as a share of the held-back reals' distance."""
+    others = cast(float, rows["real_held_back"][NEAREST])
+    for row in rows.values():
+        row[f"{NEAREST}_ratio"] = cast(float, row[NEAREST]) / others if others > 0 else None
+
+
 def compare(
     sampler: Sampler,
     yardstick: Yardstick,
@@ -278,9 +285,7 @@ def compare(
         "generated": yardstick.measure(known, FeatureSet.joined(parts)),
         "real_held_back": yardstick.measure(known[~np.isin(reference.images, reference.real)], real),
     }
-    others = cast(float, rows["real_held_back"][NEAREST])
-    for row in rows.values():
-        row[f"{NEAREST}_ratio"] = cast(float, row[NEAREST]) / others if others > 0 else None
+    _compare_nearest(rows)
     protocol = _warned(yardstick.protocol, min(samples, len(reference.images)), known.features.shape[1])
     return {
         "protocol": {

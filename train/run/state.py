@@ -69,12 +69,7 @@ class TrainingState:
             network.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if optimisation.cross_replica_norm and world.size > 1:
             join_norms(self.generator, world)
-        frozen: set[nn.Parameter] = set()
-        if (plain := plain_part(self.judge)) and optimisation.freeze_discriminator:
-            frozen = set(plain.network.first(optimisation.freeze_discriminator))
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        self._judging = [p for p in self.discriminator.parameters() if p not in frozen]
+        self._judging = self._not_frozen()
         self.generator_adam = self._adam([*self.generator.parameters()], optimisation.generator_lr)
         self.discriminator_adam = self._adam(self._judging, optimisation.discriminator_lr)
         self.adaptive = None  # how often images are augmented is steered, or they always are
@@ -82,9 +77,7 @@ class TrainingState:
             self.adaptive = Adaptive(optimisation.augment_target, optimisation.augment_span).to(world.device)
         self.step = 0
         self.began_from: dict[str, object] | None = None  # names the generator that this run took over
-        self.due = (
-            False  # by the clock this step is shown and saved, whatever the schedule says; set by the loop
-        )
+        self.due = False  # shown and saved by the clock, whatever the schedule says; set by the loop
         self.licence = str(pack.metadata.get("licence", ""))  # of the pictures; goes with what is served
         self.losses: dict[str, Tensor] = {}  # of the last step, on the device: reading one waits for the step
         self._epochs = Epochs(
@@ -108,6 +101,16 @@ class TrainingState:
             self._discriminator_loss = torch.compile(self._discriminator_loss, dynamic=False)
             self._generator_loss = torch.compile(self._generator_loss, dynamic=False)
         self._carry_out: Compute = Replayed(self._compute) if execution.graph else self._compute
+
+    def _not_frozen(self) -> list[nn.Parameter]:
+        """The discriminator's parameters that learn; its first blocks may not."""
+        frozen: set[nn.Parameter] = set()
+        first = self.recipe.optimisation.freeze_discriminator
+        if (plain := plain_part(self.judge)) and first:
+            frozen = set(plain.network.first(first))
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return [parameter for parameter in self.discriminator.parameters() if parameter not in frozen]
 
     @property
     def images_seen(self) -> int:
