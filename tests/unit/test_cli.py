@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,7 +20,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from cli import app
-from cli.common import busy_cores, wait_passively
 from imaging.png import png, read_provenance
 from imaging.spec import ImageSpec, Provenance
 from model.checkpoint import load_generator
@@ -36,29 +33,6 @@ CLASSES = ("cat", "dog")
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as `train` sets it; put back afterwards
-
-
-@pytest.mark.parametrize(("busy", "spins"), [(0.0, "10000"), (0.9, None), (math.inf, None)])
-def test_threads_spin_only_where_cores_are_idle(
-    monkeypatch: pytest.MonkeyPatch, busy: float, spins: str | None
-) -> None:
-    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is put back
-    monkeypatch.delenv("GOMP_SPINCOUNT")
-    monkeypatch.setattr("cli.common.busy_cores", lambda: busy)
-    wait_passively()
-    assert os.environ.get("GOMP_SPINCOUNT") == spins
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")  # a user's own
-    wait_passively()
-    assert os.environ["GOMP_SPINCOUNT"] == "7"
-
-
-def test_busy_cores_are_seen() -> None:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        try:
-            time.sleep(0.2)  # it has started
-            assert busy_cores() > 0.5
-        finally:
-            busy.kill()
 
 
 @pytest.fixture(scope="module")
