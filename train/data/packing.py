@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -30,6 +30,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -102,9 +103,22 @@ class _Rate(ProgressColumn):
         return Text(f"{task.finished_speed or task.speed or 0:,.0f} images/s")
 
 
+class _Bar(Progress):
+    """Shown from its first task on: without one it would leave an empty line before a refusal."""
+
+    def start(self) -> None:
+        if self.tasks:
+            super().start()
+
+    def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
+        task = super().add_task(*args, **kwargs)
+        super().start()
+        return task
+
+
 def image_progress(console: Console | None = None) -> Progress:
     """A progress bar with images/s and time left. console: None: on standard error."""
-    return Progress(
+    return _Bar(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),

@@ -102,7 +102,7 @@ def test_features_take_no_file_of_the_user_either(tmp_path: Path) -> None:
             pack(source, out)
         done = CliRunner().invoke(app, ["train", "features", "--data", str(source), "--out", str(out)])
         assert done.exit_code == 2
-        assert "is no file of features: choose another --out" in done.output
+        assert "is no feature extractor: choose another --out" in done.output
     assert source.read_bytes() == before
     assert len(open_pack(out)) == 3
 
