@@ -110,6 +110,10 @@ class _Bar(Progress):
         if self.tasks:
             super().start()
 
+    def stop(self) -> None:
+        if self.tasks:
+            super().stop()
+
     def add_task(self, *args: Any, **kwargs: Any) -> TaskID:
         task = super().add_task(*args, **kwargs)
         super().start()
