@@ -119,6 +119,8 @@ def train(
     from train.run.loop import STATE, Session
 
     try:
+        limit = seconds(stop_after) if stop_after else None
+        session = Session(resume, start, limit, Execution(compile, graph), licence, features)
         if dry_run:
             rehearsal(
                 recipe,
@@ -127,12 +129,10 @@ def train(
                 console=console,
                 device=device,
                 settings=settings or [],
-                session=Session(resume, start, execution=Execution(compile, graph)),
+                session=session,
                 reading=Reading(classes, bits),
             )
             return
-        limit = seconds(stop_after) if stop_after else None
-        session = Session(resume, start, limit, Execution(compile, graph), licence, features)
         if recipe == "features":
             trained = run_features(
                 source,

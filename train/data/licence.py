@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 NAMES = ("license", "licence", "copying", "unlicense")  # of the file, whatever its ending
@@ -30,12 +31,7 @@ def stated_licence(data: Path) -> str | None:
                 return None
             with archive.open(names[0]) as file:
                 return _said(PurePosixPath(names[0]).name, file.read(READ))
-    except (
-        OSError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        NotImplementedError,
-    ):  # unreadable, or under a password
+    except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error):  # damaged, or under a password
         return None
 
 

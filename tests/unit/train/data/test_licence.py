@@ -46,3 +46,13 @@ def test_it_is_packed_with_the_pictures_of_a_folder_and_of_a_zip(tmp_path: Path)
         assert open_pack(tmp_path / "pack.safetensors").metadata["licence"] == "CC0 (LICENSE.txt)"
     pack(root, tmp_path / "pack.safetensors", reading=Reading(licence="mine"))
     assert open_pack(tmp_path / "pack.safetensors").metadata["licence"] == "mine"
+
+
+def test_a_damaged_licence_in_a_zip_is_none(tmp_path: Path) -> None:
+    damaged = tmp_path / "pets.zip"
+    with zipfile.ZipFile(damaged, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("LICENSE", "CC0 " * 500)
+    content = bytearray(damaged.read_bytes())
+    content[37:45] = b"\xff" * 8  # the first bytes of the compressed text, behind 30 of head and 7 of name
+    damaged.write_bytes(content)
+    assert stated_licence(damaged) is None
