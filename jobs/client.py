@@ -382,6 +382,12 @@ class JobClient:
                 await watch.wait(left)
             return found
 
+    @_shares_a_call
+    async def previews(self, model: ModelInfo) -> bytes | None:
+        """A small picture of each class, as one sheet (WebP); None: not made yet."""
+        _, (sheet,) = await self._commands.ask((("GET", self._keys.previews(model.version)),))
+        return sheet or None
+
     async def _still_there(self, job: Job) -> None:
         if job.expires_at is not None and job.done > 0:
             raise ExpiredJob(job.id)

@@ -96,6 +96,10 @@ class Keys:
         """Hash: claim of a map -> the caller who waits for it."""
         return f"{self.namespace}:attention-asked"
 
+    def previews(self, version: str) -> str:
+        """One small picture of each class, as one sheet; empty while a worker makes it."""
+        return f"{self.namespace}:previews:{version}"
+
     def channel(self, node: str) -> str:
         """Pub/sub channel of one API process."""
         return f"{self.namespace}:news:{node}"

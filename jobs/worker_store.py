@@ -31,6 +31,10 @@ from jobs.wire import (
 
 PAGE: Final = 200  # messages read at once: between two reads Redis serves others
 MAP_FAILURE_TTL: Final = 30  # seconds; then the map may be tried again
+PREVIEWS_CLAIMED: Final = 120  # seconds; then another worker may make them
+PREVIEWS_KEPT: Final = (
+    30 * 24 * 3600
+)  # seconds; those of a version that nobody serves any more go by themselves
 
 
 class Stopping(Exception):
@@ -191,6 +195,14 @@ class WorkerStore:
             *_, nodes, _ = pipe.execute()
         for node in nodes:
             self._redis.publish(self._keys.channel(node.decode()), name)
+
+    def claim_previews(self, version: str) -> bool:
+        """Whether this worker is to make the previews of a version: none are there, and nobody makes them."""
+        return bool(self._redis.set(self._keys.previews(version), b"", nx=True, ex=PREVIEWS_CLAIMED))
+
+    def save_previews(self, version: str, sheet: bytes) -> None:
+        """Keep the previews of a version."""
+        self._redis.set(self._keys.previews(version), sheet, ex=PREVIEWS_KEPT)
 
     def beat(self, info: WorkerInfo) -> None:
         """Store a heartbeat, good for worker_ttl seconds."""

@@ -19,6 +19,7 @@ class Call(Generic[S]):
 
     spec: JobSpec
     function: Callable[[S], Any]
+    of_map: bool = True  # it makes an attention map, and is counted as one
     future: Future[Any] = field(default_factory=Future)
     shared: bool = False  # it runs while images wait, and counts against the share of the calls
 

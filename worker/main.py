@@ -27,6 +27,7 @@ from worker.dispatcher import Dispatcher
 from worker.engine import Engine, EngineError, NotRecorded
 from worker.models import EngineLoader, ModelFolder
 from worker.pending import DeviceLost
+from worker.previews import Previews
 from worker.result_writer import ResultWriter
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
@@ -42,6 +43,7 @@ FORWARD_HUNG: Final = 75
 SILENT: Final = 10.0  # seconds without an answered look into Redis, after which the consumer counts as gone
 LONG: Final = 10.0  # seconds of a forward after which its worker is told to be stuck
 LOOKS_EVERY: Final = 1.0  # seconds between two looks at the folder of checkpoints
+PREVIEWS_EVERY: Final = 10.0  # seconds between two looks for previews of classes that are missing
 
 Loader = Callable[[Path], Engine]
 
@@ -161,6 +163,8 @@ class Worker:
                 engine.verify_batch_sizes()
         startup.give_back()
         every(LOOKS_EVERY, self._follow_folder, self._stopping, "models")
+        previews = Previews(self._store, self._scheduler, self._folder.infos, self._stopping)
+        every(PREVIEWS_EVERY, previews.look, self._stopping, "previews")
 
     def _follow_folder(self) -> None:
         try:

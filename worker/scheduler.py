@@ -41,7 +41,7 @@ class _Tally:
     images: int = 0
     busy_seconds: float = 0.0
     batch_sizes: Counter[int] = field(default_factory=Counter)
-    calls: int = 0
+    maps: int = 0
 
 
 class Scheduler(Generic[S]):
@@ -110,9 +110,12 @@ class Scheduler(Generic[S]):
                 return
         pending.end(Stopping("the worker is being stopped"))
 
-    def call(self, spec: JobSpec, function: Callable[[S], T]) -> Future[T]:
-        """Run a function of a job's model soon: a person waits. Calls share the device with forwards."""
-        call = Call[S](spec, function)
+    def call(self, spec: JobSpec, function: Callable[[S], T], of_map: bool = True) -> Future[T]:
+        """Run a function of a job's model soon: a person waits. Calls share the device with forwards.
+
+        of_map: it makes an attention map, and is counted as one.
+        """
+        call = Call[S](spec, function, of_map)
         with self._changed:
             if not self._stopping:
                 self._calls.add(call)
@@ -152,7 +155,7 @@ class Scheduler(Generic[S]):
                     forwards=tally.batch_sizes.total(),
                     busy_seconds=tally.busy_seconds,
                     batch_sizes=dict(tally.batch_sizes),
-                    attention_maps=tally.calls,
+                    attention_maps=tally.maps,
                 )
                 for name, tally in self._tallies.items()
             }
@@ -379,7 +382,7 @@ class Scheduler(Generic[S]):
         with self._changed:
             self._calls.ended(call, took)
             self._tallies[call.spec.model].busy_seconds += took
-            self._tallies[call.spec.model].calls += 1
+            self._tallies[call.spec.model].maps += call.of_map
 
     def _end(self, lost: DeviceLost) -> None:
         self.stop()  # another forward would only count an attempt for other jobs

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
 
+from app import negotiation, pictures
 from app.deps import Caller, Store, UseSettings, served_model
 from app.docs import problems
 from app.errors import NotFound, UnknownModel
@@ -11,6 +12,8 @@ from app.schemas import ClassesOut, ModelOut, ModelsOut
 from app.security import KeyedRoute
 
 router = APIRouter(tags=["models"], route_class=KeyedRoute)
+
+_AGAIN = 3  # seconds after which previews that are not made yet are worth asking for
 
 
 @router.get("/models", responses=problems(401, 503))
@@ -28,6 +31,38 @@ async def read_model(name: str, store: Store, caller: Caller) -> ModelOut:
         return ModelOut.of(await served_model(store, name), await store.workers())
     except UnknownModel as error:
         raise NotFound(error.detail) from error
+
+
+@router.get(
+    "/models/{name}/previews",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "WebP without gaps: class k is in row k // n and column k % n of square pictures, "
+            "where n = ceil(sqrt(number of classes)).",
+            "content": {"image/webp": {"schema": {"type": "string", "format": "binary"}}},
+        },
+        204: {
+            "description": "Not made yet: a worker makes them when no job waits; see `Retry-After`.",
+            "headers": {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds."}},
+        },
+        304: {"description": "`If-None-Match` names it: the client has it already."},
+        **problems(401, 404, 503),
+    },
+)
+async def read_previews(name: str, request: Request, store: Store, caller: Caller) -> Response:
+    """One small picture of each class of a model, as one sheet: image 0 of seed 0 at truncation 0.7."""
+    try:
+        sheet = await store.previews(await served_model(store, name))
+    except UnknownModel as error:
+        raise NotFound(error.detail) from error
+    if sheet is None:
+        return Response(status_code=204, headers={"Retry-After": str(_AGAIN)})
+    # no-cache: asked about each time, since the name's model may be another one by then
+    headers = {"ETag": pictures.etag(sheet), "Cache-Control": "private, no-cache"}
+    if negotiation.knows(request, headers["ETag"]):
+        return negotiation.not_modified(headers)
+    return Response(sheet, media_type="image/webp", headers=headers)
 
 
 @router.get("/classes", responses=problems(401, 404, 422, 503))

@@ -2,9 +2,11 @@
 
 import { MAX_SEED, get } from "./api.js";
 import { $, h, spoken } from "./dom.js";
+import { showPreviews } from "./previews.js";
 
 const MANY = 24; // a model with more classes gets a search field
 const MADE_RIGHT = 0.95; // share of a class's images that a measuring network names right
+const PICTURES = 4; // of what a model makes, beside its name
 const KEEP = "sagan.form"; // of sessionStorage: the last choices, for a reload
 
 const listed = new Map();
@@ -27,7 +29,7 @@ export class Form {
       if (spec !== null) submitted(spec);
     });
     this.root.addEventListener("input", () => this.show());
-    $("#model").addEventListener("change", () => this.useModel());
+    $("#models").addEventListener("change", () => this.useModel());
     $("#filter").addEventListener("input", () => this.filter());
     $("#filter").addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
@@ -48,18 +50,30 @@ export class Form {
   /** Offers the models that are served now. The choice made so far stays if it is among them. */
   async offer(models) {
     this.models = models;
-    const select = $("#model");
-    const chosen = select.disabled ? this.kept.model : select.value;
-    select.replaceChildren(...models.map(({ name }) => h("option", { value: name }, spoken(name))));
-    select.value = models.some(({ name }) => name === chosen) ? chosen : models[0].name;
-    select.disabled = models.length === 1;
+    const chosen = this.model ?? this.kept.model;
+    $("#models").replaceChildren(...models.map((model) => {
+      const radio = h("input", { type: "radio", name: "model", value: model.name });
+      const some = h("i", { class: "some", "aria-hidden": "true" });
+      const words = h("span", {}, h("b", {}, spoken(model.name)), h("small", {}, facts(model)));
+      showPreviews(model, (sheet) => some.replaceChildren(...sheet.some(PICTURES)));
+      return h("label", {}, radio, some, words);
+    }));
+    this.model = models.some(({ name }) => name === chosen) ? chosen : models[0].name;
     await this.useModel();
     $("#generate").disabled = false;
   }
 
+  /** The name of the chosen model; undefined before there is one. */
+  get model() {
+    return $("#models input:checked")?.value;
+  }
+
+  set model(name) {
+    for (const radio of $("#models").querySelectorAll("input")) radio.checked = radio.value === name;
+  }
+
   async useModel() {
-    const model = this.models.find(({ name }) => name === $("#model").value);
-    $("#model-facts").textContent = facts(model);
+    const model = this.models.find(({ name }) => name === this.model);
     $("#licence").textContent = model.licence && `Data of ${spoken(model.name)}: ${model.licence}`;
     const chosen = this.chosen ?? this.kept.class_name;
     const classes = await classesOf(model.name);
@@ -67,11 +81,20 @@ export class Form {
     $("#filter-field").hidden = !many;
     $("#filter").value = "";
     $("#classes").classList.toggle("many", many);
+    $("#classes").classList.remove("pictured");
     $("#classes").replaceChildren(...classes.map(({ id, name }) => {
       const radio = h("input", { type: "radio", name: "class", value: String(id) });
       radio.dataset.name = name;
       return h("label", {}, radio, h("span", {}, spoken(name)));
     }));
+    showPreviews(model, (sheet) => {
+      if (this.model !== model.name) return;
+      for (const label of $("#classes").children) {
+        $("span", label).prepend(sheet.picture(Number($("input", label).value)));
+      }
+      $("#classes").classList.add("pictured");
+      this.reveal();
+    });
     const same = classes.find(({ name }) => name === chosen) ?? toBeginWith(classes, model.metrics);
     this.choose(String(same.id));
     this.filter();
@@ -85,10 +108,16 @@ export class Form {
     const radio = $(`#classes input[value="${id}"]`);
     radio.checked = true;
     if (focus) radio.focus();
+    this.reveal();
+    this.show();
+  }
+
+  /** Scrolls the list to the chosen class. */
+  reveal() {
     // scrollIntoView would scroll the page too: on a phone the form would jump away
     const box = $("#classes");
-    box.scrollTop = radio.parentElement.offsetTop - (box.clientHeight - radio.parentElement.offsetHeight) / 2;
-    this.show();
+    const { offsetTop, offsetHeight } = $("input:checked", box).parentElement;
+    box.scrollTop = offsetTop - (box.clientHeight - offsetHeight) / 2;
   }
 
   filter() {
@@ -104,8 +133,8 @@ export class Form {
 
   /** Fills the form with a spec, to make its images again or vary them. */
   async fill({ model, class_name, count, seed, truncation }) {
-    if (this.models.some(({ name }) => name === model) && $("#model").value !== model) {
-      $("#model").value = model;
+    if (this.models.some(({ name }) => name === model) && this.model !== model) {
+      this.model = model;
       await this.useModel();
     }
     const radio = [...$("#classes").querySelectorAll("input")].find((input) => input.dataset.name === class_name);
@@ -132,7 +161,7 @@ export class Form {
       return null;
     }
     const spec = {
-      model: $("#model").value,
+      model: this.model,
       class_id: Number($("#classes input:checked").value),
       count: Number($("#count").value),
       truncation: Number($("#truncation").value),
@@ -156,9 +185,9 @@ function toBeginWith(classes, metrics) {
 }
 
 function facts({ resolution, attention, metrics }) {
-  const said = [`${resolution} × ${resolution} px`];
+  const said = [`${resolution} px`];
   if (attention.length === 0) said.push("no attention");
-  else said.push(`attention at ${attention.map((site) => `${site.resolution} × ${site.resolution}`).join(", ")}`);
+  else said.push(`attention at ${attention.map((site) => site.resolution).join(", ")} px`);
   const fid = metrics.inception?.generated?.fid;
   if (typeof fid === "number") said.push(`FID ${fid.toFixed(1)}`);
   return said.join(" · ");

@@ -271,7 +271,7 @@ def test_many_classes_are_found_by_typing_and_a_model_without_attention_says_so(
     visitor = visit()
     page = visitor.page
     expect(page.get_by_role("radio", name="airplane")).to_be_checked()  # nothing is known of its classes
-    page.get_by_label("Model").select_option("plain")
+    page.get_by_role("radio", name="plain").check(force=True)
     expect(page.get_by_role("radio", name="breed 077")).to_be_checked()  # what it was measured to make best
     page.get_by_role("searchbox", name="Find a class").fill("wolf irish")
     expect(page.locator("#filter-count")).to_have_text("1 of 120")
@@ -282,6 +282,22 @@ def test_many_classes_are_found_by_typing_and_a_model_without_attention_says_so(
     page.get_by_role("article", name="Irish wolfhound").locator(".tile[data-state=ready]").click()
     expect(page.locator("#inspector-problem")).to_contain_text("no attention layer")
     expect(page.locator("#attention")).to_be_hidden()
+
+
+def test_models_and_classes_are_chosen_by_their_pictures(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    page.locator("#classes.pictured").wait_for(timeout=60_000)
+    expect(page.locator("#classes .preview")).to_have_count(10)
+    expect(page.locator("#models .preview")).to_have_count(8)  # four a model
+    places = page.locator("#classes .preview").evaluate_all(
+        "pictures => pictures.map((picture) => getComputedStyle(picture).backgroundPosition)"
+    )
+    assert len(set(places)) == 10
+    page.locator("#classes label", has_text="frog").click()
+    page.locator("#models label", has_text="plain").click()
+    expect(page.locator("#classes .preview")).to_have_count(120)
+    assert page.locator("#classes label").first.evaluate("label => label.offsetWidth") > 60
 
 
 def test_a_missing_worker_is_told_in_words_and_waited_for(lonely: Service, visit: Visitor) -> None:

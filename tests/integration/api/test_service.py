@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import time
 from typing import TYPE_CHECKING
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 if TYPE_CHECKING:
     from tests.integration.api.conftest import ClientFactory, Told
@@ -27,6 +30,27 @@ async def test_models_and_classes_say_what_can_be_asked_for(client: httpx.AsyncC
     assert models[1]["attention"] == []
     classes = (await client.get("/classes?model=plain")).json()
     assert classes == {"model": "plain", "classes": attentive["classes"]}
+
+
+async def test_each_class_has_a_small_picture(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(60):
+        while (sheet := await client.get("/models/attentive/previews")).status_code == 204:
+            assert int(sheet.headers["Retry-After"]) > 0
+            await asyncio.sleep(0.1)
+    assert sheet.headers["Content-Type"] == "image/webp"
+    with Image.open(io.BytesIO(sheet.content)) as image:
+        assert image.size == (4 * 32, 3 * 32)
+        shown = np.asarray(image.convert("RGB")).astype(int)[:32, 96:]  # class 3
+    order = {"seed": 0, "truncation": 0.7, "model": "attentive"}
+    headers = {"Prefer": "wait=30", "Accept": "image/png"}
+    made = await client.post("/generate/3", json=order, headers=headers)
+    with Image.open(io.BytesIO(made.content)) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    # WebP loses some of the colours of noise
+    assert abs(shown - pixels).mean() < 0.5 * abs(shown - pixels[::-1]).mean()
+    tag = {"If-None-Match": sheet.headers["ETag"]}
+    assert (await client.get("/models/attentive/previews", headers=tag)).status_code == 304
+    assert (await client.get("/models/nobody/previews")).status_code == 404
 
 
 async def test_ready_with_a_worker(client: httpx.AsyncClient) -> None:

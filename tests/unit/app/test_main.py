@@ -137,6 +137,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "/attention/{job_id}/map",
         "/models",
         "/models/{name}",
+        "/models/{name}/previews",
         "/classes",
         "/health/live",
         "/health/ready",
