@@ -4,16 +4,18 @@ import hashlib
 import hmac
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import Request, Response
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.addresses import address_of
-from app.errors import TooManyRequests, Unauthorised
+from app.errors import Invalid, TooManyRequests, Unauthorised, shorten
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 
@@ -59,16 +61,35 @@ class WrongKeys:
 
 
 class KeyedRoute(APIRoute):
-    """A route that looks at the key before it reads anything else of the request."""
+    """A route that looks at the key before it reads anything else, and takes no unknown query parameters."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        known = [
+            field.alias
+            for field in get_flat_params(self.dependant)
+            # the fields of a model of query parameters do not say where they are
+            if getattr(field.field_info, "in_", ParamTypes.query) == ParamTypes.query
+        ]
 
         async def handle_keyed(request: Request) -> Response:
             owner_of(request, request.app.state.settings.api_keys)
+            if request.scope["query_string"]:
+                _check_names(request.query_params, known, has_body=self.body_field is not None)
             return await handle(request)
 
         return handle_keyed
+
+
+def _check_names(given: Iterable[str], known: Sequence[str], *, has_body: bool) -> None:
+    """Raises Invalid for a query parameter that the route does not have."""
+    for name in given:
+        if name in known:
+            continue
+        hint = f"It takes {', '.join(known)}." if known else "It takes none."
+        if has_body:
+            hint += " What is to be made stands in the body, as JSON."
+        raise Invalid(f"There is no query parameter {shorten(name)} here. {hint}")
 
 
 def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:
@@ -100,6 +121,7 @@ def _read_key(request: Request, keys: Sequence[SecretStr]) -> str:
     if given:
         wrong_keys: WrongKeys = request.app.state.wrong_keys
         wrong_keys.count(address_of(request))
+        raise Unauthorised("This key is none of this service's. Look for a letter too many or too few.")
     raise Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer.")
 
 

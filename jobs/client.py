@@ -207,10 +207,10 @@ class JobClient:
         return [(as_time(told), [found[command] for command in question]) for question in questions]
 
     @_shares_a_call
-    async def position(self, job: Job) -> int | None:
-        """Number of jobs that run before it. None: it no longer waits."""
+    async def position(self, job: Job) -> int:
+        """Number of jobs that run before it; 0 too once a worker has it."""
         _, (rank,) = await self._commands.ask((("ZRANK", self._keys.queued, job.id),))
-        return None if rank is None else int(rank)
+        return 0 if rank is None else int(rank)
 
     @_asks_redis
     async def image(self, job: Job, index: int) -> bytes | None:

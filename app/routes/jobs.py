@@ -169,7 +169,7 @@ async def read_events(request: Request, job: Found, store: Store) -> Response:
 
 
 async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[bytes]:
-    yield b"retry: 2000\n\n"
+    yield b"retry: 2000\n"  # part of the first event: alone it would be one without data
     try:
         async for event in store.follow(job, last_id):
             if event is None:

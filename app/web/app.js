@@ -8,6 +8,7 @@ import { Inspector } from "./inspector.js";
 import { linkTo, makes, specIn } from "./link.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
+const LOOK_MS = 5000; // between two looks for what is served by then
 const PAGE = 12; // jobs at a time
 const home = new URL(".", document.baseURI).href;
 
@@ -40,15 +41,36 @@ function complain(words) {
   alert.textContent = words ?? "";
 }
 
+async function offer(found) {
+  const versions = (list) => JSON.stringify(list.map(({ name, hash, precision }) => [name, hash, precision]));
+  const changed = versions(found) !== versions(models);
+  models = found;
+  if (changed) await form.offer(models);
+  service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
+}
+
+/** Sees workers go and come, and models change, while somebody looks at the page. */
+async function watch() {
+  for (;;) {
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    if (document.hidden) continue;
+    try {
+      const found = (await get("models")).models;
+      if (found.length > 0) await offer(found);
+      else service("away", "No worker is there any more");
+    } catch (problem) {
+      service("away", problem.message);
+    }
+  }
+}
+
 /** Asks for the models until there is one: a worker may still be loading. */
 async function meet() {
   for (;;) {
     try {
       const found = (await get("models")).models;
       if (found.length > 0) {
-        models = found;
-        await form.offer(models);
-        service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
+        await offer(found);
         complain(null);
         $("#key-field").hidden = true;
         return;
@@ -74,8 +96,11 @@ function askForKey() {
 }
 
 async function make(spec) {
+  const button = $("#generate");
+  // not `disabled`: a button that is loses the focus
+  if (button.getAttribute("aria-disabled") === "true") return null;
   complain(null);
-  $("#generate").disabled = true;
+  button.setAttribute("aria-disabled", "true");
   try {
     const job = await generate(spec);
     announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
@@ -89,7 +114,7 @@ async function make(spec) {
     complain(problem.message);
     return null;
   } finally {
-    $("#generate").disabled = false;
+    button.removeAttribute("aria-disabled");
   }
 }
 
@@ -99,15 +124,21 @@ async function again(spec) {
   $("#generate").focus();
 }
 
-function look(job, k) {
+/** Opens an image. notice: what to say of it above all; null: nothing. */
+function look(job, k, notice = null) {
   if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
   const card = gallery.add(job, { first: true });
-  inspector.open(card.job, k, card.done);
+  inspector.open(card.job, k, card.done, notice);
 }
 
 /** Finds the job of a link among those shown, or makes it, and opens its image. */
 async function followLink(search) {
-  const spec = specIn(search);
+  let spec;
+  try {
+    spec = specIn(search);
+  } catch (wrong) {
+    return complain(wrong.message);
+  }
   if (spec === null) return;
   const model = spec.model === null ? models[0] : models.find(({ name }) => name === spec.model);
   if (model === undefined) {
@@ -125,13 +156,15 @@ async function followLink(search) {
     card = await make({ model: model.name, class_id: known.id, seed, count, truncation });
     if (card === null) return;
   }
-  if (!model.hash.startsWith(spec.hash)) {
-    complain(`This link was made with another version of the model "${model.name}": the image is not the same.`);
-  }
+  const other = !model.hash.startsWith(spec.hash);
+  const notice = other
+    ? `This link was made with another version of the model "${model.name}": the image is not the same.`
+    : null;
+  if (other) complain(notice);
   if (spec.image === null) return;
   try {
     await card.ready(spec.image);
-    look(card.job, spec.image);
+    look(card.job, spec.image, notice);
   } catch (problem) {
     complain(problem.message);
   }
@@ -182,3 +215,4 @@ history.replaceState(null, "", home);
 await meet();
 await recent();
 await followLink(asked);
+watch();

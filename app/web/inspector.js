@@ -65,8 +65,10 @@ export class Inspector {
     $("#copy-spec").addEventListener("click", () => this.give($("#copy-spec"), $("#spec").textContent));
   }
 
-  /** Opens image `k` of a job, `done` of whose images are made. */
-  open(job, k, done) {
+  /** Opens image `k` of a job, `done` of whose images are made. notice: words above the rest; null: none. */
+  open(job, k, done, notice = null) {
+    $("#inspector-notice").hidden = notice === null;
+    $("#inspector-notice").textContent = notice ?? "";
     const { spec } = job;
     Object.assign(this, { job, k, done, map: null, pins: [] });
     const name = spoken(spec.class_name);

@@ -19,28 +19,35 @@ export function linkTo({ spec }, k = null) {
   return url;
 }
 
-/** The spec in a query string; null without one. A number out of range becomes its default. */
+/** The spec in a query string; null without one. Throws an Error that says which part of it cannot be. */
 export function specIn(search) {
   const query = new URLSearchParams(search);
-  const [name, seed] = [query.get("class"), query.get("seed")];
-  if (name === null || !/^\d{1,19}$/.test(seed ?? "") || BigInt(seed) > MAX_SEED) return null;
+  if (!query.has("class")) return null;
+  const seed = query.get("seed") ?? "";
+  if (!/^\d{1,19}$/.test(seed) || BigInt(seed) > MAX_SEED) throw wrong("seed", seed, `whole, from 0 to ${MAX_SEED}`);
   const whole = (key, otherwise, least, most) => {
-    const value = Number(query.get(key) ?? otherwise);
-    return Number.isInteger(value) && value >= least && value <= most ? value : otherwise;
+    if (!query.has(key)) return otherwise;
+    const value = Number(query.get(key));
+    if (Number.isInteger(value) && value >= least && value <= most) return value;
+    throw wrong(key, query.get(key), `whole, from ${least} to ${most}`);
   };
-  const image = query.has("image") ? whole("image", 0, 0, 63) : null;
+  const image = whole("image", null, 0, 63);
   const truncation = Number(query.get("truncation") ?? 1);
+  if (!(truncation > 0 && truncation <= 1)) throw wrong("truncation", query.get("truncation"), "above 0 and at most 1");
   return {
     model: query.get("model"),
     hash: query.get("hash") ?? "",
-    class_name: name,
+    class_name: query.get("class"),
     seed: BigInt(seed).toString(),
     // image k depends on the seed and k alone: a longer job holds the same image
     count: Math.max(whole("count", 1, 1, 64), (image ?? 0) + 1),
-    truncation: truncation > 0 && truncation <= 1 ? truncation : 1,
+    truncation,
     image,
   };
 }
+
+const wrong = (key, value, must) =>
+  new Error(`The link cannot be followed: its ${key} is "${value.slice(0, 40)}", and must be ${must}.`);
 
 /** Whether a job makes, or made, the images of `asked`, which is a spec as `specIn` reads it. */
 export function makes({ spec, state }, asked) {

@@ -109,6 +109,24 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
     assert reply.json()["errors"][0]["at"] == "body"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "says"),
+    [
+        ("GET", "/jobs?limits=3", "'limits' here. It takes limit, cursor."),
+        ("GET", "/models?page=2", "'page' here. It takes none."),
+        ("GET", "/classes?model=plain&name=cat", "'name' here. It takes model."),
+        ("POST", "/generate/cat?count=4", "stands in the body, as JSON"),
+        ("POST", "/generate?class_id=cat", "stands in the body, as JSON"),
+        ("GET", "/jobs/unknown-job/grid?resize=64", "It takes size, resample."),
+        ("GET", "/attention/unknown-job?images=1", "It takes image, layer, view, points"),
+    ],
+)
+async def test_an_unknown_query_parameter_is_refused_as_an_unknown_field_is(
+    client: httpx.AsyncClient, method: str, path: str, says: str
+) -> None:
+    assert_problem(await client.request(method, path), 422, "invalid", says)
+
+
 async def test_an_unknown_model_is_told_which_there_are(client: httpx.AsyncClient) -> None:
     reply = await client.post("/generate/3", json={"model": "../../etc/passwd"})
     assert_problem(reply, 404, "unknown-model", "attentive, plain")

@@ -82,6 +82,16 @@ async def test_events_tell_every_change_and_end(client: httpx.AsyncClient) -> No
     assert told[-1]["data"] == {"state": "succeeded", "done": 3}
 
 
+async def test_a_client_that_knows_nothing_of_retry_reads_every_event(client: httpx.AsyncClient) -> None:
+    job = (await client.post("/generate/3", headers={"Prefer": "wait=30"})).json()
+    text = (await client.get(job["links"]["events"])).text
+    blocks = [block for block in text.split("\n\n") if block]
+    assert "retry: 2000" in blocks[0].splitlines()
+    for block in blocks:
+        [data] = [line.removeprefix("data: ") for line in block.splitlines() if line.startswith("data: ")]
+        assert json.loads(data)["state"]
+
+
 async def test_events_go_on_after_the_last_one_seen(client: httpx.AsyncClient) -> None:
     job = await finished(client, count=3)
     everything = events((await client.get(job["links"]["events"])).text)

@@ -121,6 +121,7 @@ async def test_keys_keep_callers_apart(serve: ClientFactory, worker: object) -> 
             assert reply.status_code == 401
             assert reply.json()["type"] == "urn:sagan:problem:unauthorised"
             assert reply.headers["www-authenticate"] == "Bearer"
+            assert ("none of this service's" in reply.json()["detail"]) == bool(headers)
         first, second = {"X-API-Key": "first-key"}, {"Authorization": "bearer second-key"}
         key = {"Idempotency-Key": "same"}
         mine = (await client.post("/generate/3", headers=first | key)).json()
