@@ -7,7 +7,6 @@ import signal
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-import pytest
 from playwright.sync_api import Route, expect
 
 if TYPE_CHECKING:
@@ -283,32 +282,6 @@ def test_many_classes_are_found_by_typing_and_a_model_without_attention_says_so(
     page.get_by_role("article", name="Irish wolfhound").locator(".tile[data-state=ready]").click()
     expect(page.locator("#inspector-problem")).to_contain_text("no attention layer")
     expect(page.locator("#attention")).to_be_hidden()
-
-
-@pytest.mark.parametrize(
-    ("query", "says"),
-    [
-        ("class=cat&seed=abc", 'its seed is "abc"'),
-        ("class=cat&seed=9223372036854775808", "whole, from 0 to 9223372036854775807"),
-        ("class=cat&seed=1&image=70", 'its image is "70"'),
-        ("class=cat&seed=1&count=0", 'its count is "0"'),
-        ("class=cat&seed=1&truncation=2", "must be above 0 and at most 1"),
-        ("class=unicorn&seed=1", 'no class "unicorn"'),
-        ("class=cat&seed=1&model=nobody", 'the model "nobody"'),
-    ],
-)
-def test_a_link_that_cannot_be_followed_says_why(
-    visit: Visitor, service: Service, query: str, says: str
-) -> None:
-    visitor = visit(f"{service.url}?{query}")
-    expect(visitor.page.locator("#problem")).to_contain_text(says)
-    assert visitor.orders == []
-
-
-def test_a_link_of_another_version_says_so_where_the_image_is_shown(visit: Visitor, service: Service) -> None:
-    visitor = visit(f"{service.url}?class=cat&seed=1&image=0&hash=0000", ready=False)
-    expect(visitor.page.locator("#inspector-notice")).to_contain_text("another version of the model")
-    expect(visitor.page.locator("#inspector-notice")).to_be_in_viewport()
 
 
 def test_the_focus_stays_on_the_button_that_was_pressed(visit: Visitor) -> None:

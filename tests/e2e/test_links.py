@@ -1,0 +1,37 @@
+"""Links to images that cannot be honoured, or not quite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Service, Visitor
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("class=cat&seed=abc", 'its seed is "abc"'),
+        ("class=cat&seed=9223372036854775808", "whole, from 0 to 9223372036854775807"),
+        ("class=cat&seed=1&image=70", 'its image is "70"'),
+        ("class=cat&seed=1&count=0", 'its count is "0"'),
+        ("class=cat&seed=1&truncation=2", "must be above 0 and at most 1"),
+        ("class=unicorn&seed=1", 'no class "unicorn"'),
+        ("class=cat&seed=1&model=nobody", 'the model "nobody"'),
+    ],
+)
+def test_a_link_that_cannot_be_followed_says_why(
+    visit: Visitor, service: Service, query: str, says: str
+) -> None:
+    visitor = visit(f"{service.url}?{query}")
+    expect(visitor.page.locator("#problem")).to_contain_text(says)
+    assert visitor.orders == []
+
+
+def test_a_link_of_another_version_says_so_where_the_image_is_shown(visit: Visitor, service: Service) -> None:
+    visitor = visit(f"{service.url}?class=cat&seed=1&image=0&hash=0000", ready=False)
+    expect(visitor.page.locator("#inspector-notice")).to_contain_text("another version of the model")
+    expect(visitor.page.locator("#inspector-notice")).to_be_in_viewport()
