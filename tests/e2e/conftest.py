@@ -167,6 +167,11 @@ class Visit:
         """The jobs that were asked for."""
         return [request for request in self.requests if request.method == "POST"]
 
+    @property
+    def pictures_asked(self) -> int:
+        """Requests about images and maps; the page looks for workers and models all the time."""
+        return sum("/jobs/" in request.url or "/attention/" in request.url for request in self.requests)
+
     def generate(self, class_name: str, count: int, seed: str = "", wait: bool = True) -> None:
         """Fill in the form as a person does, press Generate, and wait until every image is shown."""
         self.page.get_by_role("radio", name=class_name, exact=True).check(force=True)

@@ -43,11 +43,11 @@ def test_moving_over_an_image_shows_another_map_without_asking(visit: Visitor) -
     visitor.move(0.1, 0.1)
     first = visitor.overlay()
     visitor.page.wait_for_load_state("networkidle")
-    asked = len(visitor.requests)
+    asked = visitor.pictures_asked
     for step in range(20):
         visitor.move(0.1 + step * 0.035, 0.15 + step * 0.02)
     second = visitor.overlay()
-    assert len(visitor.requests) == asked
+    assert visitor.pictures_asked == asked > 0
     # the marks alone are a few hundredths of the picture
     assert differing(first, second) > 0.3
     visitor.move(0.1, 0.1)
