@@ -23,7 +23,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from imaging.files import written_whole
+from imaging.files import forget_parts, written_whole
 from train.data.licence import stated_licence
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
@@ -132,6 +132,7 @@ def pack(
             for line in pictures.classes():
                 say(line)
         try:
+            forget_parts(out.parent, [path.name for path in paths])
             with written_whole(paths) as files:
                 writer = Writer(files, pictures, resolution, reading)
                 chunks = decode_all(pictures, resolution, reading)

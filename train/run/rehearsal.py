@@ -21,7 +21,7 @@ from train.errors import DataError, TrainError
 from train.recipes.recipe import Recipe, read_recipe
 from train.run.distributed import World
 from train.run.execution import Execution
-from train.run.folder import AUTO, PACK, chosen_for, resolution_of, say
+from train.run.folder import AUTO, PACK, check_free, check_recipe_free, chosen_for, resolution_of, say
 from train.run.observers import Pace, machine, rate, span
 from train.run.state import TrainingState
 
@@ -42,8 +42,10 @@ def rehearse(
     if world.size > 1:
         raise TrainError("--dry-run is for one process: start it without torchrun.")
     on_cpu = world.device.type == "cpu"
+    check_free(out, data)
     if name == AUTO:
-        recipe, choices, _ = chosen_for(data, on_cpu, overrides, reading)
+        recipe, choices, text = chosen_for(data, on_cpu, overrides, reading)
+        check_recipe_free(out, text)
     else:
         recipe, choices = read_recipe(name, overrides), []
     resolution = resolution_of(recipe)
