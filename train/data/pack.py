@@ -188,24 +188,28 @@ def open_data(
 ) -> Pack:
     """A pack, or any source that `pack` knows, packed in memory (2 GiB at most) for this call alone.
 
-    resolution: pixels that the images must have; None: any. progress: a running bar (inside its `with`).
-    Raises DataError.
+    resolution: pixels that the images must have; None: any. progress: a running bar (inside its `with`), on
+    whose console the classes and what was left out are told; None: silent. Raises DataError.
     """
     if not is_source(path):
         opened = open_pack(path)
     else:
         with open_source(path, reading) as source:
             _check_small(path, len(source.entries) * 3 * (resolution or 8) ** 2)
-        if progress is not None:
-            progress.console.print(
-                f"{path} is not a pack: reading its pictures once. `sagan data pack {path} OUT.safetensors` "
-                "makes the next start quick.",
-                highlight=False,
-                markup=False,
-            )
+
+        def tell(line: str) -> None:
+            if progress is not None:
+                progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        tell(
+            f"{path} is not a pack: reading its pictures once. `sagan data pack {path} OUT.safetensors` "
+            "makes the next start quick."
+        )
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pack.safetensors"
-            pack(path, file, resolution, reading=reading, progress=progress)
+            report = pack(path, file, resolution, reading=reading, progress=progress, say=tell)
+            for line in report.faults():
+                tell(line)
             _check_small(path, file.stat().st_size)
             mapped = open_pack(file)
             opened = replace(mapped, images=mapped.images[:].clone(), labels=mapped.labels.clone())

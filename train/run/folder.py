@@ -29,6 +29,7 @@ from train.efficientnet import installed
 from train.errors import DataError
 from train.measure.during import BEST
 from train.recipes.recipe import Recipe, parse_recipe, read_recipe
+from train.run.grids import AUGMENTED, REAL, SAMPLES
 from train.run.loop import GENERATOR, STATE
 from train.run.observers import BOARD
 from train.run.pretrained_judge import NETWORK
@@ -93,9 +94,9 @@ def prepare(
 
 def check_free(out: Path, data: Path) -> None:
     """Raises DataError where a run would write over a file in `out` that no run has left there."""
-    networks = () if _is_a_runs(out) else (GENERATOR, BEST)
+    drawn = () if _is_a_runs(out) else (GENERATOR, BEST, f"{SAMPLES}/{REAL}", f"{SAMPLES}/{AUGMENTED}")
     packed = (PACK, ABOUT, SKIPPED) if is_source(data) and _about_of(out) is None else ()
-    for path in (out / name for name in (*networks, *packed)):
+    for path in (out / name for name in (*drawn, *packed)):
         if path.exists() or path.is_symlink():
             raise DataError(_taken(path))
 

@@ -25,7 +25,7 @@ def passive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as `train` sets it; put back afterwards
 
 
-@pytest.mark.parametrize("name", [PACK, ABOUT, SKIPPED, GENERATOR, "best.safetensors"])
+@pytest.mark.parametrize("name", [PACK, ABOUT, SKIPPED, GENERATOR, "samples/real.png"])
 @pytest.mark.parametrize("more", [(), ("--dry-run",)], ids=["", "dry"])
 def test_a_new_run_takes_no_file_of_the_user(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
     source, out = class_folders(tmp_path / "src"), tmp_path / "out"
@@ -35,7 +35,7 @@ def test_a_new_run_takes_no_file_of_the_user(tmp_path: Path, name: str, more: tu
     assert done.exit_code == 2
     assert f"{out / name} is there, was not left by a run" in done.output
     assert (out / name).read_bytes() == before
-    assert [path.name for path in out.iterdir()] == [name]
+    assert [path.relative_to(out).as_posix() for path in out.rglob("*.*")] == [name]
 
 
 def test_a_resumed_run_takes_no_pack_beside_it(tmp_path: Path) -> None:
