@@ -136,17 +136,22 @@ def _words(name: str) -> set[str]:
 
 
 def _check_agree(where: str, labels: Labels, images: Sequence[Parts]) -> None:
-    """Raises DataError where folders are plainly classes too, and other ones than the table's."""
+    """Raises DataError where folders are plainly classes too, of other pictures or other than the table's."""
     try:
         depth = class_depth(where, images)
     except DataError:
         return  # folders that say nothing plain do not contradict
-    pairs = {(parts[depth], labels.of["/".join(parts)]) for parts in images
-             if depth is not None and len(parts) > depth + 1 and "/".join(parts) in labels.of}  # fmt: skip
-    folders, classes = {folder for folder, _ in pairs}, {name for _, name in pairs}
-    if depth is not None and len(folders) > 1 and not len(folders) == len(classes) == len(pairs):
+    if depth is None:
+        return
+    inside = [parts for parts in images if len(parts) > depth + 1]
+    pairs = {(parts[depth], labels.of.get("/".join(parts))) for parts in inside}
+    folders, classes = {folder for folder, _ in pairs}, {name for _, name in pairs if name is not None}
+    without = sum("/".join(parts) not in labels.of for parts in inside)
+    same = len(folders) == len(classes) == sum(name is not None for _, name in pairs)
+    if len(folders) > 1 and not (same and _few(without, len(inside))):
+        lacks = f"; {without:,} pictures have none" if without else ""
         raise DataError(
-            f"{where} has classes in {labels.table} ({_shown(classes)}) and others by its folders "
+            f"{where} has classes in {labels.table} ({_shown(classes)}{lacks}) and others by its folders "
             f"({_shown(folders)}). Add --classes labels for the first, --classes {depth + 1} for the second."
         )
 

@@ -270,6 +270,15 @@ def test_a_table_against_the_folders_is_refused_with_both(tmp_path: Path) -> Non
         counts(root, "labels")
 
 
+def test_a_table_of_a_few_pictures_in_class_folders_is_refused_with_both(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", red=5, blue=5)
+    write(root / "labels.csv", b"file,label\nred0.png,red\nblue0.png,blue\n")
+    with pytest.raises(DataError, match=r"8 pictures have none.*--classes labels .* --classes 1"):
+        counts(root)
+    assert counts(root, "labels") == {"blue": 1, "red": 1}
+    assert counts(root, "1") == {"blue": 5, "red": 5}
+
+
 # --- told -------------------------------------------------------------------------------------------
 
 
