@@ -125,7 +125,7 @@ def pack(
     for path in paths:
         _check_place(path, source, force)
     started = time.monotonic()
-    with _no_pillow_warnings(), open_source(source, reading) as pictures:
+    with no_pillow_warnings(), open_source(source, reading) as pictures:
         licence = reading.licence or stated_licence(source) or pictures.licence
         pictures = replace(pictures, licence=licence)
         if say is not None:
@@ -263,7 +263,7 @@ def _shard_paths(out: Path, shards: int) -> list[Path]:
 
 
 @contextmanager
-def _no_pillow_warnings() -> Iterator[None]:
+def no_pillow_warnings() -> Iterator[None]:
     """Refuse decompression bombs, which Pillow only warns of, and hide its remarks on odd files."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from train.data.automatic import pictures
-from train.data.pack import Pack, is_source, open_data
+from train.data.pack import Pack, is_source, no_pillow_warnings, open_data
 from train.data.packing import decode_all
 from train.data.sources import Reading, Source, open_source
 from train.errors import DataError, TrainError
@@ -67,7 +67,7 @@ def _read_some(
     data: Path, out: Path, resolution: int, console: Console, reading: Reading
 ) -> tuple[Pack, str]:
     """A pack in memory of some of the pictures; tells what all of them would become, and says it in short."""
-    with open_source(data, reading) as source:
+    with no_pillow_warnings(), open_source(data, reading) as source:
         for line in source.classes():
             say(console, line)
         total = len(source.entries)
