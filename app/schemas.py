@@ -14,6 +14,9 @@ MAX_SEED = 2**63 - 1
 USUAL_PRIORITY = 5
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ClassName = Annotated[
+    str, StringConstraints(min_length=1, max_length=1000)
+]  # a folder's has 255 bytes, a table's may be longer
 
 
 class GenerateIn(BaseModel):
@@ -60,7 +63,7 @@ class GenerateAnyIn(GenerateIn):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"class_id": "cat", "count": 4, "seed": 42}]})
 
-    class_id: int | Name = Field(description="Number or name of a class of the model.")
+    class_id: int | ClassName = Field(description="Number or name of a class of the model.")
 
 
 class SpecOut(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -58,7 +59,26 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def forget_parts(folder: Path) -> None:
-    """Remove from `folder`, and from all in it, files that a killed process left half-written."""
-    for part in folder.rglob(f".*{PART}"):
-        part.unlink()
+def forget_parts(folder: Path, names: Sequence[str] | None = None) -> None:
+    """Remove files that a killed process left half-written in `folder` and in the folders in it.
+
+    Of these names alone, in `folder` alone; None: of any. What a process that lives is writing stays.
+    """
+    cut = None if names is None else {_cut(name) for name in names}
+    for part in [*folder.glob(f".*{PART}"), *(folder.glob(f"*/.*{PART}") if cut is None else ())]:
+        ours = re.fullmatch(rf"\.(.+)\.\d+\.(\d+){re.escape(PART)}", part.name, re.DOTALL)
+        if ours and (cut is None or ours[1] in cut) and not _writes(int(ours[2])):
+            part.unlink(missing_ok=True)
+
+
+def _writes(process: int) -> bool:
+    """Whether another process of this number lives."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

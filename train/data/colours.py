@@ -1,8 +1,9 @@
-"""A picture's colours to sRGB, by the profile that is in it."""
+"""A picture's colours to sRGB, by the profile or the gamma that is in it."""
 
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from functools import lru_cache
 
 import numpy as np
@@ -11,7 +12,10 @@ from PIL import Image, ImageCms
 BROKEN = "the colour profile is broken, the colours were read as sRGB"
 UNFIT = "the colour profile is for other pixels than these, the colours were read as sRGB"
 NO_PROFILE = "CMYK without a colour profile, converted by rule of thumb"
+UNTOLD = "the camera says Adobe RGB and gives no colour profile, the colours were read as sRGB"
 _SAME = 2  # levels; a profile that moves no colour further is sRGB's own, and pixels stay as they are
+_USUAL_GAMMA = 1 / 2.2  # a PNG's; within a twentieth of it pixels stay as they are, as in libpng
+_INTEROPERABILITY, _ADOBE_RGB = 0xA005, "R03"  # EXIF
 _SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK"}
 
 
@@ -36,7 +40,14 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, str | None]:
             remark = BROKEN
     elif plain.mode == "CMYK":
         remark = NO_PROFILE
+    elif _says_adobe_rgb(image):
+        remark = UNTOLD
     plain = plain.convert("RGB")
+    gamma = image.info.get("gamma")
+    if gamma and not profile and "srgb" not in image.info and not 0.95 < gamma / _USUAL_GAMMA < 1.05:
+        plain = plain.point(
+            [round(255 * (level / 255) ** (_USUAL_GAMMA / gamma)) for level in range(256)] * 3
+        )
     if alpha is not None:
         plain = Image.composite(plain, Image.new("RGB", plain.size, "white"), alpha)
     return plain, remark
@@ -44,6 +55,12 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, str | None]:
 
 class _Unfit(Exception):
     """A profile of other channels than the picture's."""
+
+
+def _says_adobe_rgb(image: Image.Image) -> bool:
+    with suppress(Exception):  # a damaged EXIF block can raise anything, and says nothing
+        return image.getexif().get_ifd(_INTEROPERABILITY).get(1) == _ADOBE_RGB
+    return False
 
 
 def _without_alpha(image: Image.Image) -> Image.Image:

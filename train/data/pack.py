@@ -23,7 +23,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from imaging.files import written_whole
+from imaging.files import forget_parts, written_whole
 from train.data.licence import stated_licence
 from train.data.packing import FORMAT, INDEX_FORMAT, PackReport, Writer, decode_all, shown
 from train.data.packing import image_progress as image_progress
@@ -125,13 +125,14 @@ def pack(
     for path in paths:
         _check_place(path, source, force)
     started = time.monotonic()
-    with _no_pillow_warnings(), open_source(source, reading) as pictures:
+    with no_pillow_warnings(), open_source(source, reading) as pictures:
         licence = reading.licence or stated_licence(source) or pictures.licence
         pictures = replace(pictures, licence=licence)
         if say is not None:
             for line in pictures.classes():
                 say(line)
         try:
+            forget_parts(out.parent, [path.name for path in paths])
             with written_whole(paths) as files:
                 writer = Writer(files, pictures, resolution, reading)
                 chunks = decode_all(pictures, resolution, reading)
@@ -187,24 +188,28 @@ def open_data(
 ) -> Pack:
     """A pack, or any source that `pack` knows, packed in memory (2 GiB at most) for this call alone.
 
-    resolution: pixels that the images must have; None: any. progress: a running bar (inside its `with`).
-    Raises DataError.
+    resolution: pixels that the images must have; None: any. progress: a running bar (inside its `with`), on
+    whose console the classes and what was left out are told; None: silent. Raises DataError.
     """
     if not is_source(path):
         opened = open_pack(path)
     else:
         with open_source(path, reading) as source:
             _check_small(path, len(source.entries) * 3 * (resolution or 8) ** 2)
-        if progress is not None:
-            progress.console.print(
-                f"{path} is not a pack: reading its pictures once. `sagan data pack {path} OUT.safetensors` "
-                "makes the next start quick.",
-                highlight=False,
-                markup=False,
-            )
+
+        def tell(line: str) -> None:
+            if progress is not None:
+                progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+        tell(
+            f"{path} is not a pack: reading its pictures once. `sagan data pack {path} OUT.safetensors` "
+            "makes the next start quick."
+        )
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "pack.safetensors"
-            pack(path, file, resolution, reading=reading, progress=progress)
+            report = pack(path, file, resolution, reading=reading, progress=progress, say=tell)
+            for line in report.faults():
+                tell(line)
             _check_small(path, file.stat().st_size)
             mapped = open_pack(file)
             opened = replace(mapped, images=mapped.images[:].clone(), labels=mapped.labels.clone())
@@ -258,7 +263,7 @@ def _shard_paths(out: Path, shards: int) -> list[Path]:
 
 
 @contextmanager
-def _no_pillow_warnings() -> Iterator[None]:
+def no_pillow_warnings() -> Iterator[None]:
     """Refuse decompression bombs, which Pillow only warns of, and hide its remarks on odd files."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -90,6 +90,11 @@ class PackReport:
         ]
         if few := self.few:
             lines.append(f"fewer than {FEW} images: {shorten(few)}")
+        return lines + self.faults()
+
+    def faults(self) -> list[str]:
+        """What was left out, or read with a doubt, for a person."""
+        lines = []
         if self.skipped_count:
             lines.append(f"left out {self.skipped_count:,} pictures:")
             lines += [f"  {name}: {reason}" for name, reason in self.skipped[:20]]

@@ -2,11 +2,13 @@
 
 By mode and depth, the same for every picture: 1, 8 and 16 bits are scaled so that the highest level is 255,
 and grey of 9 to 15 bits by the number of bits that its file states. Whole numbers of 32 bits and floating
-point have no known white and are refused. A colour profile is followed; transparency lies on white.
+point have no known white and are refused, as numbers with a sign are. A colour profile or a PNG's gamma is
+followed; transparency lies on white.
 """
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +26,8 @@ HOW = (
     "Lanczos (antialiased) to the resolution"
 )
 _DEEP = ("I", "I;16", "I;16L", "I;16B", "I;16N")
-_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF's tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+_SIGNED = 2  # a TIFF's sample format
 FRAMES: Final = "of several frames or pages the first is used"
 
 
@@ -102,18 +105,22 @@ def _upright(image: Image.Image) -> Image.Image:
 def _has_frames(image: Image.Image) -> bool:
     """Whether there are more frames or pages than the first; sizes and layers of one picture are none."""
     with suppress(Exception):  # a later frame may be damaged, which is no matter
-        return image.format in ("GIF", "PNG", "TIFF", "WEBP", "AVIF") and bool(
-            getattr(image, "is_animated", False)
-        )
+        return image.format not in ("ICO", "ICNS", "PSD") and bool(getattr(image, "is_animated", False))
     return False
 
 
 def _to_eight_bits(image: Image.Image, bits: int | None) -> tuple[Image.Image, int]:
     """The image, loaded, with 8 bits a channel at most; and the highest level of grey of 16 bits, else -1."""
     stated = _stated_bits(image)
-    wide = any("16" in str(tile[3]) for tile in getattr(image, "tile", ())) and image.mode not in _DEEP
-    white_is_zero = getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    raw = _raw_mode(image)
+    wide = image.mode not in _DEEP and re.search(";16[BLN]", raw) is not None
+    tags = getattr(image, "tag_v2", {})
+    white_is_zero = tags.get(_PHOTOMETRIC) == 0
+    if image.mode in _DEEP and stated <= 16 and bits is None and _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
+        raise Unreadable("numbers with a sign have no known white: save it without, or give --bits")
     image.load()
+    if image.format == "PNG":
+        _scale_clear(image, raw)
     if image.mode.startswith("F"):
         raise Unreadable("floating-point pixels have no known white: save it with 8 or 16 bits")
     if wide and bits not in (None, 16):
@@ -137,6 +144,23 @@ def _to_eight_bits(image: Image.Image, bits: int | None) -> tuple[Image.Image, i
         grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
     grey.getexif().update(image.getexif())
     return grey, int(values.max(initial=0)) if stated == 16 and bits is None else -1
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the pixels lie in the file, as Pillow writes it: "RGB;16B"; "": it does not say."""
+    for tile in getattr(image, "tile", ()):
+        found = tile[3][0] if isinstance(tile[3], tuple) and tile[3] else tile[3]
+        return found if isinstance(found, str) else ""
+    return ""
+
+
+def _scale_clear(image: Image.Image, raw: str) -> None:
+    """Bring the transparent level or colour of a PNG, which is of the file's depth, to that of the pixels."""
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and raw in ("L;2", "L;4"):
+        image.info["transparency"] = clear * (85 if raw == "L;2" else 17)
+    elif isinstance(clear, tuple) and ";16" in raw:
+        image.info["transparency"] = tuple(level >> 8 for level in clear)
 
 
 def _stated_bits(image: Image.Image) -> int:

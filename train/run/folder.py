@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +27,11 @@ from train.data.sources import AS_IT_IS, Reading, Source, archive_of, open_sourc
 from train.data.sources.names import shorten
 from train.efficientnet import installed
 from train.errors import DataError
+from train.measure.during import BEST
 from train.recipes.recipe import Recipe, parse_recipe, read_recipe
+from train.run.grids import AUGMENTED, REAL, SAMPLES
+from train.run.loop import GENERATOR, STATE
+from train.run.observers import BOARD
 from train.run.pretrained_judge import NETWORK
 from train.run.saved import StateError
 from train.run.state import check_judge
@@ -46,7 +50,7 @@ class _About:
     """The origin of the pack in a run's folder."""
 
     source: str  # the path given, made absolute
-    listing: str  # sha256 of names, sizes and times of change
+    listing: str  # sha256 of names, sizes and times of change; "": the pack may not be whole
     pictures: int  # in the source
     resolution: int
     skipped: int
@@ -68,6 +72,7 @@ def prepare(
     Pictures that are no pack yet are packed into `out`: the next start does not read them again. A resumed
     run keeps the images it began with. Raises TrainError.
     """
+    check_free(out, data)
     if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
         raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
     if name != AUTO:
@@ -77,6 +82,7 @@ def prepare(
         recipe = chosen_recipe(out, overrides)
         return recipe, _images(data, out, resolution_of(recipe), console, reading, resume=True)
     recipe, choices, text = chosen_for(data, on_cpu, overrides, reading)
+    check_recipe_free(out, text)
     images = _images(data, out, resolution_of(recipe), console, reading, resume=False)
     check_enough(len(images))
     write_whole(out / RECIPE, text.encode())
@@ -84,6 +90,30 @@ def prepare(
     for choice in choices:
         say(console, f"  {choice.setting()} ({choice.reason})")
     return recipe, images
+
+
+def check_free(out: Path, data: Path) -> None:
+    """Raises DataError where a run would write over a file in `out` that no run has left there."""
+    drawn = () if _is_a_runs(out) else (GENERATOR, BEST, f"{SAMPLES}/{REAL}", f"{SAMPLES}/{AUGMENTED}")
+    packed = (PACK, ABOUT, SKIPPED) if is_source(data) and _about_of(out) is None else ()
+    for path in (out / name for name in (*drawn, *packed)):
+        if path.exists() or path.is_symlink():
+            raise DataError(_taken(path))
+
+
+def check_recipe_free(out: Path, text: str) -> None:
+    """Raises DataError where the recipe in `out` is another one than `text`, and not a run's."""
+    path = out / RECIPE
+    if path.exists() and not _is_a_runs(out) and path.read_bytes() != text.encode():
+        raise DataError(f"{_taken(path)} To train by it, give its path in place of `auto`.")
+
+
+def _is_a_runs(out: Path) -> bool:
+    return _about_of(out) is not None or any((out / name).exists() for name in (STATE, BOARD))
+
+
+def _taken(path: Path) -> str:
+    return f"{path} is there, was not left by a run, and would be written over: choose another --out."
 
 
 def chosen_for(
@@ -165,13 +195,23 @@ def _images(
         say(console, f"The pictures lie packed in {out / PACK} and are not read again{left_out}.")
     else:
         with image_progress(console) as progress:
-            (out / ABOUT).unlink(missing_ok=True)  # a pack without it is ignored, should this be cut short
-            report = pack(
-                data, out / PACK, resolution, reading=reading, progress=progress, say=partial(say, console)
-            )
+            about = _About(str(data.resolve()), "", found, resolution, 0)
+            _write_about(about, out)  # should this be cut short, what lies there is ours, and is not used
+            try:
+                report = pack(
+                    data,
+                    out / PACK,
+                    resolution,
+                    reading=reading,
+                    force=True,
+                    progress=progress,
+                    say=partial(say, console),
+                )
+            finally:
+                if not (out / PACK).exists():
+                    (out / ABOUT).unlink()
         _write_skipped(report, out)
-        about = _About(str(data.resolve()), listing, found, resolution, report.skipped_count)
-        write_whole(out / ABOUT, json.dumps(asdict(about)).encode())
+        _write_about(replace(about, listing=listing, skipped=report.skipped_count), out)
         _tell(report, out, console)
         images = open_pack(out / PACK)
         _name_small_classes(images, console)
@@ -263,11 +303,20 @@ def _stamp(path: Path) -> str:
 
 
 def _read_about(out: Path) -> _About | None:
+    """The origin of the pack in `out`; None: there is no whole one."""
+    about = _about_of(out)
+    return about if about is not None and about.listing and (out / PACK).exists() else None
+
+
+def _about_of(out: Path) -> _About | None:
     try:
-        about = _About(**json.loads((out / ABOUT).read_text()))
+        return _About(**json.loads((out / ABOUT).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return about if (out / PACK).exists() else None
+
+
+def _write_about(about: _About, out: Path) -> None:
+    write_whole(out / ABOUT, json.dumps(asdict(about)).encode())
 
 
 def _check_same_place(kept: _About, data: Path, out: Path) -> None:

@@ -23,6 +23,7 @@ from train.recipes.recipe import Recipe
 from train.run.ema import recompute_statistics
 from train.run.state import TrainingState
 
+BOARD = "tensorboard"  # in the run's folder, from its first moment on
 SNAPSHOTS = "snapshots"  # in the run's folder: generators of earlier steps
 SHORT = ("discriminator", "generator")  # losses that the bar shows
 QUICK = 300  # seconds; a shorter run needs no advice on ending it sooner
@@ -214,7 +215,7 @@ class Scalars:
         self.every = every
         self.path = out / "log.jsonl"
         _forget_after(self.path, state_step)
-        self.board = SummaryWriter(str(out / "tensorboard"), purge_step=state_step + 1)
+        self.board = SummaryWriter(str(out / BOARD), purge_step=state_step + 1)
         if recipe is not None:
             text = json.dumps(recipe.to_json(), indent=2, ensure_ascii=False)
             self.board.add_text("recipe", f"```\n{text}\n```", state_step)  # Markdown

@@ -14,14 +14,14 @@ import torch
 from rich.console import Console
 
 from train.data.automatic import pictures
-from train.data.pack import Pack, is_source, open_data
+from train.data.pack import Pack, is_source, no_pillow_warnings, open_data
 from train.data.packing import decode_all
 from train.data.sources import Reading, Source, open_source
 from train.errors import DataError, TrainError
 from train.recipes.recipe import Recipe, read_recipe
 from train.run.distributed import World
 from train.run.execution import Execution
-from train.run.folder import AUTO, PACK, chosen_for, resolution_of, say
+from train.run.folder import AUTO, PACK, check_free, check_recipe_free, chosen_for, resolution_of, say
 from train.run.observers import Pace, machine, rate, span
 from train.run.state import TrainingState
 
@@ -42,8 +42,10 @@ def rehearse(
     if world.size > 1:
         raise TrainError("--dry-run is for one process: start it without torchrun.")
     on_cpu = world.device.type == "cpu"
+    check_free(out, data)
     if name == AUTO:
-        recipe, choices, _ = chosen_for(data, on_cpu, overrides, reading)
+        recipe, choices, text = chosen_for(data, on_cpu, overrides, reading)
+        check_recipe_free(out, text)
     else:
         recipe, choices = read_recipe(name, overrides), []
     resolution = resolution_of(recipe)
@@ -65,7 +67,7 @@ def _read_some(
     data: Path, out: Path, resolution: int, console: Console, reading: Reading
 ) -> tuple[Pack, str]:
     """A pack in memory of some of the pictures; tells what all of them would become, and says it in short."""
-    with open_source(data, reading) as source:
+    with no_pillow_warnings(), open_source(data, reading) as source:
         for line in source.classes():
             say(console, line)
         total = len(source.entries)

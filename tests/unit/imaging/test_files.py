@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,9 +47,18 @@ def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
 
 
 def test_halves_are_forgotten_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / "a.part", tmp_path / ".b", tmp_path / "in" / "c"]
-    for path in (*kept, tmp_path / f".a.1{PART}", tmp_path / "in" / f".c.2{PART}"):
-        path.parent.mkdir(exist_ok=True)
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    half = f".1.{dead.pid}{PART}"
+    kept = [
+        tmp_path / "a.part",
+        tmp_path / ".b",
+        tmp_path / f".download{PART}",  # a browser's
+        tmp_path / "in" / "c",
+        tmp_path / "in" / "deeper" / f".c{half}",
+    ]
+    for path in (*kept, tmp_path / f".a{half}", tmp_path / "in" / f".c{half}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     forget_parts(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)

@@ -15,19 +15,23 @@ START = 64  # bytes that a file is recognised by
 # they start another program (EPS), need another program's reader, or are no pictures at all (MPEG)
 _NEVER = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 _USUAL = frozenset({"AVIF", "BMP", "GIF", "HEIF", "JPEG", "JPEG2000", "PNG", "TIFF", "WEBP"})
+_PLAIN = ("GIF", "JPEG", "PNG", "WEBP")  # a file that begins like one of these is one, also as .heic or .txt
+_RAW = "a camera's raw file: save it as JPEG or PNG"
 _HEIF = "HEIC, for which Pillow needs a package: pip install pillow-heif, or save it as JPEG"
 _NOT_READ = {
     f".{ending}": reason
     for endings, reason in (
         ("heic heif hif heics heifs", _HEIF),
-        (
-            "arw cr2 cr3 crw dng nef nrw orf pef raf raw rw2 srw",
-            "a camera's raw file: save it as JPEG or PNG",
-        ),
+        ("arw cr2 cr3 crw dng nef nrw orf pef raf raw rw2 srw", _RAW),
         ("jxl", "JPEG XL, which Pillow does not read: save it as JPEG or PNG"),
         ("ai emf eps pdf ps svg svgz wmf", "a drawing or a document: save it as PNG"),
         ("3gp avi m4v mkv mov mp4 mpeg mpg webm", "a video"),
         ("dcm h5 hdf mat nii npy npz", "an array: save it as PNG"),
+        ("7z bz2 gz rar tar tgz xz zip zst", "an archive that is not read: unpack it"),
+        (
+            "arrow csv json jsonl parquet tsv xls xlsx",
+            "a table that is not read: if it says the classes, make a labels.csv of it",
+        ),
     )
     for ending in endings.split()
 }
@@ -59,9 +63,9 @@ def is_picture(name: str) -> bool:
 
 def why_not(name: str, start: bytes) -> str | None:
     """Why a file is no picture, by its name and first bytes; None: it is one, of an odd name."""
-    suffix = _suffix(name)
-    if suffix in _NOT_READ:
-        return _NOT_READ[suffix]
+    reason = _NOT_READ.get(_suffix(name))
+    if reason is not None and (reason == _RAW or not any(_begins(form, start) for form in _PLAIN)):
+        return reason
     if any(form in _USUAL and _begins(form, start) for form in _formats()):
         return None
     return _known_start(start) or "not a picture"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 from train.data.sources.base import Entry, Reading, Source, class_order, printable, spoken
 from train.data.sources.listing import Listing
 from train.data.sources.names import cleaned, shorten
-from train.data.sources.tables import Labels, read_labels
+from train.data.sources.tables import Labels, maybe_labels, read_labels
 from train.errors import DataError, NoImages
 
 Parts = tuple[str, ...]
@@ -62,6 +63,11 @@ def arrange(path: Path, found: Listing, read: Callable[[Entry], Image.Image], re
         return _one_class(path, found, images, read, labels.by if labels else "as --classes one says")
     depth = int(wanted) - 1 if wanted is not None else class_depth(found.name, images)
     if depth is None:
+        if table := maybe_labels(found):
+            raise DataError(
+                f"{found.name} has its pictures side by side, and {table} may say their classes. Does it? "
+                "Then call it labels.csv. Are all of one class? Then add --classes one."
+            )
         return _one_class(path, found, images, read, "pictures side by side")
     return _by_folders(found, images, depth, read)
 
@@ -69,13 +75,14 @@ def arrange(path: Path, found: Listing, read: Callable[[Entry], Image.Image], re
 def class_depth(where: str, pool: Sequence[Parts], depth: int = 0) -> int | None:
     """How deep below the source the folders of classes lie; None: there are none, pictures lie side by side.
 
+    where: the source, for messages. pool: the pictures' paths. depth: of the folders to look at, from 0.
     Raises DataError where the folders could be read in two ways.
     """
     tops = _folders(pool, depth)
     loose = len(pool) - sum(map(len, tops.values()))
     if not tops:
         return None
-    if not _few(loose, len(pool)):
+    if not _few(loose, len(pool)) or 2 * loose >= len(pool):
         raise DataError(
             f"{where} has {loose:,} pictures and {_called(tops)} beside them. Are all of one class? Then add "
             f"--classes one. Are the folders the classes, and those pictures not wanted? Then add "
@@ -86,7 +93,7 @@ def class_depth(where: str, pool: Sequence[Parts], depth: int = 0) -> int | None
         below = _folders(inner, depth + 1)
         if len(below) > 1 or sum(map(len, below.values())) == len(inner):
             return class_depth(f"{where}/{top}", inner, depth + 1)
-        return depth
+        return None if not loose and (top.lower() in _PLAIN or _words(top) & _SPLITS) else depth
     _check_splits(where, tops, depth)
     nested = [len(_folders(inner, depth + 1)) for inner in tops.values()]
     direct = sum(len(parts) == depth + 2 for inner in tops.values() for parts in inner)
@@ -101,7 +108,7 @@ def class_depth(where: str, pool: Sequence[Parts], depth: int = 0) -> int | None
 
 def _check_splits(where: str, tops: dict[str, list[Parts]], depth: int) -> None:
     """Raises DataError for folders that are called like the parts of a data set rather than like classes."""
-    tokens = {top: set(re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", top).lower())) for top in tops}
+    tokens = {top: _words(top) for top in tops}
     parts = {top for top, words in tokens.items() if words & _SPLITS}
     others = {top for top, words in tokens.items() if words & _BESIDE} | parts
     holds_classes = any(
@@ -122,18 +129,29 @@ def _check_splits(where: str, tops: dict[str, list[Parts]], depth: int) -> None:
         )
 
 
+def _words(name: str) -> set[str]:
+    """The words in a folder's name, of "trainA", "test_images" and "valset" as well."""
+    found = re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
+    return {re.sub("(?<=.)(set|data|imgs|images)$", "", word) for word in found}
+
+
 def _check_agree(where: str, labels: Labels, images: Sequence[Parts]) -> None:
-    """Raises DataError where folders are plainly classes too, and other ones than the table's."""
+    """Raises DataError where folders are plainly classes too, of other pictures or other than the table's."""
     try:
         depth = class_depth(where, images)
     except DataError:
         return  # folders that say nothing plain do not contradict
-    pairs = {(parts[depth], labels.of["/".join(parts)]) for parts in images
-             if depth is not None and len(parts) > depth + 1 and "/".join(parts) in labels.of}  # fmt: skip
-    folders, classes = {folder for folder, _ in pairs}, {name for _, name in pairs}
-    if depth is not None and len(folders) > 1 and not len(folders) == len(classes) == len(pairs):
+    if depth is None:
+        return
+    inside = [parts for parts in images if len(parts) > depth + 1]
+    pairs = {(parts[depth], labels.of.get("/".join(parts))) for parts in inside}
+    folders, classes = {folder for folder, _ in pairs}, {name for _, name in pairs if name is not None}
+    without = sum("/".join(parts) not in labels.of for parts in inside)
+    same = len(folders) == len(classes) == sum(name is not None for _, name in pairs)
+    if len(folders) > 1 and not (same and _few(without, len(inside))):
+        lacks = f"; {without:,} pictures have none" if without else ""
         raise DataError(
-            f"{where} has classes in {labels.table} ({_shown(classes)}) and others by its folders "
+            f"{where} has classes in {labels.table} ({_shown(classes)}{lacks}) and others by its folders "
             f"({_shown(folders)}). Add --classes labels for the first, --classes {depth + 1} for the second."
         )
 
@@ -200,8 +218,8 @@ def _one_class(
     path: Path, found: Listing, images: Sequence[Parts], read: Callable[[Entry], Image.Image], by: str
 ) -> Source:
     """All pictures are one class, named after their folder or archive."""
-    at = path.resolve()
-    class_names = class_order([at.name if found.kind == "folder" else at.stem])
+    name = Path(os.path.abspath(path)).name  # of a link its own
+    class_names = class_order([name if found.kind == "folder" else re.sub("(?i)(?<=.)[.]zip$", "", name)])
     entries = sorted(Entry("/".join(parts), 0) for parts in images)
     _remark_prefixes(found, images)
     return Source(

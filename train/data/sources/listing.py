@@ -14,12 +14,9 @@ from train.data.sources.base import MAX_FILE_BYTES, LeftOut, Unreadable, is_pict
 from train.data.sources.formats import START, why_not
 from train.errors import DataError
 
-TABLES = (
-    "dataset.json",
-    "labels.csv",
-    "labels.tsv",
-    "metadata.csv",
-)  # that may say which class a picture is of
+# that may say which class a picture is of
+TABLES = ("dataset.json", "labels.csv", "labels.tsv", "metadata.csv", "metadata.jsonl")
+OTHER_TABLES = (".csv", ".tsv", ".jsonl")  # endings of tables that may as well, and are not read
 
 
 @dataclass
@@ -32,6 +29,7 @@ class Listing:
     start: Callable[[str], bytes]  # its first 64 bytes; raises as well
     pictures: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    other_tables: list[str] = field(default_factory=list)
     folders: set[str] = field(default_factory=set)
     left_out: LeftOut = field(default_factory=LeftOut)
 
@@ -62,6 +60,8 @@ class Listing:
                 self.pictures.append(name)
             else:
                 self.left_out.add(reason, name)
+                if parts[-1].lower().endswith(OTHER_TABLES):
+                    self.other_tables.append(name)
 
 
 def list_folder(path: Path) -> Listing:
@@ -75,14 +75,17 @@ def list_folder(path: Path) -> Listing:
             return opened.read(size)
 
     found = Listing(
-        path.name, "folder", lambda name: read(name, MAX_FILE_BYTES + 1), lambda name: read(name, START)
+        Path(os.path.abspath(path)).name,  # "." has no name of its own
+        "folder",
+        lambda name: read(name, MAX_FILE_BYTES + 1),
+        lambda name: read(name, START),
     )
     try:
         tops = sorted(os.scandir(path), key=lambda item: item.name)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}).") from error
     for top in tops:
-        if not top.is_dir():
+        if not os.path.isdir(top.path):  # top.is_dir() raises for a link that leads to itself
             found.add(top.name)
         elif not set_apart([top.name]) and _leads_back(path, top):
             found.left_out.add("a link to a folder that is read anyway, or that this one lies in", top.name)

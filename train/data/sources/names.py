@@ -10,12 +10,15 @@ from collections.abc import Iterable, Sequence
 from train.errors import DataError
 
 # besides control characters: what shows nothing, or turns the direction of the text around it
-_INVISIBLE = re.compile("[\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff]")
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f"
+    "\u2800\u3164\ufeff\uffa0\ufff9-\ufffb]"
+)
 _SHOWN = 20  # names in a message; the others are counted
 
 
 def cleaned(name: str) -> str:
-    """A class's name as everything here writes it: NFC, no space at its ends.
+    """A class's name as everything here writes it: NFC, single spaces and none at its ends.
 
     Raises DataError for one that is not UTF-8, has nothing in it, or has characters that cannot be seen.
     """
@@ -26,7 +29,7 @@ def cleaned(name: str) -> str:
         raise DataError(f"A class is called {name!r}, which is nothing to be seen: rename it.")
     if _INVISIBLE.search(clean) or any(unicodedata.category(char) == "Cc" for char in clean):
         raise DataError(f"The name of the class {name!a} has a character that cannot be seen: rename it.")
-    return clean
+    return " ".join(clean.split())
 
 
 def class_order(names: Iterable[str]) -> tuple[str, ...]:
@@ -92,4 +95,4 @@ def shorten(names: Iterable[str], limit: int = _SHOWN) -> str:
 
 
 def _key(name: str) -> str:
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())

@@ -11,6 +11,7 @@ from train.data.sources import cifar10
 from train.data.sources.base import AS_IT_IS, Reading, Source
 from train.data.sources.cifar10 import open_cifar10
 from train.data.sources.folders import open_folder, open_zip
+from train.data.sources.formats import START, why_not
 from train.data.sources.stanford_dogs import open_stanford_dogs
 from train.errors import DataError, UnknownSource
 
@@ -40,13 +41,23 @@ def open_source(path: Path, reading: Reading = AS_IT_IS) -> AbstractContextManag
         raise UnknownSource(f"There is nothing at {path}. It should be {KNOWN}.")
     if path.name in (*cifar10.BATCHES, cifar10.TEST_BATCH):
         return open_cifar10(path)
-    if zipfile.is_zipfile(path):
+    start = _start(path)
+    if zipfile.is_zipfile(path) or start.startswith(b"PK\3\4"):  # the latter alone: cut short, which is told
         return open_zip(path, reading)
     if path.name in ("images.tar", "annotation.tar"):
         return open_stanford_dogs(path)
     if "cifar" in path.name.lower() and tarfile.is_tarfile(path):
         return open_cifar10(path)
-    raise UnknownSource(f"{path.name} is nothing that can be packed. It should be {KNOWN}.")
+    what = why_not(path.name, start) or "one picture alone: give its folder"
+    raise UnknownSource(f"{path.name} is nothing that can be packed ({what}). It should be {KNOWN}.")
+
+
+def _start(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(START)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}).") from error
 
 
 def _has_own_classes(path: Path) -> bool:

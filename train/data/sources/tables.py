@@ -1,12 +1,15 @@
-"""Classes from a table beside the pictures: StyleGAN's dataset.json, labels.csv, or metadata.csv."""
+"""Classes from a table beside the pictures: StyleGAN's dataset.json, labels.csv, metadata.csv or .jsonl."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import re
 import unicodedata
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -57,22 +60,48 @@ class Labels:
 def read_labels(found: Listing) -> Labels | None:
     """The labels in the table that lies beside or above all pictures; None: there is no such table.
 
-    Tables that are none of labels are told as left out. Raises DataError for one that cannot be understood.
+    Tables that are none of labels are told as left out. Raises DataError for one that cannot be understood,
+    and for two that differ.
     """
+    read: Labels | None = None
     for table in sorted(found.tables, key=lambda name: (name.count("/"), name.lower())):
         folder = table.rpartition("/")[0]
         if not all(name.startswith(f"{folder}/") for name in found.pictures) and folder:
             found.left_out.add("a table that lies beside some of the pictures only", table)
             continue
-        try:
-            text = found.content(table).decode("utf-8-sig")
-        except (Unreadable, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{table} cannot be read ({error}): save it as UTF-8, {ANOTHER_WAY}.") from error
-        labels = _json(found, table, text) if table.lower().endswith(".json") else _csv(found, table, text)
-        if labels is not None:
-            return labels
-        found.left_out.add("a table without labels", table)
+        labels = _labels(found, table)
+        if labels is None:
+            found.left_out.add("a table without labels", table)
+        elif read is None:
+            read = labels
+        elif (labels.of, labels.none) != (read.of, read.none):
+            raise DataError(
+                f"{read.table} and {table} say different classes: take one of them away, {ANOTHER_WAY}."
+            )
+    return read
+
+
+def maybe_labels(found: Listing) -> str | None:
+    """A table of another name than those that are read which may say classes all the same; None: none may."""
+    for table in found.other_tables:
+        with suppress(DataError, ValueError):
+            if _labels(found, table) is not None:
+                return table
     return None
+
+
+def _labels(found: Listing, table: str) -> Labels | None:
+    """What a table says of classes; None: nothing. Raises DataError where it cannot be understood."""
+    try:
+        content = found.content(table)
+        text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
+    except (Unreadable, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{table} cannot be read ({error}): save it as UTF-8, {ANOTHER_WAY}.") from error
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if table.lower().endswith(".json"):
+        return _json(found, table, text)
+    rows = _json_rows(table, text) if table.lower().endswith(".jsonl") else _csv_rows(table, text)
+    return _columns(found, table, rows)
 
 
 def _json(found: Listing, table: str, text: str) -> Labels | None:
@@ -102,13 +131,34 @@ def _json(found: Listing, table: str, text: str) -> Labels | None:
     return _matched(found, table, f'by "labels" in {table}', ((file, str(label)) for file, label in rows))
 
 
-def _csv(found: Listing, table: str, text: str) -> Labels | None:
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)
+def _json_rows(table: str, text: str) -> list[list[str]]:
+    """Lines of `{"file_name": "a.png", "label": "cat"}` as rows under a head."""
     try:
-        rows = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
+        lines = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{table} is not JSON lines ({error}): mend it, {ANOTHER_WAY}.") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise DataError(f"{table} should have an object a line: mend it, {ANOTHER_WAY}.")
+    head = list(dict.fromkeys(key for line in lines for key in line))
+    said = [[line.get(key) for key in head] for line in lines]
+    return [head, *(["" if cell is None else str(cell) for cell in row] for row in said)]
+
+
+def _csv_rows(table: str, text: str) -> list[list[str]]:
+    """The rows of a table separated by comma, semicolon or tab, or as its first line `sep=;` says."""
+    first = text.partition("\n")[0]
+    if re.fullmatch("sep=[,;\t]", first.lower()):
+        delimiter, text = first[-1], text.partition("\n")[2]
+    else:
+        delimiter = max(",;\t", key=first.count)
+    try:
+        return [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if any(row)]
     except csv.Error as error:
         raise DataError(f"{table} is not CSV ({error}): mend it, {ANOTHER_WAY}.") from error
+
+
+def _columns(found: Listing, table: str, rows: list[list[str]]) -> Labels | None:
+    """The labels in rows under a head, or in two columns without one; None: they have none."""
     head = [cell.strip().lower().replace(" ", "_") for cell in rows[0]] if rows else []
     file = next((head.index(name) for name in FILE_COLUMNS if name in head), None)
     label = next((head.index(name) for name in LABEL_COLUMNS if name in head), None)
@@ -118,7 +168,7 @@ def _csv(found: Listing, table: str, text: str) -> Labels | None:
         rows = rows[1:]
     elif len(head) == 2 and file is None and label is None and _Pictures(found, table).find(rows[0][0]):
         file, label = 0, 1
-    elif PurePosixPath(table).name.lower() == "metadata.csv":
+    elif PurePosixPath(table).name.lower().startswith("metadata."):
         return None
     else:
         raise DataError(
@@ -166,11 +216,12 @@ def _filled(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
 class _Pictures:
     """The pictures by what a table may call them: path, path without its ending, or the last part alone.
 
-    As they are written, then in any case; letters composed or not.
+    As they are written, then in any case; letters composed or not. Of two paths the shorter one must be the
+    end of the longer one: `train/1.png` is not `test/1.png`.
     """
 
     def __init__(self, found: Listing, table: str) -> None:
-        folder = table.rpartition("/")[0]
+        folder = self._folder = table.rpartition("/")[0]
         self._by: tuple[dict[str, list[str]], ...] = ({}, {}, {}, {}, {}, {})
         for name in found.pictures:
             path = PurePosixPath(_composed(name)).relative_to(_composed(folder))
@@ -184,7 +235,18 @@ class _Pictures:
         path = normal(_composed(file.strip())) or ""
         last = PurePosixPath(path).name
         asked = (path, path, last, last, path.casefold(), last.casefold())
-        return next((place[key] for place, key in zip(self._by, asked, strict=True) if key in place), [])
+        for place, key in zip(self._by, asked, strict=True):
+            if found := [name for name in place.get(key, ()) if self._alike(name, path)]:
+                return found
+        return []
+
+    def _alike(self, name: str, path: str) -> bool:
+        """Whether the folders of a picture end like those of `path`, as far as both have some."""
+        ours, theirs = (
+            PurePosixPath(_composed(one).casefold()).parent.parts[::-1]
+            for one in (name.removeprefix(self._folder).lstrip("/"), path)
+        )
+        return all(one == other for one, other in zip(ours, theirs, strict=False))
 
 
 def _composed(path: str) -> str:

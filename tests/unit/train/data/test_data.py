@@ -155,15 +155,16 @@ def test_a_truncated_pack_is_refused(tmp_path: Path) -> None:
 
 def test_open_data_takes_a_pack_or_a_source_and_says_how_to_be_quicker(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "src")
+    write(source / "cat" / "bad.png", b"")
     pack(source, tmp_path / "out")
-    screen = io.StringIO()
-    with image_progress(Console(file=screen, width=200)) as progress:
+    with image_progress(Console(file=(screen := io.StringIO()), width=200)) as progress:
         raw = open_data(source, progress=progress)
     ready = open_data(tmp_path / "out", 32)
     assert isinstance(raw, Pack)
     assert torch.equal(raw.images, ready.images)
     assert torch.equal(raw.labels, ready.labels)
-    assert "sagan data pack" in screen.getvalue()
+    for told in ("sagan data pack", "0 ant: 3, such as ant/0.png", "cat/bad.png: an empty file"):
+        assert told in screen.getvalue()
     with pytest.raises(DataError, match="--resolution 64"):
         open_data(tmp_path / "out", 64)
     with pytest.raises(UnknownSource):

@@ -78,12 +78,16 @@ def test_what_is_not_taken_is_counted_by_reason(tmp_path: Path) -> None:
         "cat/j.png": b"version https://git-lfs.github.com/spec/v1",
         "cat/k.jpg": b"",
         "cat/l.png": b"text",
+        "boat/m.tar.gz": b"",
+        "boat/n.zip": b"PK\3\4",
     }.items():
         write(source / name, content)
     report = pack(source, tmp_path / "out")
     assert report.images == 9
     told = "\n".join(report.notes)
-    assert "left out 2: not a picture (cat/a.txt, cat/b.csv)" in told
+    assert "left out 1: not a picture (cat/a.txt)" in told
+    assert "left out 2: an archive that is not read: unpack it (boat/m.tar.gz, boat/n.zip)" in told
+    assert "left out 1: a table that is not read" in told
     assert "left out 2: HEIC, for which Pillow needs a package: pip install pillow-heif" in told
     assert "left out 1: a camera's raw file" in told
     assert "left out 1: a video" in told
@@ -95,6 +99,29 @@ def test_what_is_not_taken_is_counted_by_reason(tmp_path: Path) -> None:
     assert "git lfs pull" in reasons["cat/j.png"]
     assert reasons["cat/k.jpg"] == "an empty file"
     assert reasons["cat/l.png"] == "not an image of a known format"
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.mp4", "a.json", "a"])
+def test_a_plain_picture_is_taken_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "src" / "cat" / name, encoded(picture(), "JPEG"))
+    assert pack(tmp_path / "src", tmp_path / "out").images == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("cat.png", IMAGE, "one picture alone: give its folder"),
+        ("cat.tar.gz", b"\x1f\x8b", "an archive that is not read: unpack it"),
+        ("cat.parquet", b"PAR1", "a table that is not read"),
+        ("cat.zip", b"PK\3\4" + bytes(100), "not a whole zip file"),
+    ],
+)
+def test_a_file_that_is_no_source_is_called_what_it_is(
+    tmp_path: Path, name: str, content: bytes, says: str
+) -> None:
+    write(tmp_path / name, content)
+    with pytest.raises(DataError, match=says):
+        pack(tmp_path / name, tmp_path / "out")
 
 
 def test_a_folder_of_heic_names_the_package_that_reads_it(tmp_path: Path) -> None:
@@ -143,6 +170,16 @@ def test_linked_folders_are_classes_at_the_top_and_told_elsewhere(tmp_path: Path
         "left out 2: a link to a folder that is read anyway, or that this one lies in (again, self)" in notes
     )
     assert "gone" in notes
+
+
+def test_links_that_lead_nowhere_or_to_themselves_are_told(tmp_path: Path) -> None:
+    source = class_folders(tmp_path / "src")
+    for link, target in (("loop", "loop"), ("gone", "nowhere"), ("cat/loop.png", "loop.png")):
+        (source / link).symlink_to(target)
+    report = pack(source, tmp_path / "out")
+    assert report.images == 9
+    assert report.skipped == (("cat/loop.png", "not a plain file"),)
+    assert "(not a plain file) (gone, loop)" in "\n".join(report.notes)
 
 
 def test_a_file_of_noise_is_no_picture_by_chance(tmp_path: Path) -> None:

@@ -11,20 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from cli import app
-from tests.unit.train.data.sources import class_folders, encoded, picture, write, zip_of
+from tests.unit.train.data.sources import IMAGE, class_folders, counts, folder, notes, write, zip_of
 from train.data.pack import pack
-from train.data.sources import Reading, open_source
+from train.data.sources import open_source
 from train.errors import DataError
-
-IMAGE = encoded(picture())
-
-
-def folder(root: Path, **counts: int) -> Path:
-    """A folder with so many pictures at each path; `__` is a slash, "loose" the folder itself."""
-    for at, count in counts.items():
-        for number in range(count):
-            write(root / (at.replace("__", "/") if at != "loose" else "") / f"{at}{number}.png", IMAGE)
-    return root
 
 
 def zipped(root: Path) -> Path:
@@ -32,17 +22,6 @@ def zipped(root: Path) -> Path:
         for path in sorted(root.rglob("*")):
             archive.write(path, path.relative_to(root))
     return root.with_suffix(".zip")
-
-
-def counts(source: Path, classes: str | None = None) -> dict[str, int]:
-    with open_source(source, Reading(classes)) as found:
-        labels = [entry.label for entry in found.entries]
-        return {name: labels.count(number) for number, name in enumerate(found.class_names)}
-
-
-def notes(source: Path, classes: str | None = None) -> str:
-    with open_source(source, Reading(classes)) as found:
-        return "\n".join(found.notes)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +36,8 @@ def notes(source: Path, classes: str | None = None) -> str:
         ({"cat__images": 5, "dog__images": 3}, {"cat": 5, "dog": 3}, ""),
         ({"bus": 3, "car": 3, "train": 3}, {"bus": 3, "car": 3, "train": 3}, ""),
         ({"loose": 3}, {"photos": 3}, ""),
+        ({"images": 3}, {"photos": 3}, ""),  # no names of classes
+        ({"data__train": 3}, {"photos": 3}, ""),
         ({"cat": 3}, {"cat": 3}, ""),
     ],
 )
@@ -74,6 +55,7 @@ def test_a_layout_is_read_by_most_of_it(
     ("layout", "readings"),
     [
         ({"cat": 5, "dog": 4, "loose": 6}, {"one": {"photos": 15}, "1": {"cat": 5, "dog": 4}}),
+        ({"edited": 1, "loose": 2}, {"one": {"photos": 3}, "1": {"edited": 1}}),
         ({"edited": 3, "loose": 50}, {"one": {"photos": 53}, "1": {"edited": 3}}),
         (
             {"all__cat": 5, "all__dog": 4, "all": 6},
@@ -112,6 +94,8 @@ def test_what_could_be_two_things_is_refused_with_both_and_the_option(
         {"train": 9, "val": 3, "cat": 3},
         {"training_set__cat": 9, "test_set__cat": 3},
         {"train": 5, "unlabeled": 9},
+        {"trainset": 3, "testset": 3},
+        {"traindata": 3, "test_images": 3, "sunset": 2},
     ],
 )
 def test_splits_are_no_classes(tmp_path: Path, layout: dict[str, int]) -> None:
@@ -226,7 +210,7 @@ def test_names_that_look_like_classes_are_told(tmp_path: Path) -> None:
     for number in range(3):
         for kind in ("cat", "dog"):
             write(root / "train" / f"{kind}.{number}.png", IMAGE)
-    assert counts(root) == {"train": 6}
+    assert counts(root) == {"photos": 6}
     assert "names begin with cat, dog: if these are classes" in notes(root)
     assert "names begin with" in notes(root / "train")
     assert "names begin with" not in notes(folder(tmp_path / "plain", cat=3, dog=3))
@@ -284,6 +268,15 @@ def test_a_table_against_the_folders_is_refused_with_both(tmp_path: Path) -> Non
     (root / "labels.csv").unlink()
     with pytest.raises(DataError, match=r"no dataset\.json"):
         counts(root, "labels")
+
+
+def test_a_table_of_a_few_pictures_in_class_folders_is_refused_with_both(tmp_path: Path) -> None:
+    root = folder(tmp_path / "photos", red=5, blue=5)
+    write(root / "labels.csv", b"file,label\nred0.png,red\nblue0.png,blue\n")
+    with pytest.raises(DataError, match=r"8 pictures have none.*--classes labels .* --classes 1"):
+        counts(root)
+    assert counts(root, "labels") == {"blue": 1, "red": 1}
+    assert counts(root, "1") == {"blue": 5, "red": 5}
 
 
 # --- told -------------------------------------------------------------------------------------------

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.unit.train.data.sources import IMAGE, write, zip_of
 from train.data.licence import LONGEST, stated_licence
 from train.data.pack import open_pack, pack
 from train.data.sources import Reading
@@ -56,3 +58,37 @@ def test_a_damaged_licence_in_a_zip_is_none(tmp_path: Path) -> None:
     content[37:45] = b"\xff" * 8  # the first bytes of the compressed text, behind 30 of head and 7 of name
     damaged.write_bytes(content)
     assert stated_licence(damaged) is None
+
+
+@pytest.mark.parametrize("given", ["", "pets", "pets/train", "pets/train/cat", "./pets//train"])
+def test_a_zip_states_it_for_each_folder_in_it(tmp_path: Path, given: str) -> None:
+    members = {"./pets/LICENSE": b"CC0", "pets/train/cat/0.png": IMAGE, "pets\\train\\dog\\0.png": IMAGE}
+    archive = zip_of(tmp_path / "a.zip", {**members, "__MACOSX/._x": b"", "README": b""})
+    assert stated_licence(archive / given) == "CC0 (LICENSE)"
+
+
+def test_that_of_one_class_is_not_that_of_all(tmp_path: Path) -> None:
+    files = {"pets/cat/0.png": IMAGE, "pets/cat/LICENSE": b"the cats' alone", "pets/dog/0.png": IMAGE}
+    for name, content in files.items():
+        write(tmp_path / "src" / name, content)
+    archive = zip_of(tmp_path / "a.zip", files)
+    assert stated_licence(tmp_path / "src") is None
+    assert stated_licence(archive) is None
+    assert stated_licence(archive / "pets" / "cat") == "the cats' alone (LICENSE)"
+    write(tmp_path / "src" / "pets" / "COPYING", b"CC0")
+    assert stated_licence(tmp_path / "src") == "CC0 (COPYING)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "CC BY 4.0, Zoë".encode(),
+        codecs.BOM_UTF8 + "CC BY 4.0, Zoë".encode(),
+        "CC BY 4.0, Zoë".encode("utf-16"),
+        "CC BY 4.0, Zoë".encode("cp1252"),
+        "# Licence\r\n \r\nCC BY 4.0, Zoë\r\n\r\nmore".encode(),
+    ],
+)
+def test_it_is_read_as_editors_write_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "LICENSE.txt").write_bytes(content)
+    assert stated_licence(tmp_path) == "CC BY 4.0, Zoë (LICENSE.txt)"

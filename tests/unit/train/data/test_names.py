@@ -69,7 +69,8 @@ def test_names_are_composed_and_trimmed_on_the_way_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a\tb", "a\nb", "a\x7f", "a\x1b[31m", "\u202egpj", "a\u200bb", " ", "\ufeffa"]
+    "name",
+    ["a\tb", "a\nb", "a\x7f", "a\x1b[31m", "\u202egpj", "a\u200bb", " ", "\ufeffa", "a\u00adb", "\u3164"],
 )
 def test_names_with_what_cannot_be_seen_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="rename it"):
@@ -78,7 +79,12 @@ def test_names_with_what_cannot_be_seen_are_refused(tmp_path: Path, name: str) -
 
 
 def test_two_names_that_look_alike_are_refused(tmp_path: Path) -> None:
-    for pair in (("cat", "cat "), ("café", unicodedata.normalize("NFD", "café")), ("Cat", "cat")):
+    for pair in (
+        ("cat", "cat "),
+        ("café", unicodedata.normalize("NFD", "café")),
+        ("Cat", "cat"),
+        ("a b", "a\u00a0 b"),
+    ):
         with pytest.raises(DataError, match="same name"):
             class_order(pair)
 

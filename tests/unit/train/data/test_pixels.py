@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from tests.unit.train.data.sources import encoded, picture, write
-from train.data.colours import BROKEN, NO_PROFILE, UNFIT
+from train.data.colours import BROKEN, NO_PROFILE, UNFIT, UNTOLD
 from train.data.pack import open_pack, pack
 from train.data.pictures import Square, read_square
 from train.data.sources import Reading
@@ -114,16 +116,8 @@ def test_thirty_two_bits_are_read_when_told_how_many_are_used() -> None:
 
 
 def test_colours_of_sixteen_bits_that_use_few_are_not_taken_for_black(tmp_path: Path) -> None:
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    def png(level: int) -> bytes:  # which Pillow does not write
-        rows = (b"\0" + level.to_bytes(2, "big") * 24) * 8
-        head = chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0))
-        return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    def png(level: int) -> bytes:
+        return png_of(8, 16, 2, level.to_bytes(2, "big") * 24)
 
     assert first(read(png(0x8080))) == [128] * 3
     write(tmp_path / "src" / "cat" / "a.png", png(4000))
@@ -152,12 +146,80 @@ def test_every_other_mode_becomes_rgb_on_white(image: Image.Image, expected: lis
     assert first(read_square(image, None, None)) == pytest.approx(expected, abs=1)
 
 
+def png_of(side: int, depth: int, kind: int, row: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of equal rows in a depth that Pillow does not write. kind: 0 grey, 2 colours."""
+    head = struct.pack(">IIBBBBB", side, side, depth, kind, 0, 0, 0)
+    body = [(b"IHDR", head), *chunks, (b"IDAT", zlib.compress((b"\0" + row) * side)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in body
+    )
+
+
+@pytest.mark.parametrize(
+    ("depth", "kind", "row", "clear", "expected"),
+    [
+        (2, 0, b"\x55\x55", (1,), [255] * 3),
+        (2, 0, b"\x55\x55", (2,), [85] * 3),
+        (4, 0, b"\x55" * 4, (5,), [255] * 3),
+        (16, 2, bytes.fromhex("80004000ffff") * 8, (0x8000, 0x4000, 0xFFFF), [255] * 3),
+        (16, 2, bytes.fromhex("80004000ffff") * 8, (0x80, 0x40, 0xFF), [128, 64, 255]),
+    ],
+)
+def test_the_level_that_is_transparent_is_one_of_the_file_s_own_depth(
+    depth: int, kind: int, row: bytes, clear: tuple[int, ...], expected: list[int]
+) -> None:
+    transparent = struct.pack(f">{len(clear)}H", *clear)
+    assert first(read(png_of(8, depth, kind, row, (b"tRNS", transparent)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        (encoded(Image.new("RGB", (53, 4), (3, 3, 3)), "BMP"), "a line has 160 bytes"),
+        (encoded(Image.new("RGB", (160, 160), (3, 3, 3)), "TIFF", compression="tiff_lzw"), "libtiff"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_16_elsewhere_in_a_file_is_no_depth(content: bytes, name: str) -> None:
+    assert read(content).deepest == -1
+    assert first(read(content, bits=12)) == [3] * 3
+
+
+def test_numbers_with_a_sign_are_refused() -> None:
+    content = deep(16000, "TIFF", tiffinfo={339: 2})
+    with pytest.raises(Unreadable, match="with a sign"):
+        read(content)
+
+
 def test_a_palette_with_transparency_lies_on_white() -> None:
     image = picture((255, 0, 0), (8, 8)).convert("P")
     clear = image.getpixel((0, 0))
     assert first(read(encoded(image))) == [255, 0, 0]
     assert first(read(encoded(image, "PNG", transparency=clear))) == [255] * 3
     assert first(read(encoded(image, "GIF", transparency=0 if clear is None else clear))) == [255] * 3
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([(b"gAMA", 45455)], 128),
+        ([(b"gAMA", 47000)], 128),
+        ([(b"gAMA", 100000)], 186),  # linear
+        ([(b"sRGB", None), (b"gAMA", 100000)], 128),  # sRGB comes first
+    ],
+)
+def test_a_png_s_gamma_is_followed(chunks: list[tuple[bytes, int | None]], expected: int) -> None:
+    written = [(name, b"\0" if value is None else struct.pack(">I", value)) for name, value in chunks]
+    assert first(read(png_of(8, 8, 2, b"\x80" * 24, *written))) == [expected] * 3
+
+
+def test_adobe_rgb_without_a_profile_is_told() -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    content = encoded(picture((0, 200, 0), (8, 8)), "JPEG", exif=exif)
+    assert read(content).remarks == (UNTOLD,)
+    assert read(encoded(picture((0, 200, 0), (8, 8)), "JPEG")).remarks == ()
 
 
 # --- profiles ---------------------------------------------------------------------------------------
