@@ -1,10 +1,12 @@
-"""What a folder or zip of pictures says about its own licence."""
+"""What a folder or zip of pictures says about its own licence, and what a person says of it."""
 
 from __future__ import annotations
 
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
+
+from train.errors import DataError
 
 NAMES = ("license", "licence", "copying", "unlicense")  # of the file, whatever its ending
 ENDINGS = ("", ".txt", ".md", ".rst")
@@ -33,6 +35,18 @@ def stated_licence(data: Path) -> str | None:
                 return _said(PurePosixPath(names[0]).name, file.read(READ))
     except (OSError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error):  # damaged, or under a password
         return None
+
+
+def given_licence(text: str) -> str:
+    """A licence that was typed, on one line. Raises DataError where there is nothing to show of it."""
+    line = " ".join(text.split())
+    if not line:
+        raise DataError("--licence says nothing: leave it out.")
+    if not line.isprintable():  # nor are bytes that are no UTF-8
+        raise DataError(f"--licence has letters that cannot be shown: {line[:LONGEST]!a}.")
+    if len(line) > LONGEST:
+        raise DataError(f"--licence has {len(line):,} letters, at most {LONGEST}: give its name and address.")
+    return line
 
 
 def _is_licence(name: str) -> bool:

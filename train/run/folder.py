@@ -68,8 +68,7 @@ def prepare(
     Pictures that are no pack yet are packed into `out`: the next start does not read them again. A resumed
     run keeps the images it began with. Raises TrainError.
     """
-    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
+    check_asked(data, out, reading)
     if name != AUTO:
         recipe = read_recipe(name, overrides)
         return recipe, _images(data, out, resolution_of(recipe), console, reading, resume=resume)
@@ -77,6 +76,10 @@ def prepare(
         recipe = chosen_recipe(out, overrides)
         return recipe, _images(data, out, resolution_of(recipe), console, reading, resume=True)
     recipe, choices, text = chosen_for(data, on_cpu, overrides, reading)
+    if (out / RECIPE).exists() and (out / RECIPE).read_bytes().split()[:3] != text.encode().split()[:3]:
+        raise StateError(
+            f"{out / RECIPE} is not of `auto`: give its path in place of `auto`, or another --out."
+        )
     images = _images(data, out, resolution_of(recipe), console, reading, resume=False)
     check_enough(len(images))
     write_whole(out / RECIPE, text.encode())
@@ -84,6 +87,14 @@ def prepare(
     for choice in choices:
         say(console, f"  {choice.setting()} ({choice.reason})")
     return recipe, images
+
+
+def check_asked(data: Path, out: Path, reading: Reading) -> None:
+    """Raises DataError for an `out` among the pictures, and for a reading of what is packed already."""
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
+    if not is_source(data) and (reading.classes is not None or reading.bits is not None):
+        raise DataError(f"{data} is packed already: give --classes and --bits to `sagan data pack`.")
 
 
 def chosen_for(
@@ -105,7 +116,7 @@ def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:
     """The recipe in the folder of an `auto` run, with any changes made there. Raises TrainError."""
     path = out / RECIPE
     try:
-        return parse_recipe(AUTO, path.read_text(), overrides)
+        return parse_recipe(AUTO, path.read_text("utf-8"), overrides)
     except FileNotFoundError:
         raise StateError(
             f"There is no {path}: the run was not begun by `auto`. Name the recipe that it was begun with."
@@ -143,14 +154,12 @@ def _images(
     data: Path, out: Path, resolution: int, console: Console, reading: Reading, *, resume: bool
 ) -> Pack:
     """The images at `data` at this resolution, from the run's folder if they lie packed there."""
-    _check_writable(out)
+    check_writable(out)
     if not is_source(data):
-        if reading.classes is not None or reading.bits is not None:
-            raise DataError(f"{data} is packed already: give --classes and --bits to `sagan data pack`.")
         images = open_data(data, resolution)
         _say_classes(images, console)
         return images
-    kept = _read_about(out)
+    kept = _about(out) if (out / PACK).exists() else None
     listing, found = _listing(data, reading)
     if kept is not None and (resume or (kept.listing, kept.resolution) == (listing, resolution)):
         if kept.listing != listing:
@@ -165,7 +174,9 @@ def _images(
         say(console, f"The pictures lie packed in {out / PACK} and are not read again{left_out}.")
     else:
         with image_progress(console) as progress:
-            (out / ABOUT).unlink(missing_ok=True)  # a pack without it is ignored, should this be cut short
+            _check_ours(out)
+            for name in (ABOUT, SKIPPED):  # a pack without them is ignored, should this be cut short
+                (out / name).unlink(missing_ok=True)
             report = pack(
                 data, out / PACK, resolution, reading=reading, progress=progress, say=partial(say, console)
             )
@@ -181,14 +192,21 @@ def _images(
     return images
 
 
-def _check_writable(out: Path) -> None:
-    """Raises DataError where nothing can be written, before the long work."""
+def check_writable(out: Path) -> None:
+    """Raises DataError where nothing can be written, before the long work. Leaves nothing behind."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as wrong:
         raise DataError(f"{out} cannot be written to ({wrong.strerror}): choose another --out.") from wrong
+
+
+def _check_ours(out: Path) -> None:
+    """Raises DataError where another hand's file would be written over."""
+    for name in (ABOUT, SKIPPED):
+        if (out / name).exists() and _about(out) is None:
+            raise DataError(f"{out / name} is there already: move it, or choose another --out.")
 
 
 def _write_skipped(report: PackReport, out: Path) -> None:
@@ -197,8 +215,6 @@ def _write_skipped(report: PackReport, out: Path) -> None:
         if report.skipped_count > len(lines):
             lines.append(f"and {report.skipped_count - len(lines):,} more\n")
         write_whole(out / SKIPPED, "".join(lines).encode(errors="replace"))
-    else:
-        (out / SKIPPED).unlink(missing_ok=True)
 
 
 def _tell(report: PackReport, out: Path, console: Console) -> None:
@@ -262,12 +278,11 @@ def _stamp(path: Path) -> str:
     return f"{status.st_size}/{status.st_mtime_ns}"
 
 
-def _read_about(out: Path) -> _About | None:
+def _about(out: Path) -> _About | None:
     try:
-        about = _About(**json.loads((out / ABOUT).read_text()))
+        return _About(**json.loads((out / ABOUT).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return about if (out / PACK).exists() else None
 
 
 def _check_same_place(kept: _About, data: Path, out: Path) -> None:

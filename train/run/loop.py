@@ -127,17 +127,21 @@ def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session
     if world.leads:
         if starting_step(out, session.resume):
             state.load(out / STATE)
-        elif session.start is not None:
-            for line in state.begin_from(session.start).lines():
-                session.tell(line)
-        elif recipe.optimisation.freeze_discriminator:
-            raise TrainError(
-                "freeze_discriminator keeps blocks that --from brings: give one, or leave it out."
-            )
+        else:
+            begin(state, session)
         state.licence = " ".join((session.licence or state.licence).split())
         forget_parts(out)  # of a run killed here, of its pack too
     state.follow()
     return state
+
+
+def begin(state: TrainingState, session: Session) -> None:
+    """Give a new run's networks what `session.start` has for them. Raises TrainError or ModelError."""
+    if session.start is not None:
+        for line in state.begin_from(session.start).lines():
+            session.tell(line)
+    elif state.recipe.optimisation.freeze_discriminator:
+        raise TrainError("freeze_discriminator keeps blocks that --from brings: give one, or leave it out.")
 
 
 def starting_step(out: Path, resume: bool) -> int:
