@@ -164,8 +164,7 @@ def _checked(session: Session) -> Session:
 def _check_place(out: Path) -> int:
     """The step at which a new run in `out` begins. Raises StateError where it would write over a file."""
     step = starting_step(out, resume=False)
-    kept = (out / GENERATOR, out / BEST, *(out / SNAPSHOTS).glob("*"), *(out / SAMPLES).glob("step-*"))
-    for path in kept:
+    for path in (out / GENERATOR, out / BEST, *(out / SNAPSHOTS).glob("*")):
         if path.exists():
             raise StateError(f"{path} is there already, without a state: move it, or choose another --out.")
     check_log(out)

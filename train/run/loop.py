@@ -19,12 +19,12 @@ from train.recipes.recipe import Recipe
 from train.run.distributed import World
 from train.run.execution import CaptureFailed, Execution
 from train.run.moments import Moments
+from train.run.saved import STATE as STATE
 from train.run.saved import StateError, saved_step
 from train.run.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-STATE = "state.safetensors"  # in the run's folder; --resume goes on from it
 GENERATOR = "generator.safetensors"  # in the run's folder; it is sampled and served
 
 
@@ -110,6 +110,9 @@ def train(
         except CaptureFailed:
             observers = ()  # some would use the device
             raise
+        except KeyboardInterrupt:
+            session.tell(f"Ended at once, by a second Ctrl-C. {_kept(out / STATE)}")
+            raise
         finally:
             for observer in observers:
                 observer.close(state)
@@ -168,11 +171,15 @@ def _compiling() -> Iterator[None]:
 
 def _check(state: TrainingState, saved: Path) -> None:
     if not state.finite():
-        kept = f"The last good state is in {saved}." if saved.exists() else "No state had been saved yet."
         raise Diverged(
-            f"Training diverged before step {state.step}: a weight or a loss is not a finite number. {kept} "
-            "Lower the learning rates, or keep spectral norm on in both networks, and start again."
+            f"Training diverged before step {state.step}: a weight or a loss is not a finite number. "
+            f"{_kept(saved)} Lower the learning rates, or keep spectral norm on in both networks, and start "
+            "again."
         )
+
+
+def _kept(saved: Path) -> str:
+    return f"The last good state is in {saved}." if saved.exists() else "No state had been saved yet."
 
 
 def _save(state: TrainingState, saved: Path) -> None:

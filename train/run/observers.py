@@ -22,7 +22,7 @@ from model.checkpoint import save_generator
 from model.generator import Generator
 from train.recipes.recipe import Recipe
 from train.run.ema import recompute_statistics
-from train.run.saved import StateError
+from train.run.saved import STATE, StateError
 from train.run.state import TrainingState
 
 LOG = "log.jsonl"  # in the run's folder: a line of scalars now and then
@@ -251,14 +251,15 @@ class Served:
 
     def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
         self.path, self.metadata = path, metadata
-        self.started = time.monotonic()
 
     def after(self, state: TrainingState) -> None:
         if state.due or state.step % state.recipe.schedule.save_every == 0:
             write_served(self.path, state, self.metadata)
 
     def close(self, state: TrainingState) -> None:
-        if state.step:
+        if (
+            self.path.parent / STATE
+        ).exists():  # else the run begins anew, and would be refused for this file
             write_served(self.path, state, self.metadata)
 
 

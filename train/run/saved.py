@@ -14,6 +14,7 @@ from torch import Tensor
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
 
+STATE = "state.safetensors"  # in the run's folder; --resume goes on from it
 FORMAT = "sagan-training-1"
 
 

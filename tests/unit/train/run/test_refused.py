@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from model.checkpoint import load_generator
 from tests.unit.train.tiny import make_pack
 from train.commands import rehearsal, run
 from train.data.sources import Reading
-from train.errors import TrainError
+from train.errors import TrainError, told_by_the_system
 from train.run.loop import GENERATOR, STATE, Session
 from train.run.saved import StateError
 
@@ -69,7 +71,6 @@ def done(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         GENERATOR,
         "best.safetensors",
         "snapshots/step-0000001.safetensors",
-        "samples/step-0000001.png",
         "log.jsonl",
     ],
 )
@@ -149,3 +150,27 @@ def test_features_that_nothing_would_be_measured_by_are_no_slip_to_pass_over(
 ) -> None:
     with pytest.raises(TrainError, match=r"schedule\.measure_every"):
         begin(data, tmp_path, features=tmp_path / "features.safetensors")
+
+
+def test_a_full_disk_is_told_once_whichever_thread_finds_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = threading.Thread(target=write)  # as TensorBoard's
+    with told_by_the_system(tmp_path):
+        writer.start()
+        writer.join()
+    with pytest.raises(TrainError, match="No space left"), told_by_the_system(tmp_path):
+        write()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_refused_run_leaves_the_terminal_its_cursor(data: Path, tmp_path: Path) -> None:
+    screen = io.StringIO()
+    console, frozen = Console(file=screen, force_terminal=True), "optimisation.freeze_discriminator=1"
+    with pytest.raises(TrainError, match="--from brings"):
+        run("tiny", data, tmp_path, console=console, settings=[*ONE, frozen])
+    assert "recipe tiny" in screen.getvalue()
+    assert "\x1b[?25l" not in screen.getvalue()  # hides it
