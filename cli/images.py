@@ -93,12 +93,12 @@ def progress(
     if not run.is_dir():
         fail(f"There is no folder {run}: give that of a run of `sagan train`.")
     if len(grids) < 2:
-        fail(f"{run / 'samples'} has {len(grids)} sample grids, and a film needs two: train on.")
+        fail(f"Sample grids in {run / 'samples'}: {len(grids)}, and a film needs two: train on.")
     frames = chosen(grids)
     try:
         write_whole(out, film(frames, "GIF" if out.suffix.lower() == ".gif" else "WEBP"))
-    except (OSError, ValueError, SyntaxError) as error:
-        fail(error if isinstance(error, OSError) and error.strerror else f"A grid cannot be read ({error}).")
+    except (OSError, ValueError) as error:
+        fail(error)
     tell(f"{out}: {len(frames)} of {len(grids)} grids, {frames[0].stem} to {frames[-1].stem}")
 
 

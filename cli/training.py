@@ -121,6 +121,11 @@ def train(
     try:
         limit = seconds(stop_after) if stop_after else None
         session = Session(resume, start, limit, Execution(compile, graph), licence, features)
+        if resolution is not None and recipe != "features":
+            raise TrainError(
+                "--resolution is for features; a network's is its recipe's: "
+                f"--set model.resolution={resolution}."
+            )
         if dry_run:
             rehearsal(
                 recipe,
@@ -146,11 +151,6 @@ def train(
             )
             warn(trained.doubt)
             return
-        if resolution is not None:
-            raise TrainError(
-                "--resolution is for features; a network's is its recipe's: "
-                f"--set model.resolution={resolution}."
-            )
         outcome = run(
             recipe,
             source,
@@ -176,7 +176,7 @@ def train(
 
 def choose(
     run: Annotated[Path, typer.Argument(help="Folder of a run with schedule.snapshot_every")],
-    source: Annotated[Path, typer.Option("--data", help="The pack it was trained on, or one like it")],
+    source: Annotated[Path, typer.Option("--data", help="Pack, folder or zip that it was trained on")],
     features: Annotated[
         Path | None, typer.Option(help="File that `sagan train features` wrote, to check the ranking by")
     ] = None,

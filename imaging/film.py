@@ -28,7 +28,7 @@ def chosen(pictures: Sequence[Path]) -> list[Path]:
 def film(pictures: Sequence[Path], kind: str) -> bytes:
     """An animation of picture files, all of the size of the last. kind: "WEBP" or "GIF".
 
-    Raises OSError, or one of Pillow's own, for a file that is no picture.
+    Raises ValueError, naming it, for a file that is no picture.
     """
     frames = [_frame(path) for path in pictures]
     frames = [frame if frame.size == frames[-1].size else frame.resize(frames[-1].size) for frame in frames]
@@ -52,7 +52,10 @@ def film(pictures: Sequence[Path], kind: str) -> bytes:
 
 
 def _frame(path: Path) -> Image.Image:
-    with Image.open(path) as opened:
-        frame = opened.convert("RGB")
+    try:
+        with Image.open(path, formats=["PNG"]) as opened:
+            frame = opened.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}).") from error
     frame.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BOX)
     return frame

@@ -66,13 +66,9 @@ def read_provenance(data: bytes) -> Provenance:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             assert isinstance(image, PngImageFile)
             text = image.text.get(KEYWORD)
-    except (
-        UnidentifiedImageError,
-        OSError,
-        ValueError,
-        SyntaxError,
-        Image.DecompressionBombError,
-    ) as error:
+    except UnidentifiedImageError:  # its message has an address of this process's memory
+        raise SpecError("This is not a readable PNG file.") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise SpecError(f"This is not a readable PNG file ({error}).") from error
     if text is None:
         raise SpecError(

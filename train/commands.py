@@ -11,22 +11,24 @@ from pathlib import Path
 
 from rich.console import Console
 
+from train.data.licence import given_licence
 from train.data.pack import Pack, image_progress, open_data
 from train.data.sources import AS_IT_IS, Reading
 from train.errors import TrainError, told_by_the_system
 from train.measure.commands import one_device
 from train.measure.during import BEST, Measured, open_extractor
-from train.measure.features import Features, open_features, split
+from train.measure.features import Extractor, Features, open_features, split
 from train.measure.features_training import FeaturesRecipe, train_features
 from train.recipes.recipe import Recipe, overrides_of, settings_of
-from train.run.beginning import Start, fitting, open_start
+from train.run.beginning import fitting, open_start
 from train.run.distributed import World, joined
 from train.run.execution import Execution
 from train.run.folder import AUTO, prepare, say
 from train.run.grids import SAMPLES, Grids
 from train.run.loop import GENERATOR, Observer, Outcome, Session, starting_step, train
-from train.run.observers import LIGHTER, SNAPSHOTS, ProgressBar, Scalars, Served, Snapshots
+from train.run.observers import LIGHTER, SNAPSHOTS, ProgressBar, Scalars, Served, Snapshots, check_log
 from train.run.rehearsal import rehearse
+from train.run.saved import StateError
 
 _NO_LICENCE = 'The pictures state no licence: --licence "…", or a LICENSE file among them, does.'
 SMALLER = "--set model.resolution=32 in a new --out"  # for a recipe that is chosen by the pictures
@@ -52,17 +54,16 @@ def run(
     resume, start = session.resume, session.start
     if resume and start:
         raise TrainError("--resume goes on with the run's own weights: leave --from out.")
-    overrides = overrides_of(settings)
+    session, overrides = _checked(session), overrides_of(settings)
     with told_by_the_system(out), joined(device) as world:
         console.quiet = console.quiet or not world.leads  # one voice, whoever else writes to it
         began = time.monotonic()
         # before anything there is touched; process 0 reads and writes, the others' hosts need not have it
-        first = starting_step(out, resume) if world.leads else 0
-        if start is not None and world.leads:
-            found = _check_start(start, out)
-            if recipe_name == AUTO:
-                overrides = fitting(found) | overrides
-        execution = _execution(session, world)
+        first = 0
+        if world.leads:
+            first = starting_step(out, resume) if resume else _check_place(out)
+            overrides = _fitted(overrides, recipe_name, start)
+        session = replace(session, execution=_execution(session, world), tell=partial(say, console))
         on_cpu = world.device.type == "cpu"
         if world.leads:
             recipe, pack = prepare(
@@ -90,7 +91,6 @@ def run(
             if pack.metadata.get("licence") == "not stated" and not session.licence and not resume:
                 say(console, _NO_LICENCE)
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
-        session = replace(session, execution=execution, tell=partial(say, console))
         return train(recipe, pack, out, world, observers, session)
 
 
@@ -112,11 +112,19 @@ def _lookers(
         Served(out / GENERATOR, about),
         Snapshots(out / SNAPSHOTS, about),
     ]
-    if recipe.schedule.measure_every:
-        extractor = open_extractor(pack, session.features)
+    if (extractor := _extractor(recipe, pack, session)) is not None:
         tell = (lambda step, found: scalars.add(step, _as_curves(found)), bar.measured)
         lookers.insert(0, Measured(out, pack, extractor, bar.first, device, about, tell))
     return lookers
+
+
+def _extractor(recipe: Recipe, pack: Pack, session: Session) -> tuple[Extractor, str, str] | None:
+    """What a run is measured with, as `open_extractor` gives it; None: it is not. Raises TrainError."""
+    if recipe.schedule.measure_every:
+        return open_extractor(pack, session.features)
+    if session.features is not None:
+        raise TrainError("--features is to measure by: add --set schedule.measure_every=500 or so.")
+    return None
 
 
 def _as_curves(figures: Mapping[str, float]) -> dict[str, float]:
@@ -138,23 +146,37 @@ def rehearsal(
     if recipe_name == "features" or session.resume:
         option = "--resume" if session.resume else "features"
         raise TrainError(f"--dry-run tries a new run of a network: leave {option} out.")
-    starting_step(out, resume=False)
-    with joined(device) as world:
-        overrides = overrides_of(settings)
-        if session.start is not None:
-            found = _check_start(session.start, out)
-            if recipe_name == AUTO:
-                overrides = fitting(found) | overrides
-        execution = _execution(session, world)
-        rehearse(recipe_name, data, out, overrides, world, execution, console, reading)
+    session = _checked(session)
+    with told_by_the_system(out), joined(device) as world:
+        _check_place(out)
+        overrides = _fitted(overrides_of(settings), recipe_name, session.start)
+        session = replace(session, execution=_execution(session, world), tell=partial(say, console))
+        recipe, pack = rehearse(recipe_name, data, out, overrides, world, session, console, reading)
+        _extractor(recipe, pack, session)
+    say(console, f"Nothing has been written to {out}. Without --dry-run it begins.")
 
 
-def _check_start(start: Path, out: Path) -> Start:
-    """The networks in `start`. Raises TrainError or ModelError where a run in `out` cannot begin so."""
-    for written in (out / GENERATOR, out / BEST):
-        if start.exists() and written.exists() and start.samefile(written):
-            raise TrainError(f"{start} would be written over by this run: choose another --out.")
-    return open_start(start)
+def _checked(session: Session) -> Session:
+    """With the licence on one line. Raises DataError for one that cannot be shown."""
+    return session if session.licence is None else replace(session, licence=given_licence(session.licence))
+
+
+def _check_place(out: Path) -> int:
+    """The step at which a new run in `out` begins. Raises StateError where it would write over a file."""
+    step = starting_step(out, resume=False)
+    for path in (out / GENERATOR, out / BEST, *(out / SNAPSHOTS).glob("*")):
+        if path.exists():
+            raise StateError(f"{path} is there already, without a state: move it, or choose another --out.")
+    check_log(out)
+    return step
+
+
+def _fitted(overrides: dict[str, str], recipe: str, start: Path | None) -> dict[str, str]:
+    """With what `auto` takes over of `start`. Raises TrainError or ModelError for a file of another kind."""
+    if start is None:
+        return overrides
+    found = open_start(start)
+    return fitting(found) | overrides if recipe == AUTO else overrides
 
 
 def run_features(

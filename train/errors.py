@@ -13,6 +13,7 @@ TrainError
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,12 @@ class ExperimentError(TrainError):
 
 @contextmanager
 def told_by_the_system(out: Path) -> Iterator[None]:
-    """Errors of the file system (no permission, no room) as one line."""
+    """Errors of the file system (no permission, no room) as one line.
+
+    Those of a thread go untold here: TensorBoard's raises its own again at the next point of a curve.
+    """
+    before = threading.excepthook
+    threading.excepthook = lambda ended: None if isinstance(ended.exc_value, OSError) else before(ended)
     try:
         yield
     except OSError as error:
@@ -64,3 +70,5 @@ def told_by_the_system(out: Path) -> Iterator[None]:
         raise TrainError(
             f"{error.strerror or error}: {at}. What had been saved in {out} before is whole."
         ) from error
+    finally:
+        threading.excepthook = before

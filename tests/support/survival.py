@@ -13,6 +13,7 @@ import json
 import mmap
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -77,13 +78,15 @@ def live(data: Path, out: Path, steps: int) -> int:
         return child
     status = 1
     try:
+        if not (resume := (out / STATE).exists()):
+            shutil.rmtree(out, ignore_errors=True)  # a generator without its state is not written over
         run(
             "tiny",
             data,
             out,
             console=Console(quiet=True),
             device="cpu",
-            session=Session(resume=(out / STATE).exists()),
+            session=Session(resume=resume),
             settings=[f"optimisation.steps={steps}", *SETTINGS],
         )
         status = 0

@@ -170,7 +170,7 @@ def test_a_picture_that_we_have_not_made_is_never_written_over(checkpoints: Path
 
 
 def test_a_film_of_a_run_shows_its_grids(tmp_path: Path) -> None:
-    samples = tmp_path / "run" / "samples"
+    samples, out = tmp_path / "run" / "samples", tmp_path / "film.webp"
     samples.mkdir(parents=True)
     for step, level in enumerate((0, 120, 250)):
         if step == 1:
@@ -185,7 +185,9 @@ def test_a_film_of_a_run_shows_its_grids(tmp_path: Path) -> None:
     assert ".webp or .gif" in sagan("progress", tmp_path / "run", "--out", tmp_path / "film.mp4", code=2)
     assert "no folder" in sagan("progress", tmp_path / "nowhere", code=2)
     (samples / "step-0000003.png").write_text("no picture")
-    assert "cannot be read" in sagan("progress", tmp_path / "run", "--out", tmp_path / "film.webp", code=2)
+    assert "step-0000003.png cannot be" in sagan("progress", tmp_path / "run", "--out", out, code=2)
+    Image.new("1", (20_000, 10_000)).save(samples / "step-0000003.png")  # more pixels than Pillow opens
+    assert "step-0000003.png cannot be" in sagan("progress", tmp_path / "run", "--out", out, code=2)
 
 
 def test_a_sheet_has_a_row_a_class_with_its_name(checkpoints: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a folder or zip of pictures says about its own licence."""
+"""What a folder or zip of pictures says about its own licence, and what a person says of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from train.data.sources.base import is_picture, set_apart
 from train.data.sources.listing import normal
 from train.data.sources.recognise import archive_of
+from train.errors import DataError
 
 NAMES = ("license", "licence", "copying", "unlicense")  # of the file, whatever its ending
 ENDINGS = ("", ".txt", ".md", ".rst")
@@ -67,6 +68,18 @@ def _around(names: list[str], under: str) -> Iterator[str]:
     below = [folder for folder in (common, *common.parents) if start in folder.parents]
     for folder in (start, *start.parents, *below[::-1]):
         yield from (n for n in names if PurePosixPath(n).parent == folder and _is_licence(n))
+
+
+def given_licence(text: str) -> str:
+    """A licence that was typed, on one line. Raises DataError where there is nothing to show of it."""
+    line = " ".join(text.split())
+    if not line:
+        raise DataError("--licence says nothing: leave it out.")
+    if not line.isprintable():  # nor are bytes that are no UTF-8
+        raise DataError(f"--licence has letters that cannot be shown: {line[:LONGEST]!a}.")
+    if len(line) > LONGEST:
+        raise DataError(f"--licence has {len(line):,} letters, at most {LONGEST}: give its name and address.")
+    return line
 
 
 def _is_licence(name: str) -> bool:

@@ -121,7 +121,7 @@ def choose(
     it was trained on another pack. shown: a wrapper of the snapshots, such as a progress bar.
     Raises TrainError or ModelError, and then writes nothing.
     """
-    paths = _candidates(run)
+    paths = candidates(run)
     names = load_generator(paths[0]).class_names
     check_classes("data", pack.class_names, "run", names)
     saved, recipe, step = saved_judge(run / STATE, len(names), torch.device(device))
@@ -185,8 +185,8 @@ def _steps(path: Path, found: Checkpoint) -> int:
     return steps
 
 
-def _candidates(run: Path) -> list[Path]:
-    """The snapshots, and the run's last generator if it is none of them."""
+def candidates(run: Path) -> list[Path]:
+    """The snapshots, and the run's last generator if it is none of them. Raises ChoiceError."""
     snapshots = sorted((run / SNAPSHOTS).glob("*.safetensors"))
     if not run.is_dir():
         raise ChoiceError(f"There is no folder {run}: give the --out of a run of `sagan train`.")

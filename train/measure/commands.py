@@ -24,7 +24,7 @@ from train.data.pack import Pack, image_progress, is_source, open_data
 from train.efficientnet import open_network
 from train.errors import TrainError, told_by_the_system
 from train.measure.cas import classification_accuracy
-from train.measure.choose import CHOSEN, choose
+from train.measure.choose import CHOSEN, candidates, choose
 from train.measure.eye import NETWORK, PretrainedEye, evaluate_with_pretrained
 from train.measure.features import open_trusted
 from train.measure.inception import open_inception
@@ -148,7 +148,7 @@ def run_choice(
     Raises TrainError or ModelError, and then writes nothing.
     """
     where = one_device(device)
-    pack = open_data(data)
+    pack = _real_images(data, load_generator(candidates(run_folder)[0]).config)
     shown = partial(track, description="snapshots", console=Console(stderr=True))
     choice = choose(run_folder, pack, features, samples=samples, seed=seed, device=where, shown=shown)
     console.print(choice.table())

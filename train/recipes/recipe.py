@@ -157,7 +157,7 @@ def read_recipe(name: str, overrides: Mapping[str, str] | None = None) -> Recipe
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     try:
-        return parse_recipe(path.stem, path.read_text(), overrides)
+        return parse_recipe(path.stem, path.read_text("utf-8"), overrides)
     except FileNotFoundError:
         ours = sorted(["auto", *(p.stem for p in RECIPES.glob("*.toml"))])  # auto: see train.data.automatic
         near = difflib.get_close_matches(name, ours, n=1)

@@ -27,10 +27,9 @@ from train.data.sources import AS_IT_IS, Reading, Source, archive_of, open_sourc
 from train.data.sources.names import shorten
 from train.efficientnet import installed
 from train.errors import DataError
-from train.measure.during import BEST
 from train.recipes.recipe import Recipe, parse_recipe, read_recipe
 from train.run.grids import AUGMENTED, REAL, SAMPLES
-from train.run.loop import GENERATOR, STATE
+from train.run.loop import STATE
 from train.run.observers import BOARD
 from train.run.pretrained_judge import NETWORK
 from train.run.saved import StateError
@@ -72,9 +71,8 @@ def prepare(
     Pictures that are no pack yet are packed into `out`: the next start does not read them again. A resumed
     run keeps the images it began with. Raises TrainError.
     """
+    check_asked(data, out, reading)
     check_free(out, data)
-    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
-        raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
     if name != AUTO:
         recipe = read_recipe(name, overrides)
         return recipe, _images(data, out, resolution_of(recipe), console, reading, resume=resume)
@@ -92,9 +90,17 @@ def prepare(
     return recipe, images
 
 
+def check_asked(data: Path, out: Path, reading: Reading) -> None:
+    """Raises DataError for an `out` among the pictures, and for a reading of what is packed already."""
+    if data.is_dir() and out.resolve().is_relative_to(data.resolve()):
+        raise DataError(f"{out} lies in {data} and would count as pictures of it: choose another --out.")
+    if not is_source(data) and (reading.classes is not None or reading.bits is not None):
+        raise DataError(f"{data} is packed already: give --classes and --bits to `sagan data pack`.")
+
+
 def check_free(out: Path, data: Path) -> None:
     """Raises DataError where a run would write over a file in `out` that no run has left there."""
-    drawn = () if _is_a_runs(out) else (GENERATOR, BEST, f"{SAMPLES}/{REAL}", f"{SAMPLES}/{AUGMENTED}")
+    drawn = () if _is_a_runs(out) else (f"{SAMPLES}/{REAL}", f"{SAMPLES}/{AUGMENTED}")
     packed = (PACK, ABOUT, SKIPPED) if is_source(data) and _about_of(out) is None else ()
     for path in (out / name for name in (*drawn, *packed)):
         if path.exists() or path.is_symlink():
@@ -135,7 +141,7 @@ def chosen_recipe(out: Path, overrides: dict[str, str]) -> Recipe:
     """The recipe in the folder of an `auto` run, with any changes made there. Raises TrainError."""
     path = out / RECIPE
     try:
-        return parse_recipe(AUTO, path.read_text(), overrides)
+        return parse_recipe(AUTO, path.read_text("utf-8"), overrides)
     except FileNotFoundError:
         raise StateError(
             f"There is no {path}: the run was not begun by `auto`. Name the recipe that it was begun with."
@@ -173,10 +179,8 @@ def _images(
     data: Path, out: Path, resolution: int, console: Console, reading: Reading, *, resume: bool
 ) -> Pack:
     """The images at `data` at this resolution, from the run's folder if they lie packed there."""
-    _check_writable(out)
+    check_writable(out)
     if not is_source(data):
-        if reading.classes is not None or reading.bits is not None:
-            raise DataError(f"{data} is packed already: give --classes and --bits to `sagan data pack`.")
         images = open_data(data, resolution)
         _say_classes(images, console)
         return images
@@ -221,11 +225,11 @@ def _images(
     return images
 
 
-def _check_writable(out: Path) -> None:
-    """Raises DataError where nothing can be written, before the long work."""
+def check_writable(out: Path) -> None:
+    """Raises DataError where nothing can be written, before the long work. Leaves nothing behind."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
+        there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as wrong:
         raise DataError(f"{out} cannot be written to ({wrong.strerror}): choose another --out.") from wrong

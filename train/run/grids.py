@@ -42,7 +42,7 @@ class Grids:
         self, out: Path, pack: Pack, recipe: Recipe, console: Console, board: SummaryWriter | None = None
     ) -> None:
         self.folder, self.console, self.board = out / SAMPLES, console, board
-        self.told = False  # where the first samples are
+        self.drawn: int | None = None  # the last step that was
         classes = len(pack.class_names)
         rows = min(ROWS, classes)
         self.classes = [round(i * (classes - 1) / max(rows - 1, 1)) for i in range(rows)]
@@ -64,16 +64,16 @@ class Grids:
             self._draw(state)
 
     def _draw(self, state: TrainingState) -> None:
-        path = self.folder / f"step-{state.step:07d}.png"
-        if path.exists():
+        if state.step == self.drawn:
             return
+        first = self.drawn is None
+        self.drawn, path = state.step, self.folder / f"step-{state.step:07d}.png"
         with torch.no_grad():
             images = state.ema.network(self.z.to(state.world.device), self.y.to(state.world.device)).cpu()
         self._write(path, "samples", [*to_pixels(images).numpy()], state.step)
-        if not self.told:
-            self.told = True
+        if first:
             self._say(f"The first samples are in {path}, real pictures in {self.folder / REAL}.")
-        if state.images_seen < SETTLED:
+        if state.images_seen < SETTLED or not state.losses:  # none: a finished run that was resumed
             return
         if _variety(images) < LITTLE_VARIETY * self.real_variety:
             self._say(

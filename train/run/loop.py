@@ -19,12 +19,12 @@ from train.recipes.recipe import Recipe
 from train.run.distributed import World
 from train.run.execution import CaptureFailed, Execution
 from train.run.moments import Moments
+from train.run.saved import STATE as STATE
 from train.run.saved import StateError, saved_step
 from train.run.state import TrainingState
 
 log = logging.getLogger(__name__)
 
-STATE = "state.safetensors"  # in the run's folder; --resume goes on from it
 GENERATOR = "generator.safetensors"  # in the run's folder; it is sampled and served
 
 
@@ -110,6 +110,9 @@ def train(
         except CaptureFailed:
             observers = ()  # some would use the device
             raise
+        except KeyboardInterrupt:
+            session.tell(f"Ended at once, by a second Ctrl-C. {_kept(out / STATE)}")
+            raise
         finally:
             for observer in observers:
                 observer.close(state)
@@ -127,17 +130,21 @@ def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session
     if world.leads:
         if starting_step(out, session.resume):
             state.load(out / STATE)
-        elif session.start is not None:
-            for line in state.begin_from(session.start).lines():
-                session.tell(line)
-        elif recipe.optimisation.freeze_discriminator:
-            raise TrainError(
-                "freeze_discriminator keeps blocks that --from brings: give one, or leave it out."
-            )
+        else:
+            begin(state, session)
         state.licence = " ".join((session.licence or state.licence).split())
         forget_parts(out)  # of a run killed here, of its pack too
     state.follow()
     return state
+
+
+def begin(state: TrainingState, session: Session) -> None:
+    """Give a new run's networks what `session.start` has for them. Raises TrainError or ModelError."""
+    if session.start is not None:
+        for line in state.begin_from(session.start).lines():
+            session.tell(line)
+    elif state.recipe.optimisation.freeze_discriminator:
+        raise TrainError("freeze_discriminator keeps blocks that --from brings: give one, or leave it out.")
 
 
 def starting_step(out: Path, resume: bool) -> int:
@@ -164,11 +171,15 @@ def _compiling() -> Iterator[None]:
 
 def _check(state: TrainingState, saved: Path) -> None:
     if not state.finite():
-        kept = f"The last good state is in {saved}." if saved.exists() else "No state had been saved yet."
         raise Diverged(
-            f"Training diverged before step {state.step}: a weight or a loss is not a finite number. {kept} "
-            "Lower the learning rates, or keep spectral norm on in both networks, and start again."
+            f"Training diverged before step {state.step}: a weight or a loss is not a finite number. "
+            f"{_kept(saved)} Lower the learning rates, or keep spectral norm on in both networks, and start "
+            "again."
         )
+
+
+def _kept(saved: Path) -> str:
+    return f"The last good state is in {saved}." if saved.exists() else "No state had been saved yet."
 
 
 def _save(state: TrainingState, saved: Path) -> None:

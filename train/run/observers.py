@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
@@ -21,9 +22,11 @@ from model.checkpoint import save_generator
 from model.generator import Generator
 from train.recipes.recipe import Recipe
 from train.run.ema import recompute_statistics
+from train.run.saved import STATE, StateError
 from train.run.state import TrainingState
 
 BOARD = "tensorboard"  # in the run's folder, from its first moment on
+LOG = "log.jsonl"  # in the run's folder: a line of scalars now and then
 SNAPSHOTS = "snapshots"  # in the run's folder: generators of earlier steps
 SHORT = ("discriminator", "generator")  # losses that the bar shows
 QUICK = 300  # seconds; a shorter run needs no advice on ending it sooner
@@ -98,9 +101,9 @@ class ProgressBar:
         )
         self.figures = ""  # last measured
         self.task = self.bar.add_task("", total=total, completed=state_step)
-        self.bar.start()
 
     def after(self, state: TrainingState) -> None:
+        self.bar.start()  # not before: a run that is refused closes nothing, and the cursor would stay hidden
         if self.pace is not None and self.pace.step(state):
             self.start_up = self.pace.start_up
             self._foretell(state, self.pace.seconds)
@@ -213,7 +216,7 @@ class Scalars:
 
     def __init__(self, out: Path, state_step: int, every: int, recipe: Recipe | None = None) -> None:
         self.every = every
-        self.path = out / "log.jsonl"
+        self.path = out / LOG
         _forget_after(self.path, state_step)
         self.board = SummaryWriter(str(out / BOARD), purge_step=state_step + 1)
         if recipe is not None:
@@ -249,14 +252,15 @@ class Served:
 
     def __init__(self, path: Path, metadata: Mapping[str, object]) -> None:
         self.path, self.metadata = path, metadata
-        self.started = time.monotonic()
 
     def after(self, state: TrainingState) -> None:
         if state.due or state.step % state.recipe.schedule.save_every == 0:
             write_served(self.path, state, self.metadata)
 
     def close(self, state: TrainingState) -> None:
-        if state.step:
+        if (
+            self.path.parent / STATE
+        ).exists():  # else the run begins anew, and would be refused for this file
             write_served(self.path, state, self.metadata)
 
 
@@ -323,6 +327,16 @@ def write_served(
     if state.pretrained:
         metadata["pretrained"] = state.pretrained
     save_generator(path, served, state.pack.class_names, metrics, metadata)
+
+
+def check_log(out: Path) -> None:
+    """Raises StateError where a run in `out` would write over another's log."""
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        (out / LOG).open(errors="replace") as log,
+    ):
+        if (first := log.readline()) and _step(first) == math.inf:
+            raise StateError(f"{out / LOG} is no log of a run: move it, or choose another --out.")
 
 
 def _forget_after(log: Path, step: int) -> None:

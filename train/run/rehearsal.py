@@ -20,8 +20,18 @@ from train.data.sources import Reading, Source, open_source
 from train.errors import DataError, TrainError
 from train.recipes.recipe import Recipe, read_recipe
 from train.run.distributed import World
-from train.run.execution import Execution
-from train.run.folder import AUTO, PACK, check_free, check_recipe_free, chosen_for, resolution_of, say
+from train.run.folder import (
+    AUTO,
+    PACK,
+    check_asked,
+    check_free,
+    check_recipe_free,
+    check_writable,
+    chosen_for,
+    resolution_of,
+    say,
+)
+from train.run.loop import Session, begin
 from train.run.observers import Pace, machine, rate, span
 from train.run.state import TrainingState
 
@@ -34,13 +44,18 @@ def rehearse(
     out: Path,
     overrides: dict[str, str],
     world: World,
-    execution: Execution,
+    session: Session,
     console: Console,
     reading: Reading,
-) -> None:
-    """Tell what `sagan train` would do. Raises TrainError for what it would refuse."""
+) -> tuple[Recipe, Pack]:
+    """Tell what `sagan train` would do. Returns its recipe and the images that were tried.
+
+    Raises TrainError or ModelError for what it would refuse.
+    """
     if world.size > 1:
         raise TrainError("--dry-run is for one process: start it without torchrun.")
+    check_asked(data, out, reading)
+    check_writable(out)
     on_cpu = world.device.type == "cpu"
     check_free(out, data)
     if name == AUTO:
@@ -58,9 +73,11 @@ def rehearse(
     for choice in choices:
         say(console, f"  {choice.setting()} ({choice.reason})")
     say(console, f"It would train on {whole}.")
-    for line in _timed(recipe, pack, world, execution):
+    state = TrainingState(recipe, pack, world, session.execution)
+    begin(state, session)
+    for line in _timed(state):
         say(console, line)
-    say(console, f"Nothing has been written to {out}. Without --dry-run it begins.")
+    return recipe, pack
 
 
 def _read_some(
@@ -103,17 +120,16 @@ def _decoded(source: Source, resolution: int, reading: Reading) -> tuple[Pack, l
     return Pack(torch.stack(images), torch.tensor(labels), source.class_names, resolution, {}), bad
 
 
-def _timed(recipe: Recipe, pack: Pack, world: World, execution: Execution) -> list[str]:
+def _timed(state: TrainingState) -> list[str]:
     """How long and how large, by a few steps."""
-    state = TrainingState(recipe, pack, world, execution)
     pace = Pace()
     while True:
         state.advance()
         if pace.step(state):
             break
-    steps = recipe.optimisation.steps
-    if world.device.type == "cuda":
-        peak = f"{torch.cuda.max_memory_allocated(world.device) / 2**30:.1f} GiB of the GPU's"
+    steps, device = state.recipe.optimisation.steps, state.world.device
+    if device.type == "cuda":
+        peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB of the GPU's"
     else:
         peak = f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB of"
     return [

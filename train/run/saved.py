@@ -14,6 +14,7 @@ from torch import Tensor
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
 
+STATE = "state.safetensors"  # in the run's folder; --resume goes on from it
 FORMAT = "sagan-training-1"
 
 
@@ -29,9 +30,21 @@ def opened(path: Path) -> Iterator[tuple[dict[str, str], Any]]:
             header = file.metadata() or {}
             if header.get("format") != FORMAT:
                 raise StateError(f"{path} is not a training state of ours.")
+            _check_header(path, header)
             yield header, file
     except (SafetensorError, OSError) as wrong:
         raise StateError(f"{path} cannot be read ({wrong}).") from None
+
+
+def _check_header(path: Path, header: Mapping[str, str]) -> None:
+    """Raises StateError for one that another hand has changed, RecipeError for a newer version's recipe."""
+    try:
+        int(header["step"])
+        saved_recipe(header)
+        for name in ("class_names", "from", "pretrained"):  # older files lack them
+            json.loads(header.get(name, "null"))
+    except (KeyError, TypeError, ValueError) as wrong:
+        raise StateError(f"{path} cannot be read: its header is damaged ({wrong!r}).") from None
 
 
 def read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -48,8 +48,8 @@ def test_the_text_in_a_png_stays_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (b"", "not a readable PNG"),
-        (b"GIF89a", "not a readable PNG"),
+        (b"", "not a readable PNG file."),
+        (b"GIF89a", "not a readable PNG file."),
         (with_text("{}")[:60], "not a readable PNG"),
         (with_text(None), "no spec"),
         (with_text("nonsense"), "not JSON"),

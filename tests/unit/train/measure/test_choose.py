@@ -268,6 +268,11 @@ def test_the_command_prints_the_ranking_and_says_where_the_chosen_one_is(run: Pa
     assert done.exit_code == 0, done.output
     assert "Judged by the discriminator of step 5, 8 images each" in done.output
     assert f"is now {out / CHOSEN}." in done.output.replace("\n", " ")
+    Image.new("RGB", (50, 40), (40, 40, 40)).save(tmp_path / "images" / "dark" / "0.png")
+    folder = ["choose", str(out), "--data", str(tmp_path / "images"), "--samples", "8", "--device", "cpu"]
+    done = CliRunner().invoke(app, folder)  # of any size, as `evaluate` takes it
+    assert done.exit_code == 0, done.output
+    assert "is not a pack" in " ".join(done.output.split())
     done = CliRunner().invoke(app, ["choose", str(tmp_path), "--data", str(data)])
     assert done.exit_code == 2
     assert done.stderr.startswith("sagan: ")

@@ -277,7 +277,8 @@ def test_pictures_are_read_again_only_when_they_or_the_resolution_changed(
     out = tmp_path / "out"
 
     def start(*settings: str) -> str:
-        (out / STATE).unlink(missing_ok=True)  # as if it had ended before its first save
+        for name in (STATE, GENERATOR):
+            (out / name).unlink(missing_ok=True)  # as if it had ended before its first save
         return auto(photos, out, *settings)
 
     start()

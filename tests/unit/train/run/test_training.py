@@ -27,7 +27,7 @@ from train.run.distributed import World
 from train.run.ema import Ema, recompute_statistics
 from train.run.loop import GENERATOR, STATE, Session, train
 from train.run.losses import discriminator_hinge, generator_hinge
-from train.run.observers import Scalars
+from train.run.observers import Scalars, Served
 from train.run.saved import StateError
 from train.run.state import TrainingState
 
@@ -213,6 +213,16 @@ def test_the_log_of_a_resumed_run_has_every_step_once(tmp_path: Path) -> None:
         "gamma/generator.16x16",
         "gamma/discriminator.16x16",
     } <= set(json.loads(log.read_text().splitlines()[0]))
+
+
+def test_a_second_interrupt_ends_at_once_and_says_what_is_saved(tmp_path: Path) -> None:
+    for step, kept in ((1, "No state had been saved yet"), (3, "The last good state is in")):
+        told: list[str] = []
+        twice = [StopAt(step, signal.SIGINT), StopAt(step, signal.SIGINT), Served(tmp_path / GENERATOR, {})]
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny(), make_pack(), tmp_path, World(), twice, Session(tell=told.append))
+        assert kept in told[-1]
+        assert (tmp_path / GENERATOR).exists() == (tmp_path / STATE).exists()  # else it could not begin anew
 
 
 def test_time_can_be_limited(tmp_path: Path) -> None:
