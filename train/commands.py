@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from train.data.licence import given_licence
+from train.data.licence import NOT_STATED, given_licence
 from train.data.pack import Pack, image_progress, open_data
 from train.data.sources import AS_IT_IS, Reading
 from train.errors import TrainError, told_by_the_system
@@ -88,7 +88,7 @@ def run(
                 lighter=SMALLER if recipe_name == AUTO and pack.resolution > 32 else LIGHTER,
             )
             observers = [bar, *_lookers(recipe, pack, out, bar, session, str(world.device))]
-            if pack.metadata.get("licence") == "not stated" and not session.licence and not resume:
+            if pack.metadata.get("licence") == NOT_STATED and not session.licence and not resume:
                 say(console, _NO_LICENCE)
             console.print(_about(world, pack, recipe.name, out), markup=False, soft_wrap=True)
         return train(recipe, pack, out, world, observers, session)

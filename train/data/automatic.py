@@ -17,6 +17,7 @@ MANY = 100_000  # pictures; from here on DiffAugment is no help
 SOME = 10_000  # pictures; with fewer it changes colours as well
 SMALL = 2_000  # pictures; with fewer 128 px are not worth it
 ENOUGH = 20_000  # pictures; on a GPU they teach SAGAN's discriminator; the pretrained was tried with fewer
+WHY = "  # "  # between a setting and its reason
 UNCHANGED = 3  # epochs of the pictures as they are, before DiffAugment joins in
 
 
@@ -52,6 +53,8 @@ class Line(NamedTuple):
 def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[Line]:
     """The recipe's lines for these pictures. `overrides` ("section.field" -> TOML value) win.
 
+    A value may bring its reason, as a comment.
+
     Raises DataError for too few pictures, RecipeError for a resolution that no network has.
     """
     check_enough(survey.images)
@@ -68,7 +71,8 @@ def choose(survey: Survey, on_cpu: bool, overrides: Mapping[str, str]) -> list[L
     ]
     if on_cpu:
         choices.append(Line("schedule", "statistics_batches", 20, "enough, and quick on a CPU"))
-    return _overridden(choices, asked)
+    reasons = {key: text.partition(WHY)[2] or "asked for" for key, text in overrides.items()}
+    return _overridden(choices, asked, reasons)
 
 
 def _judged_plainly(
@@ -172,7 +176,7 @@ def to_toml(description: str, choices: Sequence[Line]) -> str:
         if choice.section != section:
             section = choice.section
             lines += ["", f"[{section}]"]
-        lines.append(f"{choice.setting()}  # {choice.reason}")
+        lines.append(f"{choice.setting()}{WHY}{choice.reason}")
     return "\n".join(lines) + "\n"
 
 
@@ -242,9 +246,9 @@ def _whole(asked: Mapping[str, object], key: str, otherwise: int) -> int:
     return value if isinstance(value, int) and value > 0 else otherwise
 
 
-def _overridden(choices: list[Line], asked: Mapping[str, object]) -> list[Line]:
+def _overridden(choices: list[Line], asked: Mapping[str, object], reasons: Mapping[str, str]) -> list[Line]:
     result = [
-        Line(c.section, c.name, asked[key], "asked for") if (key := f"{c.section}.{c.name}") in asked else c
+        Line(c.section, c.name, asked[key], reasons[key]) if (key := f"{c.section}.{c.name}") in asked else c
         for c in choices
     ]
     known = {f"{c.section}.{c.name}" for c in choices}
@@ -253,7 +257,7 @@ def _overridden(choices: list[Line], asked: Mapping[str, object]) -> list[Line]:
         if not dot:
             raise RecipeError(f"--set {key}={value}: write it as section.field=value.")
         if key not in known:
-            result.append(Line(section, name, value, "asked for"))
+            result.append(Line(section, name, value, reasons[key]))
     order = ("model", "optimisation", "schedule")
     return sorted(result, key=lambda c: order.index(c.section) if c.section in order else len(order))
 

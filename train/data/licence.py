@@ -17,6 +17,7 @@ from train.errors import DataError
 
 NAMES = ("license", "licence", "copying", "unlicense")  # of the file, whatever its ending
 ENDINGS = ("", ".txt", ".md", ".rst")
+NOT_STATED = "not stated"  # by the pictures, nor by who packed them
 LONGEST = 300  # letters of it that go with a network; a page has no room for a whole licence
 READ = 10_000  # bytes of the file, at most
 

@@ -37,6 +37,7 @@ from rich.progress import (
 from rich.text import Text
 from safetensors.numpy import save
 
+from train.data.licence import NOT_STATED
 from train.data.pictures import HOW, Square, read_square
 from train.data.sources import Entry, Reading, Source
 from train.data.sources.base import LeftOut, Unreadable, printable
@@ -239,7 +240,7 @@ class Writer:
             "format": FORMAT,
             "source": self.source.name,
             "kind": self.source.kind,
-            "licence": self.source.licence or "not stated",
+            "licence": self.source.licence or NOT_STATED,
             "how": f"{self.source.crop}, {HOW}",
             "sha256": "",  # each file fills in that of its own content; here for its place in the order
             "skipped": self.skipped_count,

@@ -23,12 +23,13 @@ from model.checkpoint import load_generator
 from model.discriminator import Discriminator
 from model.generator import Generator
 from model.layers import Scaled, settle
+from train.data.automatic import WHY
 from train.data.sources.base import spoken
 from train.run.saved import FORMAT, StateError, read, saved_recipe
 
 _NORMED = 1.5  # a σ above this is no averaged W/σ, which stays near 1
 JUDGE_FIRST = 25  # steps under `auto`, in which a new judge catches up with a trained generator
-_AS_TRAINED = ("generator_spectral_norm", "attention_scale", "generator_lr")  # `auto` keeps to these
+_AS_TRAINED = ("generator_spectral_norm", "attention_scale")  # `auto` keeps to these
 _NAMED = 10  # classes that a line names; the others are counted
 
 
@@ -83,7 +84,8 @@ def open_start(path: Path) -> Start:
     """A generator or a training state of ours. Raises CheckpointError for another file."""
     if not _is_state(path):
         found = load_generator(path)
-        origin = {"sha256": found.sha256} | {n: found.metadata.get(n) for n in ("steps", "images_seen")}
+        about = ("steps", "images_seen", "licence")
+        origin = {"sha256": found.sha256} | {name: found.metadata.get(name) for name in about}
         recipe = found.metadata.get("recipe")
         trained = recipe.get("optimisation", {}) if isinstance(recipe, dict) else {}
         shape = found.config.to_json()
@@ -107,21 +109,25 @@ def open_start(path: Path) -> Start:
             "sha256": digest,
             "steps": step,
             "images_seen": step * optimisation.discriminator_steps * optimisation.batch,
+            "licence": header.get("licence"),
         },
         of_state=True,
     )
 
 
 def fitting(start: Start) -> dict[str, str]:
-    """Settings by which the recipe `auto` fits `start`: its shape, and what it was trained by.
+    """Settings by which the recipe `auto` fits `start`: its shape, and the form of its weights.
 
-    "section.field" -> TOML value, as `--set` takes them.
+    "section.field" -> TOML value, as `--set` takes them, and why. The rates are not among them: those of the
+    end of a long run were too low for other pictures (docs/experiments/small-folders.md).
     """
+    why = f"{WHY}as in {start.path.name}"
     shape = {name: value for name, value in start.model.items() if name != "classes"}
-    settings = {f"model.{name}": json.dumps(value) for name, value in shape.items()}
+    settings = {f"model.{name}": f"{json.dumps(value)}{why}" for name, value in shape.items()}
     trained = {n: start.optimisation[n] for n in _AS_TRAINED if n in start.optimisation}
-    settings |= {f"optimisation.{name}": json.dumps(value) for name, value in trained.items()}
-    return settings | {"optimisation.judge_first": str(JUDGE_FIRST)}
+    settings |= {f"optimisation.{name}": f"{json.dumps(value)}{why}" for name, value in trained.items()}
+    catch_up = f"{JUDGE_FIRST}{WHY}steps: a new judge catches up with a trained generator"
+    return settings | {"optimisation.judge_first": catch_up}
 
 
 def take_over(

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from imaging.files import forget_parts
+from train.data.licence import NOT_STATED
 from train.data.pack import Pack
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
@@ -132,10 +133,20 @@ def _begun(recipe: Recipe, pack: Pack, out: Path, world: World, session: Session
             state.load(out / STATE)
         else:
             begin(state, session)
-        state.licence = " ".join((session.licence or state.licence).split())
+        state.licence = _licence(state, session.licence)
         forget_parts(out)  # of a run killed here, of its pack too
     state.follow()
     return state
+
+
+def _licence(state: TrainingState, given: str | None) -> str:
+    """Of the pictures, as given or as they say, and of those that the network it began from has seen."""
+    own = " ".join((given or state.licence).split())
+    theirs = (state.began_from or {}).get("licence")
+    if theirs in (None, "", NOT_STATED):
+        return own
+    before = f"; begun from a network whose pictures have: {theirs}"
+    return own if own.endswith(before) else own + before
 
 
 def begin(state: TrainingState, session: Session) -> None:

@@ -19,10 +19,11 @@ from model.checkpoint import load_generator
 from model.errors import CheckpointError
 from tests.unit.train.tiny import StopAt, make_pack, same, tiny
 from train.commands import run
+from train.data.automatic import Survey, choose
 from train.data.pack import Pack
 from train.errors import TrainError
 from train.recipes.recipe import Recipe
-from train.run.beginning import TakenOver
+from train.run.beginning import TakenOver, fitting, open_start
 from train.run.distributed import World
 from train.run.loop import GENERATOR, STATE, Session, train
 from train.run.observers import Served
@@ -57,7 +58,8 @@ def test_a_run_begins_with_the_weights_of_another(generator: Path, norm: str) ->
     }
     assert all(torch.equal(ours[name], t) for name, t in found.generator.state_dict().items())
     images = 3 * state.recipe.optimisation.batch
-    assert state.began_from == {"sha256": found.sha256, "steps": 3, "images_seen": images}
+    origin = {"sha256": found.sha256, "steps": 3, "images_seen": images, "licence": ""}
+    assert state.began_from == origin
 
 
 @pytest.mark.parametrize(
@@ -326,3 +328,34 @@ def test_a_scale_on_the_queries_is_folded_into_what_is_saved(tmp_path: Path) -> 
     assert torch.equal(query.weight, query.parametrizations.weight.original / 2)
     state.advance()
     assert torch.equal(state.generator.folded().attention["16x16"].f.weight, query.weight)
+
+
+def test_the_licence_of_the_network_it_began_from_stays(tmp_path: Path) -> None:
+    def served(folder: str, session: Session, about: dict[str, object] | None = None) -> str:
+        out = tmp_path / folder
+        train(
+            tiny(optimisation__steps="1"),
+            make_pack(20),
+            out,
+            World(),
+            [Served(out / GENERATOR, about or {})],
+            session,
+        )
+        return str(load_generator(out / GENERATOR).metadata["licence"])
+
+    first = served("first", Session(licence="CC BY 4.0"))
+    start = tmp_path / "first" / GENERATOR
+    assert served("second", Session(start=start, licence="mine")) == (
+        f"mine; begun from a network whose pictures have: {first}"
+    )
+    of_state = Session(start=tmp_path / "first" / STATE)
+    assert served("third", of_state).endswith(f"; begun from a network whose pictures have: {first}")
+
+
+def test_what_auto_takes_over_says_where_it_is_from(generator: Path) -> None:
+    settings = fitting(open_start(generator)) | {"optimisation.batch": "8"}
+    lines = {line.name: line for line in choose(Survey(100, (40,)), on_cpu=True, overrides=settings)}
+    assert lines["resolution"].reason == "as in generator.safetensors"
+    assert lines["judge_first"].value == 25
+    assert lines["batch"].reason == "asked for"
+    assert lines["generator_lr"].value == 2e-4  # the plain judge's own, not the other run's
