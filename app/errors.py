@@ -38,10 +38,11 @@
 `problem_of` gives the errors of other packages the same form.
 """
 
+import difflib
 import http
 import logging
-from collections.abc import Sequence
-from typing import ClassVar, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Final
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -50,6 +51,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from app.schemas import GenerateAnyIn
 from jobs.classes import nearest_name
 from jobs.errors import (
     AttentionFailed,
@@ -309,13 +311,25 @@ def invalid(error: RequestValidationError) -> Invalid:
             # "body.count", not "body.class_id.int": the branches of a union are internal;
             # "body", not "body.17": the position of a syntax error is no field
             "at": cut(".".join(part for part in finding["loc"][:2] if isinstance(part, str)), LONGEST_NAME),
-            "message": cut(str(finding["msg"]), LONGEST_MESSAGE),
+            "message": cut(_message(finding), LONGEST_MESSAGE),
         }
         for finding in findings[:FINDINGS]
     ]
     said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
     more = f"; and {len(findings) - FINDINGS} more" if len(findings) > FINDINGS else ""
     return Invalid(f"{said}{more}. See /docs for the bounds.", errors=found)
+
+
+def _message(finding: Mapping[str, Any]) -> str:
+    """What a finding says; of a field of the body that does not exist also which do."""
+    if finding["type"] == "extra_forbidden" and finding["loc"][0] == "body":
+        name, fields = str(finding["loc"][-1]), list(GenerateAnyIn.model_fields)
+        if name in fields:
+            return "The class stands in the path here."
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else f"There are {', '.join(fields)}."
+        return f"There is no such field. {hint}"
+    return str(finding["msg"])
 
 
 def cut(text: str, most: int) -> str:

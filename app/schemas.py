@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import from_json
+from pydantic_core import PydanticCustomError, from_json
 
 from jobs.job import Job, ModelInfo, State, WorkerInfo
 
@@ -55,7 +55,17 @@ class GenerateIn(BaseModel):
     @classmethod
     def _read(cls, body: object) -> object:
         # FastAPI hands on the bytes unless their Content-Type is JSON; `curl -d` calls them a form
-        return from_json(body) if isinstance(body, bytes) else body
+        if not isinstance(body, bytes):
+            return body
+        try:
+            return from_json(body)
+        except ValueError as wrong:
+            example = '{"count": 4, "seed": 42}'
+            raise PydanticCustomError(
+                "json_invalid",
+                "Not JSON ({wrong}). Send it like {example}.",
+                {"wrong": str(wrong), "example": example},
+            ) from wrong
 
 
 class GenerateAnyIn(GenerateIn):

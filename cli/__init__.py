@@ -18,6 +18,10 @@ from cli.streams import forgiving
 
 P = ParamSpec("P")
 
+_ABOUT: Final = (
+    "Images of a class from a self-attention GAN: serve them, train on your own, look inside, measure."
+)
+
 # Each command, and the extra of this package that brings what it imports.
 COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("all", service.serve),
@@ -72,7 +76,7 @@ class _App(typer.Typer):
             return super().__call__(*args, **kwargs)
 
 
-app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__.split("\n")[0])
+app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=_ABOUT)
 data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into one file.")
 app.add_typer(data, name="data")
 

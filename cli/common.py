@@ -56,7 +56,10 @@ def moving(path: Path) -> Path:
 
 Truncation = Annotated[
     float,
-    typer.Option(help="Scale of the noise, (0, 1]: lower is safer, less varied", callback=within_truncation),
+    typer.Option(
+        help="Scale of the noise, (0, 1]: lower is less varied; far down all blur into one",
+        callback=within_truncation,
+    ),
 ]
 
 

@@ -76,7 +76,10 @@ def train(
     ] = None,
     classes: Classes = None,
     bits: Bits = None,
-    stop_after: Annotated[str | None, typer.Option(help="Stop in time, all saved: 90s, 9m, 1.5h")] = None,
+    stop_after: Annotated[
+        str | None,
+        typer.Option(help="Training time (from the first step on), then it ends, all saved: 90s, 9m, 1.5h"),
+    ] = None,
     licence: Annotated[
         str | None,
         typer.Option(help="Of the pictures, for the checkpoint; unless told, of the LICENSE file among them"),

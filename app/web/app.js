@@ -39,6 +39,7 @@ function complain(words) {
   const alert = $("#problem");
   alert.hidden = words === null;
   alert.textContent = words ?? "";
+  if (words !== null) alert.scrollIntoView({ block: "nearest" });
 }
 
 async function offer(found) {
@@ -161,7 +162,10 @@ async function followLink(search) {
     ? `This link was made with another version of the model "${model.name}": the image is not the same.`
     : null;
   if (other) complain(notice);
-  if (spec.image === null) return;
+  if (spec.image === null) {
+    card.root.scrollIntoView({ block: "nearest" }); // it may be one of the older jobs
+    return;
+  }
   try {
     await card.ready(spec.image);
     look(card.job, spec.image, notice);

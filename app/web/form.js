@@ -127,8 +127,13 @@ export class Form {
       const text = label.textContent.toLowerCase();
       label.hidden = !words.every((word) => text.includes(word));
     }
-    const found = labels.filter((label) => !label.hidden).length;
-    $("#filter-count").textContent = words.length ? `${found} of ${labels.length}` : `${labels.length}`;
+    const found = labels.filter((label) => !label.hidden);
+    $("#filter-count").textContent = words.length ? `${found.length} of ${labels.length}` : `${labels.length}`;
+    $("#no-class").hidden = found.length > 0;
+    // what is made is what is seen: a class that the words leave out is not chosen any more
+    if (found.length > 0 && !found.some((label) => $("input", label).checked)) {
+      this.choose($("input", found[0]).value);
+    }
   }
 
   /** Fills the form with a spec, to make its images again or vary them. */
@@ -158,6 +163,10 @@ export class Form {
     const seed = $("#seed").value.trim();
     if (faultOf(seed) !== null) {
       $("#seed").focus();
+      return null;
+    }
+    if (!$("#no-class").hidden) {
+      $("#filter").focus();
       return null;
     }
     const spec = {

@@ -28,6 +28,7 @@ def test_a_link_that_cannot_be_followed_says_why(
 ) -> None:
     visitor = visit(f"{service.url}?{query}")
     expect(visitor.page.locator("#problem")).to_contain_text(says)
+    expect(visitor.page.locator("#problem")).to_be_in_viewport()
     assert visitor.orders == []
 
 

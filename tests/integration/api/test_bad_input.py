@@ -99,6 +99,23 @@ async def test_a_body_that_is_not_valid(client: httpx.AsyncClient, body: bytes, 
     assert reply.json()["errors"][0]["at"] == at
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "says"),
+    [
+        ("/generate/3", b'{"cuont": 4}', "Did you mean 'count'?"),
+        ("/generate", b'{"clas": "cat"}', "Did you mean 'class_id'?"),
+        ("/generate/3", b'{"size": 64}', "There are count, seed, truncation, model, priority, class_id."),
+        ("/generate/3", b'{"class_id": 3}', "The class stands in the path here."),
+        ("/generate/3", b"seed=3", 'Send it like {"count": 4, "seed": 42}.'),
+    ],
+)
+async def test_what_is_wrong_in_a_body_says_what_to_send(
+    client: httpx.AsyncClient, path: str, body: bytes, says: str
+) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what `curl -d` says
+    assert_problem(await client.post(path, content=body, headers=form), 422, "invalid", says)
+
+
 @pytest.mark.parametrize("body", [b"not json", b"null", b'{"model": "\xff"}', b"9" * 5000, DEEP, b"\x00"])
 async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
     client: httpx.AsyncClient, body: bytes
