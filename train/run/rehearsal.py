@@ -96,7 +96,7 @@ def _read_some(
     say(
         console,
         f"{pictures(total)} would be packed at {resolution}×{resolution} into {out / PACK} "
-        f"(about {size:,.0f} MiB, {span(packing)}).",
+        f"(about {size:,.0f} MiB, {span(packing)}), less any that turn out to be broken.",
     )
     for note in source.notes:
         say(console, note, style="yellow")
