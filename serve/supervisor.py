@@ -259,7 +259,7 @@ class _Service:
                 self._was_ready = True
                 self._heard_at = self._listened_at = monotonic()
                 _say(f"ready with {', '.join(models)}: http://{host}:{port} (Ctrl-C ends it)")
-            elif monotonic() - self._told > 2:
+            elif monotonic() - self._told > max(2.0, self._told - self._began):  # 2, 4, 8 ... s
                 self._told = monotonic()
                 _say(f"still loading the models ({self._told - self._began:.0f} s)")
         elif monotonic() - self._listened_at > LISTENS_EVERY:
