@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.addresses import address_of
-from app.errors import Invalid, TooManyRequests, Unauthorised, shorten
+from app.errors import LONGEST_NAME, Invalid, TooManyRequests, Unauthorised, cut
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 
@@ -89,7 +89,8 @@ def _check_names(given: Iterable[str], known: Sequence[str], *, has_body: bool) 
         hint = f"It takes {', '.join(known)}." if known else "It takes none."
         if has_body:
             hint += " What is to be made stands in the body, as JSON."
-        raise Invalid(f"There is no query parameter {shorten(name)} here. {hint}")
+        at, message = f"query.{cut(name, LONGEST_NAME)}", f"There is no such parameter here. {hint}"
+        raise Invalid(f"{at}: {message}", errors=[{"at": at, "message": message}])
 
 
 def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:

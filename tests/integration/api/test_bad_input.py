@@ -129,9 +129,13 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("GET", "/jobs?limits=3", "'limits' here. It takes limit, cursor."),
-        ("GET", "/models?page=2", "'page' here. It takes none."),
-        ("GET", "/classes?model=plain&name=cat", "'name' here. It takes model."),
+        ("GET", "/jobs?limits=3", "query.limits: There is no such parameter here. It takes limit, cursor."),
+        ("GET", "/models?page=2", "query.page: There is no such parameter here. It takes none."),
+        (
+            "GET",
+            "/classes?model=plain&name=cat",
+            "query.name: There is no such parameter here. It takes model.",
+        ),
         ("POST", "/generate/cat?count=4", "stands in the body, as JSON"),
         ("POST", "/generate?class_id=cat", "stands in the body, as JSON"),
         ("GET", "/jobs/unknown-job/grid?resize=64", "It takes size, resample."),

@@ -27,6 +27,7 @@ def events(text: str) -> list[dict]:  # type: ignore[type-arg]
     for block in text.strip().split("\n\n"):
         fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
         if "data" in fields:
+            fields.pop("retry", None)  # how soon to come back; it stands in the first event
             found.append(fields | {"data": json.loads(fields["data"])})
     return found
 
