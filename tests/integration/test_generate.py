@@ -50,7 +50,7 @@ async def test_a_job_becomes_images_that_carry_their_spec(running: Service) -> N
     assert job.finished_at is not None
     assert job.created_at <= job.started_at <= job.finished_at
     assert job.done == 3
-    assert await running.store.position(job) is None
+    assert await running.store.position(job) == 0
 
 
 async def test_events_tell_the_whole_story_once_and_replay_it(running: Service) -> None:
