@@ -317,7 +317,7 @@ def invalid(error: RequestValidationError) -> Invalid:
     ]
     said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
     more = f"; and {len(findings) - FINDINGS} more" if len(findings) > FINDINGS else ""
-    return Invalid(f"{said}{more}. See /docs for the bounds.", errors=found)
+    return Invalid(f"{said.rstrip('.')}{more}. See /docs for the bounds.", errors=found)
 
 
 def _message(finding: Mapping[str, Any]) -> str:
