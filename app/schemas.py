@@ -14,9 +14,8 @@ MAX_SEED = 2**63 - 1
 USUAL_PRIORITY = 5
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-ClassName = Annotated[
-    str, StringConstraints(min_length=1, max_length=1000)
-]  # a folder's has 255 bytes, a table's may be longer
+# a folder's name has 255 bytes, a table's may be longer
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 
 
 class GenerateIn(BaseModel):

@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
 from cli.common import Device, Seed, console, fail, tell, wait_passively, warn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from train.data.sources import Reading
+    from train.run.loop import Session
 
 Classes = Annotated[
     str | None,
@@ -58,6 +64,16 @@ def pack(
         fail(error)
     for line in report.lines():
         tell(line)  # file names may look like markup
+
+
+class _Asked(TypedDict):
+    """What a run, its rehearsal and the training of features are all told."""
+
+    console: Console
+    device: str
+    settings: list[str]
+    session: Session
+    reading: Reading
 
 
 def train(
@@ -124,46 +140,26 @@ def train(
     try:
         limit = seconds(stop_after) if stop_after else None
         session = Session(resume, start, limit, Execution(compile, graph), licence, features)
+        asked: _Asked = {
+            "console": console,
+            "device": device,
+            "settings": settings or [],
+            "session": session,
+            "reading": Reading(classes, bits),
+        }
         if resolution is not None and recipe != "features":
             raise TrainError(
                 "--resolution is for features; a network's is its recipe's: "
                 f"--set model.resolution={resolution}."
             )
         if dry_run:
-            rehearsal(
-                recipe,
-                source,
-                out,
-                console=console,
-                device=device,
-                settings=settings or [],
-                session=session,
-                reading=Reading(classes, bits),
-            )
+            rehearsal(recipe, source, out, **asked)
             return
         if recipe == "features":
-            trained = run_features(
-                source,
-                out,
-                console=console,
-                device=device,
-                settings=settings or [],
-                session=session,
-                reading=Reading(classes, bits),
-                resolution=resolution,
-            )
+            trained = run_features(source, out, resolution=resolution, **asked)
             warn(trained.doubt)
             return
-        outcome = run(
-            recipe,
-            source,
-            out,
-            console=console,
-            device=device,
-            settings=settings or [],
-            session=session,
-            reading=Reading(classes, bits),
-        )
+        outcome = run(recipe, source, out, **asked)
     except CaptureFailed as error:
         if (out / STATE).exists() and not resume:  # saved within the first steps
             fail(f"{error} Go on by --resume --no-graph.")

@@ -6,12 +6,11 @@ import codecs
 import os
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from train.data.sources.base import is_picture, set_apart
-from train.data.sources.listing import normal
+from train.data.sources.listing import DAMAGED, normal
 from train.data.sources.recognise import archive_of
 from train.errors import DataError
 
@@ -44,8 +43,8 @@ def stated_licence(data: Path) -> str | None:
             for name in _around(sorted(names), data.relative_to(archive).as_posix()):
                 with opened.open(names[name]) as file:
                     return _said(PurePosixPath(name).name, file.read(READ))
-    except (OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error):
-        pass  # damaged, or under a password
+    except (OSError, *DAMAGED):
+        pass
     return None
 
 

@@ -18,6 +18,9 @@ from train.errors import DataError
 TABLES = ("dataset.json", "labels.csv", "labels.tsv", "metadata.csv", "metadata.jsonl")
 OTHER_TABLES = (".csv", ".tsv", ".jsonl")  # endings of tables that may as well, and are not read
 
+# what reading a member of a zip raises: a wrong checksum, a password or unknown method, an early end
+DAMAGED = (zipfile.BadZipFile, RuntimeError, EOFError, zlib.error)
+
 
 @dataclass
 class Listing:
@@ -132,8 +135,8 @@ def list_zip(path: Path, archive: zipfile.ZipFile, under: str = "") -> Listing:
         try:
             with archive.open(info) as opened:
                 return opened.read(size)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError, EOFError, zlib.error) as error:
-            raise Unreadable(str(error)) from error  # a wrong checksum, a password, an unknown method
+        except DAMAGED as error:
+            raise Unreadable(str(error)) from error
 
     found = Listing(
         (path / under).name,
