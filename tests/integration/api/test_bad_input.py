@@ -49,9 +49,8 @@ async def test_an_unknown_class_in_the_body(client: httpx.AsyncClient, class_id:
 
 @pytest.mark.parametrize("class_id", [None, True, 1.5, [], {}, ""])
 async def test_a_class_that_is_neither_number_nor_name(client: httpx.AsyncClient, class_id: Any) -> None:
-    assert_problem(
-        await client.post("/generate", json={"class_id": class_id}), 422, "invalid", "body.class_id"
-    )
+    at = "body: Give either class_id" if class_id is None else "body.class_id"
+    assert_problem(await client.post("/generate", json={"class_id": class_id}), 422, "invalid", at)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +103,11 @@ async def test_a_body_that_is_not_valid(client: httpx.AsyncClient, body: bytes, 
     [
         ("/generate/3", b'{"cuont": 4}', "Did you mean 'count'?"),
         ("/generate", b'{"clas": "cat"}', "Did you mean 'class_id'?"),
-        ("/generate/3", b'{"size": 64}', "There are count, seed, truncation, model, priority, class_id."),
+        (
+            "/generate/3",
+            b'{"size": 64}',
+            "There are class_id, class_weights, truncation, model, priority, count, seed, start.",
+        ),
         ("/generate/3", b'{"class_id": 3}', "The class stands in the path here."),
         ("/generate/3", b"seed=3", 'Send it like {"count": 4, "seed": 42}.'),
     ],

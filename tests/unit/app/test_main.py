@@ -136,6 +136,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "/attention/{job_id}",
         "/attention/{job_id}/map",
         "/models",
+        "/morph",
         "/models/{name}",
         "/models/{name}/previews",
         "/classes",
