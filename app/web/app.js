@@ -6,6 +6,7 @@ import { Form, classesOf } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Inspector } from "./inspector.js";
 import { linkTo, makes, specIn } from "./link.js";
+import { goTo, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
 const LOOK_MS = 5000; // between two looks for what is served by then
@@ -120,6 +121,7 @@ async function make(spec) {
 }
 
 async function again(spec) {
+  goTo("create");
   await form.fill(spec);
   $("#form").scrollIntoView({ block: "nearest" });
   $("#generate").focus();
@@ -215,7 +217,7 @@ addEventListener("popstate", () => {
 });
 
 const asked = location.search;
-history.replaceState(null, "", home);
+history.replaceState(null, "", home + viewHash());
 await meet();
 await recent();
 await followLink(asked);
