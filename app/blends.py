@@ -70,6 +70,7 @@ def morph_spec(body: MorphIn, model: ModelInfo, priority: int) -> JobSpec:
         loop=body.loop,
         weights=tuple(_shares(row) for row in body.weights or ()),
         attention=_layer(body, model),
+        listed=body.listed,
     )
 
 

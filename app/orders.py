@@ -34,6 +34,7 @@ class Order(BaseModel):
         description="A factor on z: lower is more typical, less varied.",
     )
     model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
+    listed: bool = Field(True, description="false: GET /jobs leaves it out, as a page does that draws live.")
     priority: int | None = Field(
         None,
         ge=0,
@@ -122,7 +123,7 @@ class MorphIn(Order):
         },
     )
 
-    ends: list[EndIn] = Field(min_length=2, max_length=8, description="What the images lie between.")
+    ends: list[EndIn] = Field(min_length=2, max_length=32, description="What the images lie between.")
     frames: int | None = Field(
         None,
         ge=2,

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 VERSION: Final = 1  # of the JSON in a PNG, for an image of one class and one draw
 BLENDED: Final = 2  # of that of a blend: an older release would make another image
-MOST_ENDS: Final = 8  # of a blend
+MOST_ENDS: Final = 32  # of a blend
 MOST_CLASSES: Final = 8  # that an image may be a mixture of
 SEEDS: Final = 2**63  # that there are, from 0 on
 

@@ -53,6 +53,7 @@ class JobSpec:
     loop: bool = False  # the way leads from the last end back to the first
     weights: tuple[tuple[float, ...], ...] = ()  # of the ends, a row an image; (): evenly along the way
     attention: str = ""  # layer whose maps are made with the images; "": none
+    listed: bool = True  # among the caller's recent jobs
 
     @property
     def version(self) -> str:

@@ -152,6 +152,7 @@ class Scripts:
             *(queue, name(self._settings.namespace, queue, step)),
             generate_message(job.id, spec, priority, queue),
             job.spec.format,
+            "1" if job.spec.listed else "",
         )
 
     def end(self, job_id: str, state: Literal["failed", "cancelled"], reason: str = "") -> Call[bool]:

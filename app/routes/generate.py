@@ -160,6 +160,7 @@ def _spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -
         truncation=body.truncation,
         priority=priority,
         start=body.start,
+        listed=body.listed,
         ends=(draw,) if len(draw.classes) > 1 else (),
     )
 

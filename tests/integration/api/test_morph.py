@@ -105,7 +105,7 @@ async def test_maps_of_a_morph_are_made_with_it(client: httpx.AsyncClient) -> No
     [
         ("/morph", {}, 422, "body.ends"),
         ("/morph", {"ends": ENDS[:1]}, 422, "at least 2"),
-        ("/morph", {"ends": ENDS * 5}, 422, "at most 8"),
+        ("/morph", {"ends": ENDS * 17}, 422, "at most 32"),
         ("/morph", {"ends": [ENDS[0], {"seed": 1}]}, 422, "Give either class_id or class_weights"),
         ("/morph", {"ends": [ENDS[0], {**ENDS[1], "class_weights": {"cat": 1}}]}, 422, "Give either"),
         ("/morph", {"ends": [ENDS[0], {"class_id": "cat", "sed": 1}]}, 422, "Did you mean 'seed'"),
@@ -157,3 +157,12 @@ async def test_one_key_is_one_morph(client: httpx.AsyncClient) -> None:
     assert again.json()["id"] == first.json()["id"]  # the seeds that were drawn for it stay
     other = await client.post("/morph", json={"ends": ends[::-1], "frames": 2}, headers=headers)
     assert other.status_code == 422
+
+
+async def test_a_job_that_is_not_listed_is_there_all_the_same(client: httpx.AsyncClient) -> None:
+    job = (await client.post("/generate/cat", json={"listed": False}, headers=WAIT)).json()
+    shown = (await client.post("/generate/cat", json={}, headers=WAIT)).json()
+    listed = [one["id"] for one in (await client.get("/jobs?limit=100")).json()["jobs"]]
+    assert shown["id"] in listed
+    assert job["id"] not in listed
+    assert (await client.get(job["links"]["self"])).json()["state"] == "succeeded"

@@ -82,7 +82,7 @@ def test_a_blend_s_recipe_comes_back_and_a_plain_one_stays_as_it_was() -> None:
         {"ends": [{"class_weights": {"3": math.nan}, "seed": 1, "index": 0, "weight": 1.0}]},
         {"ends": [{"class_weights": {"3": 2.0, "4": -1.0}, "seed": 1, "index": 0, "weight": 1.0}]},
         {"ends": [{"class_weights": {"3": 1.0}, "seed": -1, "index": 0, "weight": 1.0}]},
-        {"ends": [{"class_weights": {"3": 1.0}, "seed": 1, "index": 0, "weight": 1 / 9}] * 9},
+        {"ends": [{"class_weights": {"3": 1.0}, "seed": 1, "index": 0, "weight": 1 / 33}] * 33},
         {"version": 3},
     ],
 )
