@@ -1,8 +1,17 @@
 """The bodies of requests for jobs."""
 
+import re
 from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError, from_json
 
 MAX_SEED: Final = 2**63 - 1
@@ -12,10 +21,27 @@ FRAMES: Final = 32  # of a morph, unless told
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 # a folder's name has 255 bytes, a table's may be longer
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 ClassWeights = Annotated[dict[ClassName, Weight], Field(min_length=1, max_length=MOST_CLASSES)]
+
+_DIGITS: Final = re.compile("[0-9]{1,19}")
+_SEED_SCHEMA: Final = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+        {"type": "string", "pattern": f"^{_DIGITS.pattern}$"},
+    ]
+}
+
+
+def _number(seed: object) -> object:
+    return int(seed) if isinstance(seed, str) and _DIGITS.fullmatch(seed) else seed
+
+
+# or a string of its digits: JavaScript's numbers hold 53 bits, and a larger seed loses its last digits there
+Seed = Annotated[
+    int, Field(ge=0, le=MAX_SEED), BeforeValidator(_number), WithJsonSchema(_SEED_SCHEMA, mode="validation")
+]
 
 
 class Order(BaseModel):
@@ -69,7 +95,9 @@ class GenerateIn(Order):
 
     count: int = Field(1, ge=1, le=64, description="Images to make.")
     seed: Seed | None = Field(
-        None, description="Image k is drawn from (seed, k). Drawn below 2^53 and returned when absent."
+        None,
+        description="Image k is drawn from (seed, k): a number, or a string of its digits. Drawn below 2^53 "
+        "and returned when absent.",
     )
     start: int = Field(
         0,

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.job import Job, JobSpec, ModelInfo, State, WorkerInfo
+
+Seeds = Literal["number", "string"]  # how an answer has them
 
 
 class EndOut(BaseModel):
@@ -14,7 +16,7 @@ class EndOut(BaseModel):
 
     class_weights: dict[int, float]
     class_name: str
-    seed: int
+    seed: int | str
     index: int
 
 
@@ -46,7 +48,7 @@ class SpecOut(BaseModel):
     class_id: int
     class_name: str
     count: int
-    seed: int
+    seed: int | str = Field(description="A number; a string of its digits where `seeds=string` asks for it.")
     truncation: float
     priority: int
     start: int = Field(description="Which image of the seed its first one is.")
@@ -96,13 +98,14 @@ class JobOut(BaseModel):
     created_at: datetime
     started_at: datetime | None = Field(description="null: in no forward yet.")
     finished_at: datetime | None = Field(description="null: not ended.")
+    expires_at: datetime | None = Field(description="Its images are gone after it; null: not ended.")
     error: str | None = Field(description="Why it failed.")
     done: int = Field(description="Images made so far, in any order.")
     spec: SpecOut
     links: LinksOut
 
     @classmethod
-    def of(cls, job: Job, position: int | None, root: str) -> Self:
+    def of(cls, job: Job, position: int | None, root: str, seeds: Seeds = "number") -> Self:
         """`job` for a client; root: the path prefix under which a proxy serves us, often empty."""
         here = f"{root}/jobs/{job.id}"
         links = LinksOut(
@@ -113,6 +116,10 @@ class JobOut(BaseModel):
             attention=f"{root}/attention/{job.id}",
             cancel=here,
         )
+        spec = SpecOut.of(job.spec)
+        if seeds == "string":
+            for drawn in (spec, *(spec.morph.ends if spec.morph else ())):
+                drawn.seed = str(drawn.seed)
         return cls(
             id=job.id,
             state=job.state,
@@ -120,9 +127,10 @@ class JobOut(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            expires_at=job.expires_at,
             error=job.error,
             done=job.done,
-            spec=SpecOut.of(job.spec),
+            spec=spec,
             links=links,
         )
 
@@ -224,6 +232,7 @@ class ModelsOut(BaseModel):
     """The models that workers have loaded; empty while none has."""
 
     models: list[ModelOut]
+    result_ttl: int = Field(description="Seconds that the images of a job are kept after its end.")
 
 
 class MapOut(BaseModel):

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app import negotiation
 from app.blends import draw_of, heaviest, morph_spec
-from app.deps import counted_as, paced, served_model, state
+from app.deps import ANSWERS_JOB, counted_as, paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
 from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
@@ -84,14 +84,14 @@ async def _asking(
 Asking = Annotated[_Asking, Depends(_asking)]
 
 
-@router.post("/morph", status_code=202, responses=_RESPONSES)
+@router.post("/morph", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def morph(asking: Asking, body: MorphIn) -> Response:
     """Queue a job whose images lie between two or more: noise on a great circle, classes on a line."""
     seeds = [end.seed for end in body.ends]
     return await _take(asking, body, lambda model, priority: morph_spec(body, model, priority), seeds)
 
 
-@router.post("/generate/{class_id}", status_code=202, responses=_RESPONSES)
+@router.post("/generate/{class_id}", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def generate_class(
     class_id: Annotated[str, Path(description="Name or number of a class.", examples=["3", "cat"])],
     asking: Asking,
@@ -103,7 +103,7 @@ async def generate_class(
     return await _take(asking, body, lambda model, priority: _spec(body, named, model, priority))
 
 
-@router.post("/generate", status_code=202, responses=_RESPONSES)
+@router.post("/generate", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
     """Queue a job; its class, or mixture of classes, is named in the body."""
     return await _take(asking, body, lambda model, priority: _spec(body, body, model, priority))

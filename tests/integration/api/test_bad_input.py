@@ -69,6 +69,12 @@ async def test_a_class_that_is_neither_number_nor_name(client: httpx.AsyncClient
         (b'{"seed": 9223372036854775808}', "body.seed"),
         (b'{"seed": -1}', "body.seed"),
         (b'{"seed": 1.0}', "body.seed"),
+        (b'{"seed": true}', "body.seed"),
+        (b'{"seed": ""}', "body.seed"),
+        (b'{"seed": "0x10"}', "body.seed"),
+        (b'{"seed": " 7"}', "body.seed"),
+        (b'{"seed": "-1"}', "body.seed"),
+        (b'{"seed": "9223372036854775808"}', "body.seed"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "body"),
         (b'{"truncation": 0}', "body.truncation"),
         (b'{"truncation": 1.01}', "body.truncation"),
@@ -132,7 +138,7 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("GET", "/jobs?limits=3", "query.limits: There is no such parameter here. It takes limit, cursor."),
+        ("GET", "/jobs?limits=3", "query.limits: There is no such parameter here. It takes limit, cursor, seeds."),
         ("GET", "/models?page=2", "query.page: There is no such parameter here. It takes none."),
         (
             "GET",
