@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -12,12 +11,9 @@ from app.colours import DARK, PAPER, POINT_COLOURS, RULE, Colormap, Rgb, heat, u
 from app.pictures import Pixels, enlarge
 from app.points import Floats, Point, row_of, target_of
 from app.shapes import SmoothShapes, Spot
-from app.sheet import Panel, draw_sheet, is_shut, percent, sheet_size, warn_on_panel
+from app.sheet import Panel, draw_sheet, is_shut, strength, warn_on_panel
 from jobs.job import AttentionMap
 
-View = Literal["figure", "overlay", "heatmap"]
-
-VERSION = 2  # part of every drawing's ETag: raise it when the same map would be drawn differently
 MAX_POINTS = len(POINT_COLOURS)
 
 
@@ -53,27 +49,15 @@ def _panels(
     yield Panel(marked, f"{resolution} x {resolution} px", RULE)
     for point, colour, number in numbered:
         row = row_of(attention, point, resolution)
-        peak = float(row.max())
         # every panel is scaled to its own peak, so its caption says how strong that is
-        caption = f"({point[0]}, {point[1]})   peak {percent(peak)}, {peak * row.size:.3g}x even"
+        caption = f"({point[0]}, {point[1]})   {strength(row)}"
         yield Panel(_panel(image, row, point, style, colour, number), caption, colour)
-
-
-def pixels_of(view: View, size: int, points: int) -> int:
-    """Pixels of a view, at most."""
-    return sheet_size(size, 1 + points) if view == "figure" else size * size
-
-
-def memory_of(view: View, size: int, points: int) -> int:
-    """Bytes that a view uses at most, with the sheet that it stands on."""
-    panel = 88 * size * size  # float32 of three channels, several times; measured
-    return panel + 3 * pixels_of(view, size, points)
 
 
 def overlay(image: Pixels, attention: AttentionMap, point: Point, style: FigureStyle) -> Image.Image:
     """The map of one point over the image, [size, size], with the point and an arrow to its target."""
     row = row_of(attention, point, image.shape[0])
-    panel = _panel(image, row, point, style, POINT_COLOURS[0], "")
+    panel = point_panel(image, row, point, style)
     if is_shut(attention):
         warn_on_panel(panel, at_top=point[1] * 2 > image.shape[0])
     return panel
@@ -81,8 +65,26 @@ def overlay(image: Pixels, attention: AttentionMap, point: Point, style: FigureS
 
 def heatmap(image: Pixels, attention: AttentionMap, point: Point, style: FigureStyle) -> Image.Image:
     """The map of one point alone, [size, size], nothing drawn over it: the colormap of map / peak."""
-    row = row_of(attention, point, image.shape[0])
+    return heat_panel(row_of(attention, point, image.shape[0]), style)
+
+
+def point_panel(image: Pixels, row: Floats, point: Point, style: FigureStyle) -> Image.Image:
+    """The row of one point over the image, with the point and its arrow."""
+    return _panel(image, row, point, style, POINT_COLOURS[0], "")
+
+
+def heat_panel(row: Floats, style: FigureStyle) -> Image.Image:
+    """A row alone: the colormap of row / peak."""
     return Image.fromarray(heat(upsample(row, style.size), style.colormap))
+
+
+def paint(image: Pixels, values: Floats, style: FigureStyle) -> Image.Image:
+    """`values` [size, size] of 0..1 as heat over the greyed, darkened image."""
+    grey = np.asarray(enlarge(image, style.size).convert("L"), np.float32)[..., None]
+    base = 18 + grey * 0.62  # dark enough that the heat is what shines
+    cover = (style.alpha * values**0.7)[..., None]  # below 1: faint attention stays visible
+    blend = base * (1 - cover) + heat(values, style.colormap) * cover
+    return Image.fromarray(np.rint(blend).astype(np.uint8))
 
 
 def _on_panel(point: Point, resolution: int, side: int) -> Spot:
@@ -94,12 +96,7 @@ def _panel(
 ) -> Image.Image:
     """One map over the greyed, darkened image; query marked; arrow to the target."""
     resolution, side = image.shape[0], style.size
-    values = upsample(row, side)
-    grey = np.asarray(enlarge(image, side).convert("L"), np.float32)[..., None]
-    base = 18 + grey * 0.62  # dark enough that the heat is what shines
-    cover = (style.alpha * values**0.7)[..., None]  # below 1: faint attention stays visible
-    blend = base * (1 - cover) + heat(values, style.colormap) * cover
-    panel = Image.fromarray(np.rint(blend).astype(np.uint8))
+    panel = paint(image, upsample(row, side), style)
     x, y = target_of(row, resolution)
     start, tip = _on_panel(point, resolution, side), (x / resolution * side, y / resolution * side)
     _arrow(panel, start, tip, colour)

@@ -17,7 +17,7 @@ Resample = Literal["nearest", "lanczos"]
 
 VERSION = 2  # part of every ETag: raise it when the same images would be drawn differently
 _FILTERS = {"nearest": Image.Resampling.NEAREST, "lanczos": Image.Resampling.LANCZOS}
-_GAP = 2  # pixels between the images of a grid
+GAP: Final = 2  # pixels between the images of a grid
 _PAPER = (255, 255, 255)
 _AT_ONCE: Final = 2**19  # pixels of a strip: a tenth of a second's work at most
 ALWAYS: Final = 2**20  # bytes that any drawing uses
@@ -45,23 +45,23 @@ def grid(pngs: Sequence[bytes], side: int | None, resample: Resample) -> Iterato
     side = resolution(pngs[0]) if side is None else side
     columns = grid_columns(len(pngs))
     rows = math.ceil(len(pngs) / columns)
-    width = columns * (side + _GAP) - _GAP
+    width = columns * (side + GAP) - GAP
 
     def strips() -> Iterator[Pixels]:
         for row in range(rows):
             if row:
-                yield np.full((_GAP, width, 3), _PAPER, np.uint8)
+                yield np.full((GAP, width, 3), _PAPER, np.uint8)
             images = [
                 _widened(read(png), side, resample) for png in pngs[row * columns : (row + 1) * columns]
             ]
             for top, bottom in _strips(width, side):
                 strip = np.full((bottom - top, width, 3), _PAPER, np.uint8)
                 for column, image in enumerate(images):
-                    left = column * (side + _GAP)
+                    left = column * (side + GAP)
                     strip[:, left : left + side] = _lines(image, side, resample, top, bottom)
                 yield strip
 
-    return write(strips(), width, rows * (side + _GAP) - _GAP)
+    return write(strips(), width, rows * (side + GAP) - GAP)
 
 
 def grid_size(count: int, side: int) -> int:
@@ -72,7 +72,7 @@ def grid_size(count: int, side: int) -> int:
 
 def memory_of_grid(resolution: int, count: int, side: int) -> int:
     """Bytes that `grid` uses at most, with the PNGs of `count` images that it reads."""
-    width = grid_columns(count) * (side + _GAP)
+    width = grid_columns(count) * (side + GAP)
     strip = 3 * max(_AT_ONCE, width)
     pixels = 3 * resolution * resolution  # of one image; no PNG is much larger
     return 2 * count * pixels + 3 * resolution * width + 6 * strip + ALWAYS
@@ -80,11 +80,15 @@ def memory_of_grid(resolution: int, count: int, side: int) -> int:
 
 def written(picture: Image.Image) -> Iterator[bytes]:
     """The pieces of a picture's PNG."""
-    strips = (
+    return write(strips_of(picture), picture.width, picture.height)
+
+
+def strips_of(picture: Image.Image) -> Iterator[Pixels]:
+    """The picture, [lines, width, 3] at a time."""
+    return (
         np.asarray(picture.crop((0, top, picture.width, bottom)).convert("RGB"))
         for top, bottom in _strips(picture.width, picture.height)
     )
-    return write(strips, picture.width, picture.height)
 
 
 def write(strips: Iterable[Pixels], width: int, height: int) -> Iterator[bytes]:

@@ -30,6 +30,13 @@ def row_of(attention: AttentionMap, point: Point, resolution: int) -> Floats:
     return row.reshape(attention.key_grid)
 
 
+def mean_row(attention: AttentionMap) -> Floats:
+    """Where all queries attend on average: [key rows, key columns], sums to 1."""
+    # over the queries, which are the rows: each row sums to 1, so their mean along axis 1 would be even
+    row: Floats = attention.map.mean(axis=0, dtype=np.float32)
+    return row.reshape(attention.key_grid)
+
+
 def target_of(row: Floats, resolution: int) -> tuple[float, float]:
     """Centre of the cell that `row` [h, w] attends to most: x, y in pixels from the top left corner."""
     height, width = row.shape

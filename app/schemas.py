@@ -82,6 +82,7 @@ class LinksOut(BaseModel):
     grid: str
     events: str
     attention: str
+    attention_grid: str = Field(description="All images, painted.")
     cancel: str = Field(description="DELETE it.")
 
 
@@ -114,6 +115,7 @@ class JobOut(BaseModel):
             grid=f"{here}/grid",
             events=f"{here}/events",
             attention=f"{root}/attention/{job.id}",
+            attention_grid=f"{root}/attention/{job.id}/grid",
             cancel=here,
         )
         spec = SpecOut.of(job.spec)

@@ -1,17 +1,22 @@
 """The sheet of an attention figure: panels in rows, a title above, the layer's numbers below."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from app.colours import AMBER, FAINT, INK, PAPER, RULE, Colormap, Rgb, heat
+from app.points import Floats
 from app.shapes import Spot, fitting, font_of
 from jobs.job import AttentionMap
 
 SHUT_GATE = 0.01  # share ‖γ·o‖/‖x‖ under which a map says next to nothing about the image
+
+_LINE = 1.5  # from one line of words to the next, in their height
+
+_LEGIBLE = 7  # pixels: the smallest font of a caption that is not cut short
 
 _SHUT = "The gate is nearly shut: attention hardly changes the image here, so read these maps with care."
 _SHUT_SHORT = "attention hardly changes the image here"
@@ -40,12 +45,15 @@ def draw_sheet(
     bar = _colour_bar(sheet, colormap, layout)
     # a word for the formula: Pillow's font has Latin letters only
     numbers = (
-        f"{attention.layer}    gamma = {attention.gamma:+.3g}    |gamma o| / |x| = "
-        f"{percent(attention.share)}    {_by(attention.query_grid)} queries, {_by(attention.key_grid)} keys"
+        f"{attention.layer}    gamma = {attention.gamma:+.3g}    |gamma o| / |x| = {percent(attention.share)}"
     )
-    _write(sheet, (margin, layout.words), numbers, INK, unit, bar - margin - layout.gap)
+    grids = f"{_by(attention.query_grid)} queries, {_by(attention.key_grid)} keys"
+    lines = [numbers, grids] if layout.narrow else [f"{numbers}    {grids}"]
+    for line, words in enumerate(lines):
+        where = (margin, layout.words + round(line * unit * _LINE))
+        _write(sheet, where, words, INK, unit, bar - margin - layout.gap)
     if layout.shut:
-        where = (margin, layout.foot + round(unit * 2.4))
+        where = (margin, layout.foot + round(unit * (0.9 + _LINE * len(lines))))
         _write(sheet, where, _SHUT, AMBER, round(unit * 1.1), layout.inner)
     for index, panel in enumerate(panels):
         _place(sheet, panel, layout, index)
@@ -58,9 +66,9 @@ def sheet_size(side: int, panels: int) -> int:
     return layout.width * layout.height
 
 
-def warn_on_panel(panel: Image.Image, *, at_top: bool) -> None:
-    """A strip on a single panel: the gate is nearly shut."""
-    height = max(14, round(panel.height * 0.07))
+def warn_on_panel(panel: Image.Image, *, at_top: bool, height: int | None = None) -> None:
+    """A strip on a single panel: the gate is nearly shut. height: None: as fits the panel."""
+    height = max(14, round(panel.height * 0.07)) if height is None else height
     font = fitting(_SHUT_SHORT, round(height * 0.62), panel.width - 8)
     strip = Image.new("RGB", (panel.width, height), AMBER)
     where = (panel.width / 2, height / 2)
@@ -71,6 +79,42 @@ def warn_on_panel(panel: Image.Image, *, at_top: bool) -> None:
 def is_shut(attention: AttentionMap) -> bool:
     """Whether the gate lets so little through that the map says next to nothing."""
     return not abs(attention.share) >= SHUT_GATE  # a share that is no number counts as shut
+
+
+def strength(row: Floats) -> str:
+    """How strong the peak of a row is, which is drawn as hot as that of any other."""
+    peak = float(row.max())
+    return f"peak {percent(peak)}, {peak * row.size:.3g}x even"
+
+
+def captioned(panel: Image.Image, *captions: str) -> Image.Image:
+    """The panel with a strip of words below it: the first of `captions` that is legible, else the last."""
+    pixels = max(11, round(panel.width * 0.05))
+    room = panel.width - 8
+    fit = (words for words in captions if font_of(max(10, pixels * 3 // 4)).getlength(words) <= room)
+    words = next(fit, captions[-1])
+    sheet = Image.new("RGB", (panel.width, panel.height + strip_of(panel.width)), PAPER)
+    sheet.paste(panel)
+    where = (4, panel.height + strip_of(panel.width) / 2)
+    ImageDraw.Draw(sheet).text(where, words, fill=INK, font=fitting(words, pixels, room), anchor="lm")
+    return sheet
+
+
+def strip_of(side: int) -> int:
+    """Height of the strip of words below a panel, pixels."""
+    return round(max(11, side * 0.05) * 1.7)
+
+
+def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
+    """The pictures one below the other."""
+    if len(pictures) == 1:
+        return pictures[0]
+    sheet = Image.new("RGB", (max(one.width for one in pictures), sum(one.height for one in pictures)), PAPER)
+    top = 0
+    for one in pictures:
+        sheet.paste(one, (0, top))
+        top += one.height
+    return sheet
 
 
 def percent(share: float) -> str:
@@ -94,7 +138,9 @@ class _Layout:
         self.words = self.foot + round(self.unit * 0.9)  # top of the numbers and of the colour bar
         self.inner = self.columns * self.framed + (self.columns - 1) * self.gap
         self.width = self.inner + 2 * self.margin
-        self.height = self.foot + round(self.unit * (3.4 if shut else 2.0)) + self.margin // 2
+        self.narrow = self.columns <= 3  # the numbers take two lines
+        lines = (2 if self.narrow else 1) + (1 if shut else 0)
+        self.height = self.foot + round(self.unit * (0.5 + _LINE * lines)) + self.margin // 2
 
 
 def _place(sheet: Image.Image, panel: Panel, layout: _Layout, index: int) -> None:
@@ -104,8 +150,10 @@ def _place(sheet: Image.Image, panel: Panel, layout: _Layout, index: int) -> Non
     ImageDraw.Draw(sheet).rectangle(((x, y), corner), fill=panel.frame)
     left = x + layout.frame
     sheet.paste(panel.picture, (left, y + layout.frame))
-    below = y + layout.framed + layout.unit * 0.45
-    _write(sheet, (left, below), panel.caption, FAINT, layout.unit, layout.side)
+    below, words = y + layout.framed + layout.unit * 0.45, panel.caption
+    while font_of(_LEGIBLE).getlength(words) > layout.side and ", " in words:
+        words = words.rpartition(", ")[0]  # the panel is small: what comes first says most
+    _write(sheet, (left, below), words, FAINT, layout.unit, layout.side)
 
 
 def _write(sheet: Image.Image, where: Spot, text: str, fill: Rgb, pixels: int, width: float) -> None:

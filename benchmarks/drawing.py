@@ -20,7 +20,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from app import overlay, pictures
+from app import overlay, pictures, views
 from app.overlay import FigureStyle
 from app.pictures import Resample
 from jobs.job import AttentionMap
@@ -61,7 +61,7 @@ def measure(kind: str) -> None:
     size = sum(len(piece) for piece in pieces(SIDE))
     grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     if kind == "figure":
-        reserved = overlay.memory_of("figure", SIDE, POINTS)
+        reserved = views.memory_of("figure", SIDE, POINTS)
     else:
         reserved = pictures.memory_of_grid(RESOLUTION, COUNT, SIDE)
     typer.echo(

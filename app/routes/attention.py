@@ -2,39 +2,25 @@
 
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from app import map_formats, negotiation, overlay, pictures, rate
+from app import map_formats, negotiation, overlay, pictures, rate, sights, views
 from app.colours import Colormap
 from app.deps import Found, Store, charge, counted_as, state
-from app.disconnect import while_connected
 from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse, Place
-from app.errors import (
-    RETRY_AFTER,
-    Conflict,
-    Invalid,
-    ModelChanged,
-    NoAttention,
-    NotFinished,
-    NotFound,
-    NoWorker,
-    QueueIsFull,
-    Unavailable,
-)
-from app.overlay import FigureStyle, View
+from app.errors import Conflict, Invalid, NotFound
+from app.overlay import FigureStyle
 from app.points import DEFAULT_POINTS, Point, default_points
-from app.routes.jobs import image_of
 from app.schemas import MapOut
 from app.security import KeyedRoute
-from jobs.client import JobClient
-from jobs.errors import MapsFull
-from jobs.job import AttentionMap, AttentionSite, Job
+from app.sights import Sight, Which
+from app.views import View
+from jobs.job import AttentionMap
 
 router = APIRouter(prefix="/attention", tags=["attention"], route_class=KeyedRoute)
 
@@ -42,17 +28,6 @@ _NUMBER = r" *(-?[0-9]{1,6}(?:\.[0-9]{1,6})?) *"
 _PAIR = f"{_NUMBER},{_NUMBER}"
 _POINT = re.compile(_PAIR)
 _NUMPY = "application/x-npy"
-
-
-class Which(BaseModel):
-    """Which map."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    image: int = Field(0, description="Which image of the job.")
-    layer: str | None = Field(
-        None, max_length=100, description="One of the model's sites; absent: the first."
-    )
 
 
 class Reading(Which):
@@ -65,10 +40,23 @@ class Reading(Which):
     )
 
 
+Alpha = Annotated[float, Field(ge=0, le=1, description="How far the hottest place covers the image.")]
+
+
 class Drawing(Which):
     """Which map, and how it is drawn."""
 
-    view: View = Field("figure", description="figure: all points; overlay, heatmap: one point.")
+    layer: str | None = Field(
+        None,
+        max_length=100,
+        description="One of the model's sites; absent: the first. all: every one, one below the other.",
+    )
+    view: View = Field(
+        "figure",
+        description="figure: all points; overlay, heatmap: one point. Without points: mean: what all queries "
+        "attend to on average; all: the map of each query, small, at its place; received: what each region "
+        "receives, and the strongest flows between regions.",
+    )
     points: str | None = Field(
         None,
         max_length=400,
@@ -77,141 +65,48 @@ class Drawing(Which):
         json_schema_extra={"pattern": f"^{_PAIR}(;{_PAIR}){{0,{overlay.MAX_POINTS - 1}}};?$"},
     )
     colormap: Colormap = "inferno"
-    alpha: float = Field(0.8, ge=0, le=1, description="How far the hottest place covers the image.")
+    alpha: Alpha = 0.8
     size: int = Field(256, ge=64, le=1024, description="Side of one panel, pixels.")
-
-
-@dataclass(frozen=True)
-class _Sight:
-    """An image whose attention is asked for, and the layer."""
-
-    job: Job
-    index: int
-    png: bytes
-    site: AttentionSite
-
-    @property
-    def place(self) -> tuple[Job, int, str]:
-        return self.job, self.index, self.site.name
-
-    @property
-    def memory(self) -> int:
-        """Bytes of the map as it is read: packed, unpacked and as float32."""
-        queries = self.site.resolution**2
-        return 4 * 2 * queries * (queries // 4) + pictures.ALWAYS
-
-    def etag(self, *asked: object) -> str:
-        """Of the map, drawn or written as `asked`: the same spec has the same map."""
-        return pictures.etag(self.png, self.job.id, self.index, self.site.name, repr(asked))
-
-
-async def _sight(store: JobClient, job: Job, asked: Which) -> _Sight:
-    """Raises NotFound, NotFinished, Unsuccessful, NoAttention, ModelChanged, NoWorker, Invalid."""
-    if not job.ended:
-        raise NotFinished(
-            f"The job is {job.state}: {job.done} of {job.spec.count} images are made. Ask again shortly.",
-            retry_after=1,
-        )
-    png = await image_of(job, asked.image, store)
-    return _Sight(job, asked.image, png, await _site(store, job, asked))
-
-
-async def _site(store: JobClient, job: Job, which: Which) -> AttentionSite:
-    """The layer asked for, or the first one of the job's model."""
-    spec, asked = job.spec, which.layer
-    served = [model for worker in await store.workers() for model in worker.models]
-    model = next((model for model in served if model.version == spec.version), None)
-    if model is None:
-        # a map that was made lives as long as its images, whatever became of its model
-        others = (site.name for model in served if model.name == spec.model for site in model.attention)
-        for name in [asked] if asked else list(dict.fromkeys(others)):
-            side = name.partition("x")[0]
-            if side.isdecimal() and await store.has_attention(job, which.image, name):
-                return AttentionSite(name, int(side), 0.0)
-    if model is None and any(model.name == spec.model for model in served):
-        raise ModelChanged(
-            f"This job was made by another version of {spec.model!r} ({spec.model_hash[:12]}). "
-            "Generate again, and look at the new job."
-        )
-    if model is None:
-        raise NoWorker(f"No worker with the model {spec.model!r} is there.", retry_after=RETRY_AFTER)
-    sites = {site.name: site for site in model.attention}
-    if not sites:
-        raise NoAttention(
-            f"The model {spec.model!r} has no attention layer. See /models for those that have."
-        )
-    if asked is not None and asked not in sites:
-        raise NotFound(f"layer must be one of: {', '.join(sites)}.")
-    return model.attention[0] if asked is None else sites[asked]
-
-
-async def _see(request: Request, sight: _Sight) -> None:
-    """Return when the map is there; a worker makes it if need be.
-
-    Raises NoMap, QueueIsFull, TooManyRequests, ClientLeft, Unavailable.
-    """
-    here, timeout = state(request), state(request).settings.attention_timeout
-    if await here.store.has_attention(*sight.place):
-        return
-    await charge(request, sight.job.owner)
-    caller = counted_as(request, sight.job.owner)
-    try:
-        await here.store.ask_for_attention(*sight.place, caller, math.ceil(timeout))
-    except MapsFull as full:
-        raise QueueIsFull(str(full), retry_after=here.pace.until_a_map_fits(full.waiting)) from full
-    made = await while_connected(request, here.store.attention_made(*sight.place, timeout))
-    if not made:
-        raise _late(timeout)
-
-
-async def _read(request: Request, sight: _Sight) -> AttentionMap:
-    """The map, which is there. Raises NoMap, or Unavailable if it has just expired."""
-    here = state(request)
-    found = await here.store.attention(*sight.place)
-    if found is None:
-        raise _late(here.settings.attention_timeout)
-    return found
-
-
-def _late(timeout: float) -> Unavailable:
-    return Unavailable(
-        f"No worker made the map within {timeout:g} s. Ask again: it may be there by then.",
-        retry_after=RETRY_AFTER,
-    )
 
 
 @router.get("/{job_id}", response_class=Response, responses=PNG | problems(401, 404, 409, 410, 422, 429, 503))
 async def draw_attention(
     asked: Annotated[Drawing, Query()], request: Request, job: Found, store: Store
 ) -> Response:
-    """The attention figure of an image; or the map of one point over the image, or alone."""
+    """The attention figure of an image; the map of one point; or a view of all its queries."""
     points = None if asked.points is None else parse_points(asked.points)
     caller = counted_as(request, job.owner)
     state(request).drawings.check(caller)
-    sight = await _sight(store, job, asked)
-    _check_points(asked.view, points, pictures.resolution(sight.png))
+    layers = await sights.sights_of(store, job, asked)
+    sight = layers[0]
+    check_points(asked.view, points, pictures.resolution(sight.png))
     style = FigureStyle(asked.size, asked.colormap, asked.alpha)
-    tag = sight.etag(asked.view, points, style, overlay.VERSION)
+    tag = sights.etag(layers, asked.view, points, style, views.VERSION)
     name = f"{job.spec.class_name}-{job.spec.seed}-{sight.index}-{asked.view}"
     headers = negotiation.png_headers(tag, name)
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
     count = DEFAULT_POINTS if points is None else len(points)
-    await charge(request, job.owner, rate.cost_of(overlay.pixels_of(asked.view, asked.size, count)))
-    await _see(request, sight)
+    pixels = views.pixels_of(asked.view, asked.size, count, len(layers))
+    await charge(request, job.owner, rate.cost_of(pixels))
+    for one in layers:
+        await sights.see(request, one)
 
     async def begin(place: Place) -> Drawn:
-        seen = await _read(request, sight)
-        side = pictures.resolution(sight.png)
-        chosen = points
-        if chosen is None:
-            chosen = await place.run(default_points, seen, side)
-        shown = chosen if asked.view == "figure" else chosen[:1]
-        told = {"X-Attention-Points": ";".join(f"{x},{y}" for x, y in shown)}
-        return Drawn(_draw(sight, seen, asked.view, shown, style), _facts(seen) | told)
+        seen = [await sights.read(request, one) for one in layers]
+        shown: list[Point] = []
+        told = sights.facts(seen)
+        if asked.view not in views.WHOLE:
+            finest = max(seen, key=lambda one: len(one.map))
+            chosen = points
+            if chosen is None:
+                chosen = await place.run(default_points, finest, pictures.resolution(sight.png))
+            shown = chosen if asked.view == "figure" else chosen[:1]
+            told["X-Attention-Points"] = ";".join(f"{x},{y}" for x, y in shown)
+        return Drawn(_draw(sight, seen, asked.view, shown, style), told)
 
     drawings = state(request).drawings
-    memory = sight.memory + overlay.memory_of(asked.view, asked.size, count)
+    memory = sum(one.memory for one in layers) + views.memory_of(asked.view, asked.size, count, len(layers))
     return DrawnResponse(request, drawings, memory, caller, begin, headers=headers)
 
 
@@ -238,24 +133,26 @@ async def read_map(
     gzipped = negotiation.takes_gzip(request)
     caller = counted_as(request, job.owner)
     state(request).drawings.check(caller)
-    sight = await _sight(store, job, asked)
+    sight, *others = await sights.sights_of(store, job, asked)
+    if others:
+        raise Invalid("layer=all is for drawings: read the maps of a model's layers one by one.")
     headers = {
-        "ETag": sight.etag("map", as_json, asked.rounded, gzipped),
+        "ETag": sights.etag([sight], "map", as_json, asked.rounded, gzipped),
         "Cache-Control": "private, max-age=31536000, immutable",
         "Vary": "Accept, Accept-Encoding",
     }
     if negotiation.knows(request, headers["ETag"]):
         return negotiation.not_modified(headers)
     await charge(request, job.owner)
-    await _see(request, sight)
+    await sights.see(request, sight)
     if gzipped:
         headers["Content-Encoding"] = "gzip"
 
     async def begin(_: Place) -> Drawn:
-        seen = await _read(request, sight)
+        seen = await sights.read(request, sight)
         as_bytes = map_formats.as_records if asked.rounded else map_formats.as_npy
         pieces = map_formats.as_json(job.id, sight.index, seen) if as_json else as_bytes(seen)
-        return Drawn(map_formats.gzipped(pieces) if gzipped else pieces, _facts(seen))
+        return Drawn(map_formats.gzipped(pieces) if gzipped else pieces, sights.facts([seen]))
 
     drawings, kind = state(request).drawings, "application/json" if as_json else _NUMPY
     return DrawnResponse(request, drawings, sight.memory, caller, begin, headers=headers, media_type=kind)
@@ -274,7 +171,10 @@ def parse_points(text: str) -> list[Point]:
     return points
 
 
-def _check_points(view: View, points: list[Point] | None, resolution: int) -> None:
+def check_points(view: View, points: list[Point] | None, resolution: int) -> None:
+    """Raises Conflict, NotFound."""
+    if view in views.WHOLE and points is not None:
+        raise Conflict(f"view={view} shows all queries at once; leave points out, or ask for view=overlay.")
     for x, y in points or ():
         if not (0 <= x < resolution and 0 <= y < resolution):
             raise NotFound(
@@ -284,30 +184,14 @@ def _check_points(view: View, points: list[Point] | None, resolution: int) -> No
         raise Conflict(f"view={view} shows one point; {len(points)} were given. view=figure shows several.")
 
 
-def _facts(attention: AttentionMap) -> dict[str, str]:
-    return {
-        "X-Attention-Layer": attention.layer,
-        "X-Attention-Query-Grid": "x".join(map(str, attention.query_grid)),
-        "X-Attention-Key-Grid": "x".join(map(str, attention.key_grid)),
-        "X-Attention-Gamma": f"{attention.gamma:.6g}",
-        "X-Attention-Share": f"{attention.share:.6g}",
-    }
-
-
 def _draw(
-    sight: _Sight, seen: AttentionMap, view: View, points: list[Point], style: FigureStyle
+    sight: Sight, seen: Sequence[AttentionMap], view: View, points: list[Point], style: FigureStyle
 ) -> Iterator[bytes]:
     """The pieces of the picture."""
-    image = pictures.read(sight.png)
-    match view:
-        case "figure":
-            spec = sight.job.spec
-            title = f"{spec.class_name}  ·  seed {spec.seed}, image {sight.index}  ·  {spec.model}"
-            for sheet in overlay.figure(image, seen, points, style, title):
-                drawn = sheet
-                yield b""  # a pause after each panel
-        case "overlay":
-            drawn = overlay.overlay(image, seen, points[0], style)
-        case "heatmap":
-            drawn = overlay.heatmap(image, seen, points[0], style)
-    yield from pictures.written(drawn)
+    spec = sight.job.spec
+    title = f"{spec.class_name}  ·  seed {spec.seed}, image {sight.index}  ·  {spec.model}"
+    for drawn in views.draw(view, pictures.read(sight.png), seen, points, style, title):
+        if drawn is None:
+            yield b""  # a pause after each panel
+        else:
+            yield from pictures.written(drawn)

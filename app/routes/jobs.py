@@ -121,7 +121,7 @@ async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
     if asked.size is not None and asked.size * columns > MAX_SHEET:
         most = MAX_SHEET // columns
         raise TooLarge(f"size must be at most {most} for a grid of {job.spec.count} images.")
-    pngs = await _images_of(job, here.store)
+    pngs = await images_of(job, here.store)
     tag = pictures.etag(*pngs, asked.size, asked.resample)
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
     if negotiation.knows(request, tag):
@@ -203,7 +203,8 @@ async def image_of(job: Job, index: int, store: JobClient) -> bytes:
     return png
 
 
-async def _images_of(job: Job, store: JobClient) -> list[bytes]:
+async def images_of(job: Job, store: JobClient) -> list[bytes]:
+    """PNGs of all images. Raises NotFinished, Unsuccessful."""
     pngs = [png for png in await store.images(job) if png is not None]
     if len(pngs) < job.spec.count:
         raise _not_there(job)
@@ -219,7 +220,7 @@ def _not_there(job: Job) -> NotFinished | Unsuccessful:
 
 async def picture_of(request: Request, job: Job, headers: dict[str, str]) -> Response:
     """A finished job as one PNG: its only image, or the grid."""
-    pngs = await _images_of(job, state(request).store)
+    pngs = await images_of(job, state(request).store)
     if len(pngs) == 1:
         return Response(pngs[0], media_type="image/png", headers=headers)
     return _drawn(request, job, pngs, None, "nearest", headers)
