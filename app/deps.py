@@ -1,9 +1,9 @@
 """The dependencies of the routes, by type."""
 
 import re
-from typing import Annotated, Protocol, cast
+from typing import Annotated, Final, Protocol, cast
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
 
 from app import rate, security
 from app.addresses import address_of
@@ -11,6 +11,7 @@ from app.drawing import Drawings
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
 from app.metrics import Metrics
 from app.pace import Pace
+from app.schemas import Seeds
 from app.settings import Settings
 from app.streams import Streams
 from jobs.client import JobClient
@@ -97,6 +98,19 @@ async def _found(
 
 # the job of the path; 404 unless it is the caller's, 410 once expired
 Found = Annotated[Job, Depends(_found)]
+
+
+async def seeds_asked(
+    seeds: Annotated[
+        Seeds,
+        Query(description="`string`: the answer has the seed as a string, which JavaScript reads exactly."),
+    ] = "number",
+) -> Seeds:
+    """How the answer has its seeds. A route that answers a job depends on it, and `present` follows it."""
+    return seeds
+
+
+ANSWERS_JOB: Final = [Depends(seeds_asked)]
 
 
 async def served_model(store: JobClient, name: str | None) -> ModelInfo:

@@ -51,7 +51,7 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.schemas import GenerateAnyIn
+from app.orders import EndIn, GenerateAnyIn, MorphIn, Order
 from jobs.classes import nearest_name
 from jobs.errors import (
     AttentionFailed,
@@ -59,6 +59,7 @@ from jobs.errors import (
     IdempotencyConflict,
     JobError,
     NewerFormat,
+    OlderWorkers,
     Overloaded,
     QueueFull,
     UnknownJob,
@@ -277,7 +278,7 @@ def problem_of(error: Exception) -> Problem:
             return NoMap(str(error))
         case Overloaded():
             return TooMuchAsked(str(error), retry_after=1)
-        case NewerFormat():
+        case NewerFormat() | OlderWorkers():
             return Unavailable(str(error))
         case JobError():
             return NoBroker(str(error), retry_after=RETRY_AFTER)
@@ -306,12 +307,13 @@ def _of_http(error: HTTPException) -> Problem:
 def invalid(error: RequestValidationError) -> Invalid:
     """The first findings of FastAPI and pydantic as one sentence, and one by one under `errors`."""
     findings = error.errors()
+    order = MorphIn if error.endpoint_function == "morph" else GenerateAnyIn
     found = [
         {
             # "body.count", not "body.class_id.int": the branches of a union are internal;
             # "body", not "body.17": the position of a syntax error is no field
-            "at": cut(".".join(part for part in finding["loc"][:2] if isinstance(part, str)), LONGEST_NAME),
-            "message": cut(_message(finding), LONGEST_MESSAGE),
+            "at": cut(_place(finding["loc"]), LONGEST_NAME),
+            "message": cut(_message(finding, order), LONGEST_MESSAGE),
         }
         for finding in findings[:FINDINGS]
     ]
@@ -320,10 +322,17 @@ def invalid(error: RequestValidationError) -> Invalid:
     return Invalid(f"{said.rstrip('.')}{more}. See /docs for the bounds.", errors=found)
 
 
-def _message(finding: Mapping[str, Any]) -> str:
-    """What a finding says; of a field of the body that does not exist also which do."""
-    if finding["type"] == "extra_forbidden" and finding["loc"][0] == "body":
-        name, fields = str(finding["loc"][-1]), list(GenerateAnyIn.model_fields)
+def _place(loc: Sequence[str | int]) -> str:
+    """ "body.count" or "body.ends.0.seed"."""
+    in_list = len(loc) > 2 and isinstance(loc[1], str) and isinstance(loc[2], int)
+    return ".".join(str(part) for part in loc[: 4 if in_list else 2] if in_list or isinstance(part, str))
+
+
+def _message(finding: Mapping[str, Any], order: type[Order]) -> str:
+    """What a finding says; of a field that the body, an `order`, does not have also which it has."""
+    loc = finding["loc"]
+    if finding["type"] == "extra_forbidden" and loc[0] == "body":
+        name, fields = str(loc[-1]), list((EndIn if "ends" in loc else order).model_fields)
         if name in fields:
             return "The class stands in the path here."
         near = difflib.get_close_matches(name, fields, n=1)

@@ -2,77 +2,41 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic_core import PydanticCustomError, from_json
+from pydantic import BaseModel, ConfigDict, Field
 
-from jobs.job import Job, ModelInfo, State, WorkerInfo
+from jobs.job import Job, JobSpec, ModelInfo, State, WorkerInfo
 
-MAX_SEED = 2**63 - 1
-
-USUAL_PRIORITY = 5
-
-Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-# a folder's name has 255 bytes, a table's may be longer
-ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Seeds = Literal["number", "string"]  # how an answer has them
 
 
-class GenerateIn(BaseModel):
-    """A job. Every field has a default."""
+class EndOut(BaseModel):
+    """An end of a morph."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,  # true is no count, and neither is "4" or 1.5
-        json_schema_extra={"examples": [{"count": 4, "seed": 42, "truncation": 0.8}]},
-    )
+    class_weights: dict[int, float]
+    class_name: str
+    seed: int | str
+    index: int
 
-    count: int = Field(1, ge=1, le=64, description="Images to make.")
-    seed: int | None = Field(
-        None,
-        ge=0,
-        le=MAX_SEED,
-        description="Image k is drawn from (seed, k). Drawn below 2^53 and returned when absent.",
-    )
-    truncation: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        allow_inf_nan=False,
-        description="A factor on z: lower is more typical, less varied.",
-    )
-    model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
-    priority: int | None = Field(
-        None,
-        ge=0,
-        le=9,
-        description="9 is most urgent. Absent: 5, or the highest that the caller may ask for if that is "
-        "less. Above that: 403.",
-    )
 
-    @model_validator(mode="before")
+class MorphOut(BaseModel):
+    """What a job's images lie between."""
+
+    ends: list[EndOut]
+    loop: bool
+    weights: list[tuple[float, ...]] | None = Field(description="Of the ends, a row an image; null: evenly.")
+    attention: str | None = Field(description="Layer whose maps were made with the images.")
+
     @classmethod
-    def _read(cls, body: object) -> object:
-        # FastAPI hands on the bytes unless their Content-Type is JSON; `curl -d` calls them a form
-        if not isinstance(body, bytes):
-            return body
-        try:
-            return from_json(body)
-        except ValueError as wrong:
-            example = '{"count": 4, "seed": 42}'
-            raise PydanticCustomError(
-                "json_invalid",
-                "Not JSON ({wrong}). Send it like {example}.",
-                {"wrong": str(wrong), "example": example},
-            ) from wrong
-
-
-class GenerateAnyIn(GenerateIn):
-    """A job with its class."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"class_id": "cat", "count": 4, "seed": 42}]})
-
-    class_id: int | ClassName = Field(description="Number or name of a class of the model.")
+    def of(cls, spec: JobSpec) -> Self:
+        ends = [
+            EndOut(class_weights=dict(end.classes), class_name=end.name, seed=end.seed, index=end.index)
+            for end in spec.ends
+        ]
+        return cls(
+            ends=ends, loop=spec.loop, weights=list(spec.weights) or None, attention=spec.attention or None
+        )
 
 
 class SpecOut(BaseModel):
@@ -84,9 +48,30 @@ class SpecOut(BaseModel):
     class_id: int
     class_name: str
     count: int
-    seed: int
+    seed: int | str = Field(description="A number; a string of its digits where `seeds=string` asks for it.")
     truncation: float
     priority: int
+    start: int = Field(description="Which image of the seed its first one is.")
+    class_weights: dict[int, float] | None = Field(description="Of a mixture of classes; null: class_id.")
+    morph: MorphOut | None = Field(description="What its images lie between; null: it is no morph.")
+
+    @classmethod
+    def of(cls, spec: JobSpec) -> Self:
+        mixed = len(spec.ends) == 1
+        return cls(
+            model=spec.model,
+            model_hash=spec.model_hash,
+            precision=spec.precision,
+            class_id=spec.class_id,
+            class_name=spec.class_name,
+            count=spec.count,
+            seed=spec.seed,
+            truncation=spec.truncation,
+            priority=spec.priority,
+            start=spec.start,
+            class_weights=dict(spec.ends[0].classes) if mixed else None,
+            morph=MorphOut.of(spec) if len(spec.ends) > 1 else None,
+        )
 
 
 class LinksOut(BaseModel):
@@ -114,13 +99,14 @@ class JobOut(BaseModel):
     created_at: datetime
     started_at: datetime | None = Field(description="null: in no forward yet.")
     finished_at: datetime | None = Field(description="null: not ended.")
+    expires_at: datetime | None = Field(description="Its images are gone after it; null: not ended.")
     error: str | None = Field(description="Why it failed.")
     done: int = Field(description="Images made so far, in any order.")
     spec: SpecOut
     links: LinksOut
 
     @classmethod
-    def of(cls, job: Job, position: int | None, root: str) -> Self:
+    def of(cls, job: Job, position: int | None, root: str, seeds: Seeds = "number") -> Self:
         """`job` for a client; root: the path prefix under which a proxy serves us, often empty."""
         here = f"{root}/jobs/{job.id}"
         links = LinksOut(
@@ -132,6 +118,10 @@ class JobOut(BaseModel):
             attention_grid=f"{root}/attention/{job.id}/grid",
             cancel=here,
         )
+        spec = SpecOut.of(job.spec)
+        if seeds == "string":
+            for drawn in (spec, *(spec.morph.ends if spec.morph else ())):
+                drawn.seed = str(drawn.seed)
         return cls(
             id=job.id,
             state=job.state,
@@ -139,9 +129,10 @@ class JobOut(BaseModel):
             created_at=job.created_at,
             started_at=job.started_at,
             finished_at=job.finished_at,
+            expires_at=job.expires_at,
             error=job.error,
             done=job.done,
-            spec=SpecOut.model_validate(job.spec, from_attributes=True),
+            spec=spec,
             links=links,
         )
 
@@ -243,6 +234,7 @@ class ModelsOut(BaseModel):
     """The models that workers have loaded; empty while none has."""
 
     models: list[ModelOut]
+    result_ttl: int = Field(description="Seconds that the images of a job are kept after its end.")
 
 
 class MapOut(BaseModel):

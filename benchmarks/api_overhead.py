@@ -27,7 +27,8 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from app.main import create_app
-from app.schemas import GenerateIn, JobOut
+from app.orders import GenerateIn
+from app.schemas import JobOut
 from app.settings import Settings
 from jobs.client import JobClient
 from jobs.job import AttentionSite, Job, JobSpec, ModelInfo

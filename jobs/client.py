@@ -15,11 +15,20 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
-from jobs.errors import AttentionFailed, BrokerUnavailable, ExpiredJob, JobError, UnknownJob
-from jobs.fleet import FleetReader, format_for
+from jobs.errors import (
+    AttentionFailed,
+    BrokerUnavailable,
+    ExpiredJob,
+    JobError,
+    OlderWorkers,
+    UnknownJob,
+)
+from jobs.fleet import FleetReader, format_for, newest_format
 from jobs.job import (
     ENDED,
     FAILED,
+    FORMAT,
+    PLAIN,
     AttentionMap,
     Job,
     JobSpec,
@@ -125,7 +134,7 @@ class JobClient:
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
         the same request. None: the spec itself. caller: whose share of the queue it takes; None: the owner's.
-        Raises QueueFull, ShareFull, IdempotencyConflict.
+        Raises QueueFull, ShareFull, IdempotencyConflict, OlderWorkers.
         """
         return await self._submit(
             NewJob(new_job_id(), owner, spec, idempotency_key, request, caller=caller or "")
@@ -159,6 +168,9 @@ class JobClient:
 
     @_shares_a_call
     async def _submit(self, job: NewJob) -> tuple[Job, bool]:
+        version = job.spec.version
+        if job.spec.format > PLAIN and newest_format(version, (await self._fleet.look()).workers) < FORMAT:
+            raise OlderWorkers
         created = await self._creates.ask(job)
         if isinstance(created, JobError):
             raise created
@@ -166,7 +178,7 @@ class JobClient:
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
         workers = (await self._fleet.look()).workers
-        fitting = [replace(job, format=format_for(job.spec.version, workers)) for job in jobs]
+        fitting = [replace(job, format=format_for(job.spec, workers)) for job in jobs]
         return await self._scripts.create(fitting).arun(self._redis)
 
     async def _answered(self, job: Job, watch: Watch, deadline: float) -> tuple[Job, bytes | None]:
@@ -366,7 +378,7 @@ class JobClient:
     @_asks_redis
     async def ask_for_attention(self, job: Job, image: int, layer: str, caller: str, seconds: int) -> None:
         """Queue a map for which the caller waits so many seconds, unless somebody does. Raises MapsFull."""
-        format_ = format_for(job.spec.version, (await self._fleet.look()).workers)
+        format_ = format_for(job.spec, (await self._fleet.look()).workers)
         call = self._scripts.claim_attention(job, image, layer, caller, seconds, format_)
         refused = await call.arun(self._redis)
         if refused is not None:

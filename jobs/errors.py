@@ -8,6 +8,7 @@ from __future__ import annotations
 # ├── QueueFull             429
 # │   └── ShareFull         one caller has the share of it that a caller may have
 # ├── NewerFormat           503: a newer release wrote the record
+# ├── OlderWorkers          503: the workers with this model are of a release that makes other images of it
 # ├── MapsFull              429: too many attention maps are waited for
 # ├── IdempotencyConflict   422: the same key with another request
 # ├── AttentionFailed       the worker could not make this map
@@ -62,6 +63,16 @@ class NewerFormat(JobError):
     def __init__(self, job_id: str) -> None:
         super().__init__(
             f"Job {job_id!r} was recorded by a newer release than this one. Ask an API of that release."
+        )
+
+
+class OlderWorkers(JobError):
+    """The living workers with a model would misread a job for it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The workers with this model are of an older release, which makes whole jobs of one class alone. "
+            "Update them, or ask without start, class_weights and ends."
         )
 
 

@@ -9,7 +9,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from jobs.job import FORMAT, ModelInfo, WorkerInfo
+from jobs.job import FORMAT, PLAIN, JobSpec, ModelInfo, WorkerInfo
 from jobs.keys import Keys
 from jobs.records import read_workers
 
@@ -37,10 +37,15 @@ def _age_key(worker: WorkerInfo, model: ModelInfo) -> tuple[bool, datetime]:
     return not model.draining, model.loaded_at or worker.started_at
 
 
-def format_for(version: str, workers: Iterable[WorkerInfo]) -> int:
+def newest_format(version: str, workers: Iterable[WorkerInfo]) -> int:
     """The newest format that living workers with a version of a model take; ours where there is none."""
     formats = [worker.format for worker in workers for model in worker.models if model.version == version]
     return min(FORMAT, max(formats, default=FORMAT))
+
+
+def format_for(spec: JobSpec, workers: Iterable[WorkerInfo]) -> int:
+    """The format in which a job is queued: its own, or that of older workers where they make it rightly."""
+    return spec.format if spec.format > PLAIN else min(PLAIN, newest_format(spec.version, workers))
 
 
 class FleetReader:

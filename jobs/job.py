@@ -15,11 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Raise it when records, messages or heartbeats change so that an older release would misread them. A release
-# reads its own format and the one before, and a worker only takes messages of these (see jobs.wire).
-FORMAT: Final = 2
+# reads the formats up to its own, and a worker only takes messages of these (see jobs.wire). What the release
+# before would read rightly is written as it writes it: JobSpec.format.
+FORMAT: Final = 3  # 3: jobs from another image than 0 on, mixtures of classes, blends
+PLAIN: Final = 2
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 ENDED: Final[frozenset[State]] = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Draw:
+    """An end of a blend: classes with weights that sum to 1, and a draw of noise."""
+
+    classes: tuple[tuple[int, float], ...]
+    name: str  # of the classes
+    seed: int
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -31,14 +43,39 @@ class JobSpec:
     precision: str  # "float32", "bfloat16" or "int8": pixels depend on it
     class_id: int
     class_name: str
-    count: int  # images, 1 to 64
+    count: int  # images, 1 to 64; of a blend 1 to 256
     seed: int  # 0 to 2^63 - 1
     truncation: float  # (0, 1]: z is scaled by it
     priority: int = 5  # 0 to 9, 9 is most urgent
+    start: int = 0  # index of its first image among those of the seed
+    # One: the classes are a mixture, of which class_id is the heaviest. More: the images lie between them.
+    ends: tuple[Draw, ...] = ()
+    loop: bool = False  # the way leads from the last end back to the first
+    weights: tuple[tuple[float, ...], ...] = ()  # of the ends, a row an image; (): evenly along the way
+    attention: str = ""  # layer whose maps are made with the images; "": none
+    listed: bool = True  # among the caller's recent jobs
 
     @property
     def version(self) -> str:
         return version_of(self.model_hash, self.precision)
+
+    @property
+    def format(self) -> int:
+        """The oldest format whose release makes the right images of it."""
+        return FORMAT if self.start or self.ends or self.attention else PLAIN
+
+    def shares(self, image: int) -> tuple[float, ...]:
+        """How much of an image each of `ends` makes; they sum to 1."""
+        if self.weights:
+            return self.weights[image]
+        ends = len(self.ends)
+        # a loop's last image is one step before its first
+        legs, steps = (ends, self.count) if self.loop else (ends - 1, max(self.count - 1, 1))
+        leg, rest = divmod(image * legs, steps)
+        shares = [0.0] * ends
+        shares[leg % ends] = 1 - rest / steps
+        shares[(leg + 1) % ends] += rest / steps
+        return tuple(shares)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from redis.exceptions import NoScriptError
 
 from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
-from jobs.job import FORMAT, Job, JobSpec, Taken
+from jobs.job import PLAIN, Job, JobSpec, Taken
 from jobs.keys import Keys
 from jobs.records import SPEC, read_job
 from jobs.settings import QueueSettings
@@ -92,7 +92,7 @@ class NewJob:
     request: str | None = None  # what the key stands for; None: the spec
     waiter: str = ""  # API process that waits for the end; "": none does
     caller: str = ""  # whose share of the queue it takes; "": the owner's
-    format: int = FORMAT  # of the workers that have its model
+    format: int = PLAIN  # of its queue and message
 
 
 @dataclass(frozen=True)
@@ -123,13 +123,13 @@ class Scripts:
         parts = [part for job in jobs for part in self._parts(job)]
         return Call(
             "create",
-            [self._keys.prefix, FORMAT, lifetime, *limits, *shares, *parts],
+            [self._keys.prefix, lifetime, *limits, *shares, *parts],
             lambda answers: [_created(job, *answer) for job, answer in zip(jobs, answers, strict=True)],
         )
 
     def _parts(self, job: NewJob) -> tuple[str | int, ...]:
         """A job as create.lua takes it."""
-        spec, priority = SPEC.dump_json(job.spec).decode(), job.spec.priority
+        spec, priority = SPEC.dump_json(job.spec, exclude_defaults=True).decode(), job.spec.priority
         key, request = "", ""
         if job.idempotency_key is not None:
             key = self._keys.idempotency(job.owner, job.idempotency_key)
@@ -151,6 +151,8 @@ class Scripts:
             ),
             *(queue, name(self._settings.namespace, queue, step)),
             generate_message(job.id, spec, priority, queue),
+            job.spec.format,
+            "1" if job.spec.listed else "",
         )
 
     def end(self, job_id: str, state: Literal["failed", "cancelled"], reason: str = "") -> Call[bool]:
@@ -190,11 +192,11 @@ class Scripts:
         return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(bool, answer)))
 
     def claim_attention(
-        self, job: Job, image: int, layer: str, caller: str, seconds: int, format: int = FORMAT
+        self, job: Job, image: int, layer: str, caller: str, seconds: int, format: int = PLAIN
     ) -> Call[MapsFull | None]:
         """Queue an attention map that somebody waits for, up to so many seconds. MapsFull: it was refused.
 
-        format: of the workers that have the job's model.
+        format: of its queue.
         """
         most = self._settings.max_queued_maps
         queue = attention_queue(job.spec.version, format)
@@ -221,7 +223,7 @@ class Scripts:
         """Let a job of a worker wait again; its message is still there. False: it ended or moved on."""
         return Call("release", [self._keys.prefix, job_id, holder, "", ""], bool)
 
-    def bring_back(self, job_id: str, spec: JobSpec, holder: str, format: int = FORMAT) -> Call[bool]:
+    def bring_back(self, job_id: str, spec: JobSpec, holder: str, format: int = PLAIN) -> Call[bool]:
         """Queue a job again, at the front, for workers of a format. False: it ended or moved on.
 
         holder: the worker that had it; "": none did.

@@ -13,7 +13,7 @@ from functools import cache
 from time import time
 from typing import Any, Final
 
-from jobs.job import FORMAT
+from jobs.job import FORMAT, PLAIN
 
 GENERATE: Final = "sagan.generate"  # task (job_id, spec as JSON or None): make the images of a job
 ATTENTION: Final = "sagan.attention"  # task (job_id, image, layer): make one attention map
@@ -51,14 +51,24 @@ def turn_stem(namespace: str, queue: str, step: int) -> str:
     return f"{celery_prefix(namespace)}{queue}\x06\x16{step}~"
 
 
-def generate_queue(version: str, format: int = FORMAT) -> str:
+def generate_queue(version: str, format: int = PLAIN) -> str:
     """The queue of jobs of one version of a model (see jobs.job.version_of), for workers of a format."""
     return OLD_GENERATE_QUEUE if format < 2 else f"{OLD_GENERATE_QUEUE}.{format}.{version}"
 
 
-def attention_queue(version: str, format: int = FORMAT) -> str:
+def attention_queue(version: str, format: int = PLAIN) -> str:
     """The queue of attention maps of one version of a model."""
     return OLD_ATTENTION_QUEUE if format < 2 else f"{OLD_ATTENTION_QUEUE}.{format}.{version}"
+
+
+def queues_of(version: str, format: int = FORMAT) -> list[str]:
+    """The queues of jobs of one version from which workers of a format take, but for that of format 1."""
+    return [generate_queue(version, each) for each in range(PLAIN, format + 1)]
+
+
+def map_queues_of(version: str) -> list[str]:
+    """The same of attention maps, for workers of our format."""
+    return [attention_queue(version, each) for each in range(PLAIN, FORMAT + 1)]
 
 
 def is_generate_queue(queue: str) -> bool:

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from jobs.connections import PatientRetry
 from jobs.fleet import format_for
-from jobs.job import FAILED, FORMAT, AttentionMap, Job, JobSpec, Taken, WorkerInfo, attention_channel_key
+from jobs.job import FAILED, PLAIN, AttentionMap, Job, JobSpec, Taken, WorkerInfo, attention_channel_key
 from jobs.keys import Keys
 from jobs.records import WORKER, as_time, read_job, read_workers
 from jobs.scripts import Scripts
@@ -25,8 +25,9 @@ from jobs.wire import (
     attention_message,
     attention_queue,
     generate_lists,
-    generate_queue,
+    map_queues_of,
     message_list,
+    queues_of,
 )
 
 PAGE: Final = 200  # messages read at once: between two reads Redis serves others
@@ -140,18 +141,18 @@ class WorkerStore:
         """Let a job of this worker wait again. False: it ended or moved on."""
         return self._scripts.release(job_id, self._worker).run(self._redis)
 
-    def bring_back(self, job_id: str, spec: JobSpec, holder: str, format: int = FORMAT) -> bool:
+    def bring_back(self, job_id: str, spec: JobSpec, holder: str, format: int = PLAIN) -> bool:
         """Queue a job again (see Scripts.bring_back). False: it ended or moved on."""
         return self._scripts.bring_back(job_id, spec, holder, format).run(self._redis)
 
     def pass_on(self, job_id: str, spec: JobSpec, workers: Iterable[WorkerInfo]) -> bool:
         """Queue a job for the workers that can make it. False: it ended or moved on."""
-        format_ = format_for(spec.version, workers)
+        format_ = format_for(spec, workers)
         return any(self.bring_back(job_id, spec, holder, format_) for holder in (self._worker, ""))
 
     def pass_on_map(self, job: Job, image: int, layer: str, workers: Iterable[WorkerInfo]) -> None:
         """Queue a map for the workers that can make it."""
-        queue = attention_queue(job.spec.version, format_for(job.spec.version, workers))
+        queue = attention_queue(job.spec.version, format_for(job.spec, workers))
         name = message_list(self._settings.namespace, queue, 0)
         self._redis.lpush(name, attention_message(job.id, image, layer, queue))
 
@@ -275,13 +276,13 @@ class WorkerStore:
 
     def waits(self, version: str) -> bool:
         """Whether a job or a map waits for workers with a version of a model."""
-        maps = message_list(self._settings.namespace, attention_queue(version), 0)
-        return bool(self._filled([generate_queue(version)]) or self._redis.exists(maps))
+        maps = [message_list(self._settings.namespace, queue, 0) for queue in map_queues_of(version)]
+        return bool(self._filled(queues_of(version)) or self._redis.exists(*maps))
 
     def pop(self, version: str, most: int) -> list[str]:
         """Take the messages of up to so many waiting jobs without Celery; their ids."""
         found: list[str] = []
-        for name in self._filled([generate_queue(version)]):
+        for name in self._filled(queues_of(version)):
             found += map(_task_id, self._redis.rpop(name, most - len(found)) or [])
             if len(found) >= most:
                 break

@@ -11,12 +11,11 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from imaging.spec import ImageSpec
-from jobs.job import JobSpec, Taken
+from jobs.job import Taken
 from jobs.records import SPEC
 from jobs.worker_store import Stopping, WorkerStore
 from worker.engine import Engine, UnknownLayer
-from worker.pending import Dropped, PendingJob
+from worker.pending import Dropped, PendingJob, image_spec
 from worker.result_writer import ResultWriter
 from worker.scheduler import Scheduler
 from worker.settings import WorkerSettings
@@ -235,7 +234,7 @@ class Dispatcher:
         return PendingJob(
             job_id=taken.job_id,
             spec=spec,
-            images=[image_spec(spec, index) for index in range(spec.count) if index not in taken.made],
+            images=[image for image in range(spec.count) if image not in taken.made],
             alone=taken.attempts > 0,
         )
 
@@ -244,8 +243,3 @@ class Dispatcher:
         if (deaths := taken.attempts) >= self._settings.max_attempts:
             return f"The worker died {deaths} times in a row while making it, so it is not tried again."
         return None
-
-
-def image_spec(spec: JobSpec, index: int) -> ImageSpec:
-    """The spec of image `index` of a job."""
-    return ImageSpec(spec.class_id, spec.seed, index, spec.truncation)

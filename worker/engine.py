@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imaging.levels import to_pixels
-from imaging.noise import noise
-from imaging.spec import ImageSpec
+from imaging.noise import noise_of
+from imaging.spec import MOST_CLASSES, ImageSpec
 from jobs.job import AttentionMap, AttentionSite, ModelInfo
 from model.checkpoint import Checkpoint, load_generator
 from model.errors import CheckpointError
@@ -106,7 +106,8 @@ def _power_of_two(number: int) -> int:
     return 1 << max(0, number.bit_length() - 1)
 
 
-Forward = Callable[[Tensor, Tensor], NDArray[np.uint8]]  # z [size, latent], y [size] -> [size, R, R, 3]
+# z [size, latent], classes and their shares [size, M] -> [size, R, R, 3]
+Forward = Callable[[Tensor, Tensor, Tensor], NDArray[np.uint8]]
 
 _recording = Lock()  # a recording first synchronizes the device, which breaks another that is under way
 
@@ -119,9 +120,11 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
     """
     device = network.table.device
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    mixture = size, MOST_CLASSES
     inputs = (
         torch.zeros(size, latent, device=device, dtype=network.dtype),
-        torch.zeros(size, device=device, dtype=torch.long),
+        torch.zeros(mixture, device=device, dtype=torch.long),
+        torch.zeros(mixture, device=device),
     )
     graph = torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream(device))  # which fills the inputs
@@ -138,10 +141,11 @@ def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
     host = torch.empty(pixels.shape, dtype=torch.uint8, pin_memory=True)
     host_total = torch.empty((), dtype=total.dtype, pin_memory=True)
 
-    def replay(z: Tensor, y: Tensor) -> NDArray[np.uint8]:
+    def replay(z: Tensor, y: Tensor, shares: Tensor) -> NDArray[np.uint8]:
         with torch.cuda.stream(stream):
-            for ours, theirs in zip(inputs, (z, y), strict=True):
-                ours.copy_(theirs, non_blocking=True)
+            for ours, theirs in zip(inputs, (z, y, shares), strict=True):
+                ours[:, theirs.shape[1] :].zero_()  # fewer classes than there is room for
+                ours[:, : theirs.shape[1]].copy_(theirs, non_blocking=True)
             graph.replay()
             host.copy_(pixels, non_blocking=True)
             host_total.copy_(total, non_blocking=True)
@@ -302,14 +306,18 @@ class Engine:
         finally:
             self._recorded.put(lane)
 
-    def _inputs(self, specs: Sequence[ImageSpec], size: int) -> tuple[Tensor, Tensor]:
-        """z [size, latent] and y [size]; the rows after the specs repeat the first."""
-        drawn = [noise(spec.seed, spec.index, self._latent, spec.truncation) for spec in specs]
+    def _inputs(self, specs: Sequence[ImageSpec], size: int) -> tuple[Tensor, Tensor, Tensor]:
+        """z [size, latent], classes and their shares [size, M]; the rows after the specs repeat the first."""
+        drawn = [noise_of(spec, self._latent) for spec in specs]
         more = size - len(specs)
         z = torch.from_numpy(np.stack(drawn + drawn[:1] * more))
-        classes = [spec.class_id for spec in specs]
-        y = torch.tensor(classes + classes[:1] * more)
-        return z.to(self._device, self._dtype), y.to(self._device)
+        mixtures = [spec.classes for spec in specs]
+        most = max(map(len, mixtures))
+        # class 0 with a share of 0 changes nothing
+        filled = [mixture + ((0, 0.0),) * (most - len(mixture)) for mixture in mixtures]
+        parts = torch.tensor(filled + filled[:1] * more, dtype=torch.float64)
+        y, shares = parts[..., 0].long(), parts[..., 1].float()
+        return z.to(self._device, self._dtype), y.to(self._device), shares.to(self._device)
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -12,8 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from imaging.spec import ImageSpec
-from jobs.job import JobSpec
+from imaging.spec import End, ImageSpec
+from jobs.job import AttentionMap, JobSpec
 
 Pixels = NDArray[np.uint8]
 
@@ -31,6 +31,9 @@ class BatchEngine(Protocol):
     def sample(self, specs: Sequence[ImageSpec]) -> Pixels:
         """uint8 [N, R, R, 3], one image a spec; an image does not depend on the others. Raises DeviceLost."""
 
+    def attention(self, spec: ImageSpec, layer: str) -> tuple[Pixels, AttentionMap]:
+        """The image again, and the map of one layer. Raises DeviceLost."""
+
 
 class Dropped(Exception):
     """The job was cancelled, or another worker has it: this worker makes no more of it."""
@@ -42,7 +45,7 @@ class PendingJob:
 
     job_id: str
     spec: JobSpec
-    images: Sequence[ImageSpec]
+    images: Sequence[int]  # of the job, by number
     alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
     wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
     # None once the last image is stored; else Dropped, Stopping or an error
@@ -65,5 +68,30 @@ class Made:
     """One image, fresh from a forward."""
 
     pending: PendingJob
-    image: ImageSpec
+    image: int  # of the job
     pixels: Pixels  # [R, R, 3]
+    map: AttentionMap | None = None  # where the job asks for maps
+
+
+def image_spec(spec: JobSpec, image: int) -> ImageSpec:
+    """What image `image` of a job is made from."""
+    match spec.ends:
+        case ():
+            return ImageSpec(spec.class_id, spec.seed, spec.start + image, spec.truncation)
+        case (mixture,):
+            end = End(mixture.classes, mixture.seed, spec.start + image, 1.0)
+            return ImageSpec.blend((end,), spec.truncation)
+        case ends:
+            shares = zip(ends, spec.shares(image), strict=True)
+            return ImageSpec.blend(
+                tuple(End(end.classes, end.seed, end.index, share) for end, share in shares), spec.truncation
+            )
+
+
+def class_name(spec: JobSpec, image: int) -> str:
+    """Of image `image` of a job: of its class, or of what it lies between."""
+    if len(spec.ends) > 1:
+        named = [end.name for end, share in zip(spec.ends, spec.shares(image), strict=True) if share > 0]
+        if len(named) == 1:
+            return named[0]
+    return spec.class_name

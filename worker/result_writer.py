@@ -13,7 +13,7 @@ from time import monotonic
 from imaging.png import png
 from imaging.spec import Provenance
 from jobs.worker_store import Stopping, WorkerStore
-from worker.pending import Made
+from worker.pending import Made, class_name, image_spec
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,11 @@ class ResultWriter:
 
     def _save(self, images: Sequence[Made]) -> None:
         by_job = sorted(images, key=lambda made: made.pending.job_id)
+        for made in by_job:
+            if made.map is not None:  # before its image: whoever hears of the end finds all maps
+                self._store.save_attention(made.pending.job_id, made.image, made.map.layer, made.map)
         goes_on = self._store.save(
-            [(made.pending.job_id, made.image.index, png(made.pixels, _provenance(made))) for made in by_job]
+            [(made.pending.job_id, made.image, png(made.pixels, _provenance(made))) for made in by_job]
         )
         now = monotonic()
         for made, still in zip(by_job, goes_on, strict=True):
@@ -74,4 +77,10 @@ def _end(images: Sequence[Made], error: Exception) -> None:
 
 def _provenance(made: Made) -> str:
     spec = made.pending.spec
-    return Provenance(spec.model, spec.model_hash, spec.precision, spec.class_name, made.image).to_json()
+    return Provenance(
+        spec.model,
+        spec.model_hash,
+        spec.precision,
+        class_name(spec, made.image),
+        image_spec(spec, made.image),
+    ).to_json()

@@ -18,11 +18,10 @@ from threading import Condition, Thread, get_ident
 from time import monotonic
 from typing import Final, Generic, TypeVar
 
-from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
 from worker.calls import Call, CallQueue, settle
-from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob
+from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob, image_spec
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +32,7 @@ SURELY_WANTED: Final = 0.2
 
 S = TypeVar("S", bound=BatchEngine)
 T = TypeVar("T")
-_Batch = list[tuple[PendingJob, ImageSpec]]
+_Batch = list[tuple[PendingJob, int]]  # images of jobs
 
 
 @dataclass
@@ -336,7 +335,13 @@ class Scheduler(Generic[S]):
         began = monotonic()
         try:
             with self._at_work():
-                pixels = model.sample([image for _, image in batch])
+                specs = [image_spec(pending.spec, image) for pending, image in batch]
+                pixels = model.sample(specs)
+                # one at a time, as GET /attention has them made: the same map to the last bit
+                maps = [
+                    model.attention(wanted, pending.spec.attention)[1] if pending.spec.attention else None
+                    for (pending, _), wanted in zip(batch, specs, strict=True)
+                ]
         except DeviceLost:
             raise
         except Exception as error:  # an error of the network fails a job, not the worker  # noqa: BLE001
@@ -354,7 +359,7 @@ class Scheduler(Generic[S]):
             elif 2 * len(batch) >= model.max_batch:
                 # a small forward costs more an image, but images that wait are made in full ones
                 self._pace = 0.8 * self._pace + 0.2 * pace
-        return [Made(*entry, made) for entry, made in zip(batch, pixels, strict=True)]
+        return [Made(*entry, *made) for entry, *made in zip(batch, pixels, maps, strict=True)]
 
     def _one_by_one(self, batch: _Batch, error: Exception) -> list[Made]:
         """After a forward failed: make each job apart, and fail the one whose forward fails again."""

@@ -11,7 +11,7 @@ from typing import Final
 from jobs.fleet import format_for
 from jobs.job import FORMAT, WorkerInfo
 from jobs.settings import QueueSettings
-from jobs.wire import generate_queue
+from jobs.wire import queues_of
 from jobs.worker_store import Stopping, WorkerStore
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,10 @@ class Sweeper:
     def _give_up(self, workers: list[WorkerInfo]) -> None:
         """Fail the jobs whose model no living worker has had for long."""
         served = {
-            generate_queue(model.version, worker.format) for worker in workers for model in worker.models
+            queue
+            for worker in workers
+            for model in worker.models
+            for queue in queues_of(model.version, worker.format)
         }
         for queue, seconds in self._store.unserved(served).items():
             if seconds >= self._model_patience:
@@ -95,7 +98,7 @@ class Sweeper:
         job = self._store.job(job_id)
         if job is None or job.ended:
             return
-        if not self._store.bring_back(job_id, job.spec, holder, format_for(job.spec.version, workers)):
+        if not self._store.bring_back(job_id, job.spec, holder, format_for(job.spec, workers)):
             return
         log.warning("job %s was lost%s: queued again", job_id, f" with worker {holder}" if holder else "")
 

@@ -7,7 +7,7 @@ from time import monotonic
 from typing import Final
 
 from jobs.settings import QueueSettings
-from jobs.wire import OLD_ATTENTION_QUEUE, OLD_GENERATE_QUEUE, attention_queue, generate_queue
+from jobs.wire import OLD_ATTENTION_QUEUE, OLD_GENERATE_QUEUE, map_queues_of, queues_of
 from jobs.worker_store import WorkerStore
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine
@@ -40,7 +40,7 @@ class Versions:
     def queues(self) -> list[str]:
         """The queues to take from; those of format 1 are everybody's."""
         versions = [version for version in self._folder.engines if version not in self._leaving]
-        names = [name(version) for version in versions for name in (generate_queue, attention_queue)]
+        names = [name for version in versions for name in (*queues_of(version), *map_queues_of(version))]
         return [OLD_GENERATE_QUEUE, OLD_ATTENTION_QUEUE, *names]
 
     def look(self) -> bool:

@@ -2,23 +2,26 @@
 
 import contextlib
 import json
-import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app import negotiation
-from app.deps import counted_as, paced, served_model, state
+from app.blends import draw_of, heaviest, morph_spec
+from app.deps import ANSWERS_JOB, counted_as, paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
-from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull, UnknownClass
+from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
+from app.orders import GenerateAnyIn, GenerateIn, MorphIn, OfClasses, Order
 from app.routes.jobs import picture_of, present
-from app.schemas import USUAL_PRIORITY, GenerateAnyIn, GenerateIn, JobOut
+from app.schemas import JobOut
 from app.security import KeyedRoute
-from jobs.classes import class_number
 from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
 from jobs.job import Job, JobSpec, ModelInfo, new_job_id
+
+USUAL_PRIORITY = 5
 
 router = APIRouter(tags=["generate"], route_class=KeyedRoute)
 
@@ -81,31 +84,49 @@ async def _asking(
 Asking = Annotated[_Asking, Depends(_asking)]
 
 
-@router.post("/generate/{class_id}", status_code=202, responses=_RESPONSES)
+@router.post("/morph", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
+async def morph(asking: Asking, body: MorphIn) -> Response:
+    """Queue a job whose images lie between two or more: noise on a great circle, classes on a line."""
+    seeds = [end.seed for end in body.ends]
+    return await _take(asking, body, lambda model, priority: morph_spec(body, model, priority), seeds)
+
+
+@router.post("/generate/{class_id}", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def generate_class(
     class_id: Annotated[str, Path(description="Name or number of a class.", examples=["3", "cat"])],
     asking: Asking,
     body: GenerateIn = _ALL_DEFAULTS,
 ) -> Response:
     """Queue a job that makes images of one class."""
-    return await _take(asking, class_id, body)
+    # not validated: a name of any length may stand in a path, and is then one that no class has
+    named = OfClasses.model_construct(class_id=class_id, class_weights=None)
+    return await _take(asking, body, lambda model, priority: _spec(body, named, model, priority))
 
 
-@router.post("/generate", status_code=202, responses=_RESPONSES)
+@router.post("/generate", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
-    """Queue a job; the class is named in the body."""
-    return await _take(asking, body.class_id, body)
+    """Queue a job; its class, or mixture of classes, is named in the body."""
+    return await _take(asking, body, lambda model, priority: _spec(body, body, model, priority))
 
 
-async def _take(asking: _Asking, asked_class: int | str, body: GenerateIn) -> Response:
+async def _take(
+    asking: _Asking,
+    body: Order,
+    spec_of: Callable[[ModelInfo, int], JobSpec],
+    seeds: Sequence[int | None] = (),
+) -> Response:
+    """spec_of(model, priority): the job that the body asks for. seeds: of its ends, as they were asked."""
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
     priority = _priority(body, here.settings.ceiling_of(asking.caller))
-    spec = _spec(body, resolve_class(asked_class, model), model, priority)
+    spec = spec_of(model, priority)
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number
-        fields = body.model_dump(exclude={"class_id"}) | {"class_id": spec.class_id, "priority": priority}
+        fields = body.model_dump(exclude={"class_id", "class_weights", "ends"})
+        fields |= {"class_id": spec.class_id, "priority": priority}
+        if spec.ends:
+            fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
     try:
         job, png = await _create(asking, spec, asked)
@@ -114,19 +135,7 @@ async def _take(asking: _Asking, asked_class: int | str, body: GenerateIn) -> Re
     return await _answer(asking, job, png)
 
 
-def resolve_class(asked: int | str, model: ModelInfo) -> int:
-    """Number of the class that `asked` names, by number or by name. Raises UnknownClass."""
-    if isinstance(asked, int):
-        if 0 <= asked < len(model.classes):
-            return asked
-        raise UnknownClass(str(asked) if abs(asked) < 10**40 else "so large a number", model.classes)
-    number = class_number(asked, model.classes)
-    if number is None:
-        raise UnknownClass(asked, model.classes)
-    return number
-
-
-def _priority(body: GenerateIn, ceiling: int) -> int:
+def _priority(body: Order, ceiling: int) -> int:
     """The priority asked for, or the usual one. Raises PriorityTooHigh above the caller's ceiling."""
     if body.priority is None:
         return min(USUAL_PRIORITY, ceiling)
@@ -138,18 +147,21 @@ def _priority(body: GenerateIn, ceiling: int) -> int:
     return body.priority
 
 
-def _spec(body: GenerateIn, class_id: int, model: ModelInfo, priority: int) -> JobSpec:
+def _spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -> JobSpec:
+    draw = draw_of(named, body.seed, body.start, model)
     return JobSpec(
         model=model.name,
         model_hash=model.hash,
         precision=model.precision,
-        class_id=class_id,
-        class_name=model.classes[class_id],
+        class_id=heaviest(draw),
+        class_name=draw.name,
         count=body.count,
-        # below 2^53, so that a browser's numbers hold it
-        seed=secrets.randbelow(2**53) if body.seed is None else body.seed,
+        seed=draw.seed,
         truncation=body.truncation,
         priority=priority,
+        start=body.start,
+        listed=body.listed,
+        ends=(draw,) if len(draw.classes) > 1 else (),
     )
 
 

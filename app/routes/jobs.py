@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, pictures, rate
 from app.addresses import address_of
-from app.deps import Caller, Found, Store, charge, counted_as, state
+from app.deps import ANSWERS_JOB, Caller, Found, Store, charge, counted_as, state
 from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
 from app.pictures import Resample
-from app.schemas import JobOut, JobsOut
+from app.schemas import JobOut, JobsOut, Seeds
 from app.security import EVERYBODY, KeyedRoute
 from app.streams import EventStream
 from jobs.client import JobClient
@@ -46,10 +46,11 @@ Enlarged = Annotated[Enlargement, Query()]
 
 def present(request: Request, job: Job, position: int | None) -> JobOut:
     """`job` in the shape that clients rely on."""
-    return JobOut.of(job, position, request.scope.get("root_path", ""))
+    seeds: Seeds = "string" if request.query_params.get("seeds") == "string" else "number"
+    return JobOut.of(job, position, request.scope.get("root_path", ""), seeds)
 
 
-@router.get("", responses=problems(401, 422, 503))
+@router.get("", dependencies=ANSWERS_JOB, responses=problems(401, 422, 503))
 async def list_jobs(
     request: Request,
     store: Store,
@@ -73,7 +74,12 @@ async def list_jobs(
     return JobsOut(jobs=shown, next=following)
 
 
-@router.get("/{job_id}", response_model=JobOut, responses=problems(401, 404, 410, 503))
+@router.get(
+    "/{job_id}",
+    response_model=JobOut,
+    dependencies=ANSWERS_JOB,
+    responses=problems(401, 404, 410, 422, 503),
+)
 async def read_job(request: Request, job: Found) -> Response:
     """The job as it is now; 410 once its images have expired."""
     position = await state(request).store.position(job) if job.state == "queued" else None
@@ -81,7 +87,7 @@ async def read_job(request: Request, job: Found) -> Response:
     return Response(present(request, job, position).model_dump_json(), media_type="application/json")
 
 
-@router.delete("/{job_id}", responses=problems(401, 403, 404, 410, 503))
+@router.delete("/{job_id}", dependencies=ANSWERS_JOB, responses=problems(401, 403, 404, 410, 422, 503))
 async def cancel_job(request: Request, job: Found, store: Store, caller: Caller) -> JobOut:
     """Cancel: images that no forward has begun are never made. A job that has ended stays as it is."""
     return present(request, await store.cancel(job.id, caller), None)

@@ -21,7 +21,7 @@ async def list_models(store: Store, caller: Caller, settings: UseSettings) -> Mo
     """The models that living workers have loaded, the service's default first."""
     models = sorted(await store.models(), key=lambda model: model.name != settings.default_model)
     workers = await store.workers()
-    return ModelsOut(models=[ModelOut.of(model, workers) for model in models])
+    return ModelsOut(models=[ModelOut.of(model, workers) for model in models], result_ttl=settings.result_ttl)
 
 
 @router.get("/models/{name}", responses=problems(401, 404, 503))

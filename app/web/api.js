@@ -46,10 +46,6 @@ export function at(link) {
   return prefixed ? url : new URL(link.replace(/^\//, ""), base);
 }
 
-// Seeds go up to 2^63 - 1, beyond what a JavaScript number holds: they stay strings of digits.
-const read = (text) => JSON.parse(text.replace(/"seed":\s*(\d+)/g, '"seed":"$1"'));
-const write = (body) => JSON.stringify(body).replace(/"seed":"(\d+)"/, '"seed":$1');
-
 async function problem(response) {
   const retry = response.headers.get("Retry-After");
   let detail = `The service answered ${response.status} ${response.statusText}.`;
@@ -94,17 +90,37 @@ export async function ask(link, options = {}) {
   return response;
 }
 
-export const get = async (link, options) => read(await (await ask(link, options)).text());
+export const get = async (link, options) => (await ask(link, options)).json();
 
-/** Queues a job of {model, class_id, count, truncation, seed: digits or null}. */
-export async function generate({ seed, ...rest }) {
-  // class_id is a number in the body: in a path it could also be the name of another class
-  const body = write(seed === null ? rest : { ...rest, seed });
-  const headers = { "Content-Type": "application/json" };
-  return read(await (await ask("generate", { method: "POST", headers, body })).text());
+/**
+ * What a route answers of jobs. Seeds go up to 2^63 - 1, beyond what a JavaScript number holds: they come as
+ * strings of digits, and are sent as such.
+ */
+export async function getJobs(link, options) {
+  const url = at(link);
+  url.searchParams.set("seeds", "string");
+  return get(url, options);
 }
 
-export const cancel = async (job) => read(await (await ask(job.links.self, { method: "DELETE" })).text());
+/** Queues a job of {model, class_id, count, truncation, seed: digits or null}. */
+export function generate({ seed, ...rest }, options = {}) {
+  // class_id is a number in the body: in a path it could also be the name of another class
+  const body = JSON.stringify(seed === null ? rest : { ...rest, seed });
+  const headers = { "Content-Type": "application/json" };
+  return getJobs("generate", { method: "POST", headers, body, ...options });
+}
+
+export const cancel = (job) => getJobs(job.links.self, { method: "DELETE" });
+
+/** The links of a job by its id, as the service gives them. */
+export const linksOf = (id, count) => ({
+  self: `jobs/${id}`,
+  images: Array.from({ length: count }, (_, k) => `jobs/${id}/images/${k}`),
+  grid: `jobs/${id}/grid`,
+  events: `jobs/${id}/events`,
+  attention: `attention/${id}`,
+  cancel: `jobs/${id}`,
+});
 
 const streams = new Set();
 // an EventSource cannot send a key
@@ -129,7 +145,7 @@ export function follow(job, changed, lost) {
   const look = async () => {
     clearTimeout(timer);
     try {
-      const now = await get(job.links.self);
+      const now = await getJobs(job.links.self);
       if (stopped) return;
       changed(now);
       if (ended(now)) return stop();
@@ -151,7 +167,7 @@ export function follow(job, changed, lost) {
     streams.add(stream);
     const heard = (event) => {
       if (stopped || !event.data) return;
-      const news = read(event.data);
+      const news = JSON.parse(event.data);
       if (ENDED.includes(news.state)) return look(); // the record has the times and the reason
       changed(news);
     };

@@ -2,10 +2,12 @@
 
 import { followKeyed, generate, get, useKey } from "./api.js";
 import { $, announce, images, spoken } from "./dom.js";
+import { Explore } from "./explore.js";
 import { Form, classesOf } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Inspector } from "./inspector.js";
 import { linkTo, looked, makes, specIn } from "./link.js";
+import { goTo, onView, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
 const LOOK_MS = 5000; // between two looks for what is served by then
@@ -31,6 +33,12 @@ const inspector = new Inspector({
   },
 });
 
+const explore = new Explore({
+  modelsNow: () => models,
+  chosen: () => form.model,
+  open: (job, k) => look(job, k),
+});
+
 function service(state, words) {
   $("#service").dataset.state = state;
   $("#service span").textContent = words;
@@ -47,7 +55,10 @@ async function offer(found) {
   const versions = (list) => JSON.stringify(list.map(({ name, hash, precision }) => [name, hash, precision]));
   const changed = versions(found) !== versions(models);
   models = found;
-  if (changed) await form.offer(models);
+  if (changed) {
+    await form.offer(models);
+    await explore.offer(models);
+  }
   service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
 }
 
@@ -121,6 +132,7 @@ async function make(spec) {
 }
 
 async function again(spec) {
+  goTo("create");
   await form.fill(spec);
   $("#form").scrollIntoView({ block: "nearest" });
   $("#generate").focus();
@@ -219,8 +231,18 @@ addEventListener("popstate", () => {
 });
 
 const asked = location.search;
-history.replaceState(null, "", home);
+history.replaceState(null, "", home + viewHash());
 await meet();
+onView((name, before) => {
+  if (name === "explore") explore.show();
+  else if (before === "explore") explore.hide();
+});
+$("#to-explore").addEventListener("click", async () => {
+  const { job, k } = inspector;
+  inspector.dialog.close();
+  await explore.add(job, k);
+  goTo("explore");
+});
 await recent();
 await followLink(asked);
 watch();

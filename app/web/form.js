@@ -187,7 +187,7 @@ function faultOf(seed) {
 }
 
 /** One of the classes that the model makes right nearly always; the first where that was not measured. */
-function toBeginWith(classes, metrics) {
+export function toBeginWith(classes, metrics) {
   const right = metrics.pretrained?.generated?.probe_accuracy_by_class ?? {};
   const best = classes.filter(({ name }) => right[name] >= MADE_RIGHT);
   return best[Math.floor(Math.random() * best.length)] ?? classes[0];

@@ -1,15 +1,16 @@
 -- Record jobs and queue them: Celery's message goes onto its list in the same step, so no job is recorded
 -- without being queued. A job that has not ended has no TTL, or a long queue would lose it; max_queued bounds
 -- their number.
--- ARGV: prefix, format, ttl, jobs and images that may wait, jobs and images of one caller that may wait, then
---   for each job twelve: id, owner, caller, spec, priority, count, idempotency key and request (or two ''),
---   waiter (or ''), queue, list (one that ends in '~' gets the caller's turn), message
+-- ARGV: prefix, ttl, jobs and images that may wait, jobs and images of one caller that may wait, then
+--   for each job fourteen: id, owner, caller, spec, priority, count, idempotency key and request (or two ''),
+--   waiter (or ''), queue, list (one that ends in '~' gets the caller's turn), message, format, '1' where it
+--   is to be listed (or '')
 -- Returns for each job {outcome, detail, field, value, ...}. outcome and detail: 'new', created_at; 'full',
 --   jobs that wait; 'share', jobs of the caller that wait; 'conflict', id; 'again' (this very call, sent again)
 --   or 'known' (by its idempotency key), id. The fields are those of the record, for the last two.
-local format, ttl, depth = ARGV[2], ARGV[3], redis.call('ZCARD', queued)
-local most_jobs, most_images = tonumber(ARGV[4]), tonumber(ARGV[5])
-local share_jobs, share_images = tonumber(ARGV[6]), tonumber(ARGV[7])
+local ttl, depth = ARGV[2], redis.call('ZCARD', queued)
+local most_jobs, most_images = tonumber(ARGV[3]), tonumber(ARGV[4])
+local share_jobs, share_images = tonumber(ARGV[5]), tonumber(ARGV[6])
 local recents = {}
 local function answer(outcome, found)
   return {outcome, found, unpack(redis.call('HGETALL', job(found)))}
@@ -26,7 +27,8 @@ local function refusal(caller, count)
     return {'full', tostring(depth)}
   end
 end
-local function create(id, owner, caller, spec, priority, count, key, request, waiter, queue, list, message)
+local function create(id, owner, caller, spec, priority, count, key, request, waiter, queue, list, message, format,
+                      listed)
   if redis.call('EXISTS', job(id)) == 1 then return answer('again', id) end  -- our own call, sent again
   if key ~= '' then
     local known = redis.call('HMGET', key, 'job', 'request')
@@ -51,9 +53,11 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   redis.call('ZADD', queued, score, id)
   count_waiting(caller, 1, tonumber(count))
   redis.call('SADD', open, id)
-  local recent = prefix .. 'recent:' .. owner
-  redis.call('ZADD', recent, sequence, id)
-  recents[recent] = true
+  if listed ~= '' then
+    local recent = prefix .. 'recent:' .. owner
+    redis.call('ZADD', recent, sequence, id)
+    recents[recent] = true
+  end
   if key ~= '' then
     redis.call('HSET', key, 'job', id, 'request', request)
     redis.call('EXPIRE', key, ttl)
@@ -65,7 +69,7 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   return {'new', time}
 end
 local outcomes = {}
-for i = 8, #ARGV, 12 do table.insert(outcomes, create(unpack(ARGV, i, i + 11))) end
+for i = 7, #ARGV, 14 do table.insert(outcomes, create(unpack(ARGV, i, i + 13))) end
 for recent in pairs(recents) do
   redis.call('ZREMRANGEBYRANK', recent, 0, -1001)  -- the newest thousand
   redis.call('EXPIRE', recent, ttl)

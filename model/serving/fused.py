@@ -67,13 +67,16 @@ class FusedGenerator(nn.Module):
         bias = linear.bias.view(width, BASE * BASE).t().flatten()
         self.first = Rows(weight.to(dtype), bias.to(dtype))
 
-    def forward(self, z: Tensor, y: Tensor) -> Tensor:
-        return torch.tanh(self._rest(0, *self._begin(z, y), None).float())
+    def forward(self, z: Tensor, y: Tensor, shares: Tensor | None = None) -> Tensor:
+        """As Generator.forward. With shares [B, M], which sum to 1, y is [B, M]: the classes of mixtures."""
+        return torch.tanh(self._rest(0, *self._begin(z, y, shares), None).float())
 
-    def forward_with_attention(self, z: Tensor, y: Tensor) -> tuple[Tensor, list[AttentionTrace]]:
-        """As Generator.forward_with_attention."""
+    def forward_with_attention(
+        self, z: Tensor, y: Tensor, shares: Tensor | None = None
+    ) -> tuple[Tensor, list[AttentionTrace]]:
+        """As Generator.forward_with_attention, and `forward`."""
         traces: list[AttentionTrace] = []
-        return torch.tanh(self._rest(0, *self._begin(z, y), traces).float()), traces
+        return torch.tanh(self._rest(0, *self._begin(z, y, shares), traces).float()), traces
 
     def activation_ranges(self, z: Tensor, y: Tensor) -> list[ActivationRange]:
         """The ranges of the inputs of each 3×3 convolution over these images."""
@@ -125,14 +128,25 @@ class FusedGenerator(nn.Module):
         self.from_z = Rows(whole.to(dtype), None) if part else None
         self._widths = [len(matrix) for matrix in from_z]
 
-    def _begin(self, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _begin(self, z: Tensor, y: Tensor, shares: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The first map, and the rows of all norms."""
         z = z.to(self.dtype)
-        rows = self.table[y]
+        rows = self.table[y] if shares is None else self._mixed(y, shares)
         if self.from_z is not None:
             rows = rows + self.from_z(z[:, self.config.latent_part :])
         x = self.first(z[:, : self.config.latent_part])
         return x.view(len(z), BASE, BASE, -1).permute(0, 3, 1, 2), rows
+
+    def _mixed(self, y: Tensor, shares: Tensor) -> Tensor:
+        """The table's rows on the line between classes; y and shares (float32) [B, M].
+
+        A class with a share of 1 keeps its row to the last bit.
+        """
+        rows = self.table[y[:, 0]] * shares[:, :1]
+        for part in range(1, y.shape[1]):
+            # two steps: fused into one, they round differently by a row's place in memory, thus in the batch
+            rows = rows + self.table[y[:, part]] * shares[:, part : part + 1]
+        return rows.to(self.dtype)
 
     def _steps(self, first: int, rows: Tensor) -> Iterator[tuple[int, nn.Module, Tensor]]:
         """From block `first` on: the side of what it puts out, the block, its rows."""

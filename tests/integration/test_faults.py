@@ -10,7 +10,6 @@ import numpy as np
 from redis import Redis
 
 from jobs.worker_store import WorkerStore
-from worker.dispatcher import image_spec
 from worker.pending import Made, PendingJob
 from worker.result_writer import ResultWriter
 
@@ -125,8 +124,8 @@ async def test_a_worker_lets_go_of_a_job_whose_rest_is_another_s(service: Servic
     job = await service.generate(count=2)
     store = WorkerStore(service.settings, "here", lambda: False)
     writer = ResultWriter(store)
-    mine = PendingJob(job.id, job.spec, [image_spec(job.spec, 0)])
-    writer.take([Made(mine, image_spec(job.spec, 0), np.zeros((32, 32, 3), np.uint8))])
+    mine = PendingJob(job.id, job.spec, [0])
+    writer.take([Made(mine, 0, np.zeros((32, 32, 3), np.uint8))])
     await anyio.to_thread.run_sync(mine.done.result, 10)
     assert await service.made(job) == 1
     assert not await service.has_ended(job)

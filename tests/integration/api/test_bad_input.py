@@ -49,9 +49,8 @@ async def test_an_unknown_class_in_the_body(client: httpx.AsyncClient, class_id:
 
 @pytest.mark.parametrize("class_id", [None, True, 1.5, [], {}, ""])
 async def test_a_class_that_is_neither_number_nor_name(client: httpx.AsyncClient, class_id: Any) -> None:
-    assert_problem(
-        await client.post("/generate", json={"class_id": class_id}), 422, "invalid", "body.class_id"
-    )
+    at = "body: Give either class_id" if class_id is None else "body.class_id"
+    assert_problem(await client.post("/generate", json={"class_id": class_id}), 422, "invalid", at)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +69,12 @@ async def test_a_class_that_is_neither_number_nor_name(client: httpx.AsyncClient
         (b'{"seed": 9223372036854775808}', "body.seed"),
         (b'{"seed": -1}', "body.seed"),
         (b'{"seed": 1.0}', "body.seed"),
+        (b'{"seed": true}', "body.seed"),
+        (b'{"seed": ""}', "body.seed"),
+        (b'{"seed": "0x10"}', "body.seed"),
+        (b'{"seed": " 7"}', "body.seed"),
+        (b'{"seed": "-1"}', "body.seed"),
+        (b'{"seed": "9223372036854775808"}', "body.seed"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "body"),
         (b'{"truncation": 0}', "body.truncation"),
         (b'{"truncation": 1.01}', "body.truncation"),
@@ -104,7 +109,11 @@ async def test_a_body_that_is_not_valid(client: httpx.AsyncClient, body: bytes, 
     [
         ("/generate/3", b'{"cuont": 4}', "Did you mean 'count'?"),
         ("/generate", b'{"clas": "cat"}', "Did you mean 'class_id'?"),
-        ("/generate/3", b'{"size": 64}', "There are count, seed, truncation, model, priority, class_id."),
+        (
+            "/generate/3",
+            b'{"size": 64}',
+            "There are class_id, class_weights, truncation, model, priority, count, seed, start.",
+        ),
         ("/generate/3", b'{"class_id": 3}', "The class stands in the path here."),
         ("/generate/3", b"seed=3", 'Send it like {"count": 4, "seed": 42}.'),
     ],
@@ -129,7 +138,11 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("GET", "/jobs?limits=3", "query.limits: There is no such parameter here. It takes limit, cursor."),
+        (
+            "GET",
+            "/jobs?limits=3",
+            "query.limits: There is no such parameter here. It takes limit, cursor, seeds.",
+        ),
         ("GET", "/models?page=2", "query.page: There is no such parameter here. It takes none."),
         (
             "GET",

@@ -26,8 +26,8 @@ async def test_a_job_has_the_shape_that_clients_rely_on(client: httpx.AsyncClien
     job = reply.json()
     assert reply.headers["location"] == job["links"]["self"] == f"/jobs/{job['id']}"
     assert job.keys() == {
-        *("id", "state", "position", "created_at", "started_at", "finished_at", "error", "done"),
-        *("spec", "links"),
+        *("id", "state", "position", "created_at", "started_at", "finished_at", "expires_at", "error"),
+        *("done", "spec", "links"),
     }
     assert job["spec"] == {
         "model": "attentive",
@@ -39,6 +39,9 @@ async def test_a_job_has_the_shape_that_clients_rely_on(client: httpx.AsyncClien
         "seed": 42,
         "truncation": 0.5,
         "priority": 7,
+        "start": 0,
+        "class_weights": None,
+        "morph": None,
     }
     assert len(job["spec"]["model_hash"]) == 64
     assert job["links"] == {

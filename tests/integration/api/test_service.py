@@ -62,7 +62,7 @@ async def test_ready_with_a_worker(client: httpx.AsyncClient) -> None:
 
 async def test_without_a_worker_there_is_nothing_to_wait_for(idle: httpx.AsyncClient) -> None:
     assert (await idle.get("/health/live")).status_code == 200
-    assert (await idle.get("/models")).json() == {"models": []}
+    assert (await idle.get("/models")).json() == {"models": [], "result_ttl": 3600}
     for reply in (
         await idle.get("/health/ready"),
         await idle.get("/classes"),

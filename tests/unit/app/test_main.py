@@ -136,6 +136,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "/attention/{job_id}",
         "/attention/{job_id}/map",
         "/models",
+        "/morph",
         "/models/{name}",
         "/models/{name}/previews",
         "/classes",
@@ -155,6 +156,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "class_id",
         "Prefer",
         "Idempotency-Key",
+        "seeds",
     }
     for status in ("401", "403", "413", "422", "429", "503"):
         problem = post["responses"][status]["content"]["application/problem+json"]

@@ -57,7 +57,7 @@ def test_the_text_in_a_png_stays_as_it_was() -> None:
         (with_text("{}"), "version = None"),
         (with_text(json.dumps({**json.loads(MADE.to_json()), "seed": "7"})), "seed = '7'"),
         (with_text(json.dumps({**json.loads(MADE.to_json()), "index": True})), "index = True"),
-        (with_text(json.dumps({**json.loads(MADE.to_json()), "version": 2})), "version 2"),
+        (with_text(json.dumps({**json.loads(MADE.to_json()), "version": 3})), "version 3"),
     ],
 )
 def test_what_is_no_png_of_ours_is_refused_with_one_line(data: bytes, says: str) -> None:

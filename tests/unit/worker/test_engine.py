@@ -100,8 +100,8 @@ def test_a_size_that_gives_other_images_is_not_used(
     other = Engine.load(checkpoint, CPU)
     made = other._network.forward
 
-    def odd(z: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return made(z, y) * (1 + 1e-6 * (len(z) == 4))
+    def odd(z: torch.Tensor, y: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+        return made(z, y, shares) * (1 + 1e-6 * (len(z) == 4))
 
     monkeypatch.setattr(other._network, "forward", odd)
     other.verify_batch_sizes()
@@ -219,11 +219,11 @@ class Recorder:
         self.sizes.append(size)
         busy = threading.Lock()
 
-        def replay(z: torch.Tensor, y: torch.Tensor) -> NDArray[np.uint8]:
+        def replay(z: torch.Tensor, y: torch.Tensor, shares: torch.Tensor) -> NDArray[np.uint8]:
             assert len(z) == len(y) == size
             assert busy.acquire(blocking=False)
             with torch.inference_mode():
-                pixels = to_pixels(network(z, y)).numpy()
+                pixels = to_pixels(network(z, y, shares)).numpy()
             busy.release()
             return pixels
 
@@ -276,10 +276,11 @@ def test_noise_is_drawn_once_an_image(engine: Engine, monkeypatch: pytest.Monkey
         drawn.append((seed, index))
         return noise(seed, index, latent, truncation)
 
-    monkeypatch.setattr("worker.engine.noise", counted)
-    z, y = engine._inputs(SPECS[:2], 16)
+    monkeypatch.setattr("imaging.noise.noise", counted)
+    z, y, shares = engine._inputs(SPECS[:2], 16)
     assert drawn == [(spec.seed, spec.index) for spec in SPECS[:2]]
-    assert y.tolist() == [SPECS[0].class_id, SPECS[1].class_id, *[SPECS[0].class_id] * 14]
+    assert y[:, 0].tolist() == [SPECS[0].class_id, SPECS[1].class_id, *[SPECS[0].class_id] * 14]
+    assert shares.tolist() == [[1.0]] * 16
     assert torch.equal(z[2:], z[:1].expand(14, -1))
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from imaging.spec import ImageSpec
-from jobs.job import JobSpec
+from jobs.job import AttentionMap, JobSpec
 from jobs.worker_store import Stopping
 from worker.pending import Dropped, Made, PendingJob
 from worker.scheduler import Scheduler
@@ -45,6 +45,10 @@ class Recorder:
             raise RuntimeError("out of memory")
         self.forwards.append([spec.seed for spec in specs])
         return np.array([[[[spec.seed, spec.index, 0]]] for spec in specs], np.uint8)
+
+    def attention(self, spec: ImageSpec, layer: str) -> tuple[NDArray[np.uint8], AttentionMap]:
+        row = np.array([[spec.seed]], np.float16)
+        return self.sample([spec])[0], AttentionMap(layer, (1, 1), (1, 1), 0.0, 0.0, row)
 
 
 class Bench:
@@ -87,8 +91,7 @@ class Bench:
         wanted_at: float = -inf,
     ) -> PendingJob:
         spec = spec_of(model, seed, count, priority)
-        images = [ImageSpec(0, seed, index, 1.0) for index in range(count)]
-        pending = PendingJob(f"job-{seed}", spec, images, alone, wanted_at)
+        pending = PendingJob(f"job-{seed}", spec, range(count), alone, wanted_at)
         self.scheduler.submit(pending)
         return pending
 

@@ -1,0 +1,190 @@
+"""The bodies of requests for jobs."""
+
+import re
+from typing import Annotated, Final, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError, from_json
+
+MAX_SEED: Final = 2**63 - 1
+MOST_CLASSES: Final = 8  # that a job may mix; as many as worker and recipe take
+FRAMES: Final = 32  # of a morph, unless told
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+# a folder's name has 255 bytes, a table's may be longer
+ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+Weight = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+ClassWeights = Annotated[dict[ClassName, Weight], Field(min_length=1, max_length=MOST_CLASSES)]
+
+_DIGITS: Final = re.compile("[0-9]{1,19}")
+_SEED_SCHEMA: Final = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_SEED},
+        {"type": "string", "pattern": f"^{_DIGITS.pattern}$"},
+    ]
+}
+
+
+def _number(seed: object) -> object:
+    return int(seed) if isinstance(seed, str) and _DIGITS.fullmatch(seed) else seed
+
+
+# or a string of its digits: JavaScript's numbers hold 53 bits, and a larger seed loses its last digits there
+Seed = Annotated[
+    int, Field(ge=0, le=MAX_SEED), BeforeValidator(_number), WithJsonSchema(_SEED_SCHEMA, mode="validation")
+]
+
+
+class Order(BaseModel):
+    """What every request for a job may say."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,  # true is no count, and neither is "4" or 1.5
+    )
+
+    truncation: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="A factor on z: lower is more typical, less varied.",
+    )
+    model: Name | None = Field(None, description="One of /models. Absent: the service's default.")
+    listed: bool = Field(True, description="false: GET /jobs leaves it out, as a page does that draws live.")
+    priority: int | None = Field(
+        None,
+        ge=0,
+        le=9,
+        description="9 is most urgent. Absent: 5, or the highest that the caller may ask for if that is "
+        "less. Above that: 403.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, body: object) -> object:
+        # FastAPI hands on the bytes unless their Content-Type is JSON; `curl -d` calls them a form
+        if not isinstance(body, bytes):
+            return body
+        try:
+            return from_json(body)
+        except ValueError as wrong:
+            example = '{"count": 4, "seed": 42}'
+            raise PydanticCustomError(
+                "json_invalid",
+                "Not JSON ({wrong}). Send it like {example}.",
+                {"wrong": str(wrong), "example": example},
+            ) from wrong
+
+
+class GenerateIn(Order):
+    """A job. Every field has a default."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"count": 4, "seed": 42, "truncation": 0.8}]},
+    )
+
+    count: int = Field(1, ge=1, le=64, description="Images to make.")
+    seed: Seed | None = Field(
+        None,
+        description="Image k is drawn from (seed, k): a number, or a string of its digits. Drawn below 2^53 "
+        "and returned when absent.",
+    )
+    start: int = Field(
+        0,
+        ge=0,
+        le=2**53,
+        description="The first k: start 37 and count 1 make image 37 of the seed alone.",
+    )
+
+
+class OfClasses(BaseModel):
+    """A class, or a mixture of classes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    class_id: int | ClassName | None = Field(None, description="Number or name of a class of the model.")
+    class_weights: ClassWeights | None = Field(
+        None,
+        description="In place of class_id, a mixture: number or name of each class, and its weight. Weights "
+        "are relative to their sum.",
+        examples=[{"cat": 0.7, "dog": 0.3}],
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.class_id is None) == (self.class_weights is None):
+            raise PydanticCustomError("one_of", "Give either class_id or class_weights.")
+        return self
+
+
+class GenerateAnyIn(GenerateIn, OfClasses):
+    """A job with its class, or mixture of classes."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"class_id": "cat", "count": 4, "seed": 42}]})
+
+
+class EndIn(OfClasses):
+    """An end of a morph: what a job of this class and seed would make as image `index`."""
+
+    seed: Seed | None = Field(None, description="Drawn below 2^53 and returned when absent.")
+    index: int = Field(0, ge=0, le=2**53, description="Which image of the seed.")
+
+
+class MorphIn(Order):
+    """A job whose images lead from one end to the next."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"ends": [{"class_id": "cat", "seed": 1}, {"class_id": "dog", "seed": 2}], "frames": 32}
+            ]
+        },
+    )
+
+    ends: list[EndIn] = Field(min_length=2, max_length=32, description="What the images lie between.")
+    frames: int | None = Field(
+        None,
+        ge=2,
+        le=256,
+        description=f"Images, evenly along the way from the first end to the last. Absent: {FRAMES}.",
+    )
+    loop: bool = Field(False, description="The way leads back to the first end.")
+    weights: list[list[Share]] | None = Field(
+        None,
+        min_length=1,
+        max_length=256,
+        description="In place of frames: for each image how much of each end, relative to their sum.",
+        examples=[[[1, 0], [0.5, 0.5], [0, 1]]],
+    )
+    attention: bool = Field(
+        False,
+        description="Make every image's attention map too, so that a film can show how it changes.",
+    )
+    layer: str | None = Field(
+        None, max_length=100, description="With attention: one of the model's sites; absent: the first."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.weights is not None and (self.frames is not None or self.loop):
+            raise PydanticCustomError("one_of", "Give either frames (and loop) or weights.")
+        for row in self.weights or ():
+            if len(row) != len(self.ends) or sum(row) <= 0:
+                raise PydanticCustomError(
+                    "weights",
+                    "Each row of weights has one number for each of the {ends} ends, not all of them 0.",
+                    {"ends": len(self.ends)},
+                )
+        if self.layer is not None and not self.attention:
+            raise PydanticCustomError("layer", "layer goes with attention: true.")
+        return self

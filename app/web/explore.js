@@ -1,0 +1,207 @@
+/** Explore: what lies between images, around one, and along the truncation. */
+
+import { getJobs } from "./api.js";
+import { $, announce, h, icon, spoken } from "./dom.js";
+import { Morph, Truncation } from "./explorers.js";
+import { classesOf, toBeginWith } from "./form.js";
+import { Live, Wanted, newSeed, paint } from "./frames.js";
+import { Neighbours } from "./neighbours.js";
+import { Plane } from "./plane.js";
+
+const MOST = 6; // images to lie between
+const KEEP = "sagan.explore"; // of sessionStorage
+
+export class Explore {
+  /** `modelsNow()` are the models of the service, `chosen()` the name of that in the form; `open(job, k)` looks in. */
+  constructor({ modelsNow, chosen, open }) {
+    this.root = $("#explore");
+    this.modelsNow = modelsNow;
+    this.chosen = chosen;
+    this.open = open;
+    this.ends = [];
+    this.model = null;
+    this.build();
+  }
+
+  build() {
+    const value = h("output", {}, "0.7");
+    this.truncation = h("input", {
+      id: "explore-truncation", type: "range", min: "0.05", max: "1", step: "0.05", value: "0.7",
+      oninput: () => (value.textContent = this.truncation.value),
+      onchange: () => this.changed(),
+    });
+    this.list = h("ol", { class: "ends" });
+    this.addButton = h("button", { type: "button", onclick: () => this.add() },
+      icon("add"), h("span", {}, "Another image"));
+    this.problem = h("p", { class: "alert", role: "alert", hidden: true });
+    this.modelSelect = h("select", { id: "explore-model", onchange: () => this.useModel(this.modelSelect.value) });
+    this.modelField = h("div", { class: "field", hidden: true },
+      h("label", { htmlFor: "explore-model" }, "Model"), this.modelSelect);
+    this.tools = [Morph, Plane, Truncation, Neighbours].map((Tool) => new Tool(this));
+    const radios = this.tools.map((tool, k) => {
+      const onchange = () => this.choose(tool);
+      const radio = h("input", { type: "radio", name: "explorer", value: tool.name, checked: k === 0, onchange });
+      return h("label", {}, radio, h("span", {}, tool.title));
+    });
+    this.hint = h("p", { class: "hint" });
+    this.place = h("div", { class: "explorer" });
+    this.root.append(
+      h("div", { class: "controls" },
+        this.modelField,
+        h("div", { class: "field" }, h("h2", {}, "Images"), this.list, this.addButton),
+        h("div", { class: "field" }, h("label", { htmlFor: this.truncation.id }, "Truncation ", value), this.truncation)),
+      h("div", { class: "explorer-place" },
+        h("fieldset", { class: "segments" }, h("legend", { class: "unseen" }, "What to explore"), ...radios),
+        this.hint, this.problem, this.place),
+    );
+    this.choose(this.tools[0]);
+  }
+
+  /** What the tools read. */
+  get state() {
+    return { model: this.model, ends: this.ends, truncation: Number(this.truncation.value) };
+  }
+
+  /** The models that are served now. */
+  async offer(models) {
+    this.modelField.hidden = models.length < 2;
+    this.modelSelect.replaceChildren(...models.map(({ name }) => h("option", { value: name }, spoken(name))));
+    const model = models.find(({ name }) => name === this.model?.name);
+    if (model !== undefined) this.modelSelect.value = model.name;
+    if (this.model === null || model?.hash === this.model.hash) return;
+    await this.useModel((model ?? models[0]).name, this.ends);
+  }
+
+  /** The view comes up. */
+  async show() {
+    if (this.model !== null) return this.tool.update();
+    if (this.modelsNow().length > 0) await this.useModel(kept()?.model ?? this.chosen(), kept()?.ends);
+  }
+
+  hide() {
+    this.tool.rest();
+  }
+
+  /** Takes a model, and ends of it; without ends, two of its classes. */
+  async useModel(name, ends = []) {
+    const models = this.modelsNow();
+    this.model = models.find((model) => model.name === name) ?? models[0];
+    this.modelSelect.value = this.model.name;
+    this.classes = await classesOf(this.model.name);
+    this.ends = ends.filter(({ class_id }) => class_id < this.classes.length);
+    while (this.ends.length < 2) this.ends.push(this.random());
+    this.changed();
+  }
+
+  /** An image that the model makes well, of another class than the last one where there is one. */
+  random() {
+    const { id } = toBeginWith(this.classes, this.model.metrics);
+    return { class_id: id, seed: newSeed(), index: 0 };
+  }
+
+  /** Adds an image of a job of the page; without one, a new image. */
+  async add(job = null, k = 0) {
+    if (job === null) this.ends.push(this.random());
+    else {
+      const end = endOf(job.spec, k);
+      const other = this.model?.name !== job.spec.model;
+      if (other) await this.useModel(job.spec.model, [end]);
+      else this.ends = [...this.ends, end];
+    }
+    this.ends = this.ends.slice(-MOST);
+    this.changed();
+    announce(`${this.ends.length} images to explore`);
+  }
+
+  choose(tool) {
+    this.tool?.rest();
+    this.tool = tool;
+    this.place.replaceChildren(tool.root);
+    this.hint.textContent = tool.words;
+    if (this.model !== null) this.changed();
+  }
+
+  changed() {
+    if (this.model === null) return;
+    keep({ model: this.model.name, ends: this.ends });
+    this.drawEnds();
+    this.tool.update();
+  }
+
+  drawEnds() {
+    const { used } = this.tool;
+    this.addButton.hidden = this.ends.length >= MOST;
+    this.thumbs?.forEach((live) => live.drop());
+    this.thumbs = this.ends.map(() => new Live((problem) => this.complain(problem)));
+    this.list.replaceChildren(...this.ends.map((end, k) => {
+      const picture = h("canvas", { width: 128, height: 128, "aria-hidden": "true" });
+      const wanted = Wanted.row(this.model, end, 1, this.state.truncation);
+      this.thumbs[k].want(wanted, ({ bitmap }) => paint(picture, bitmap));
+      const select = h("select", { "aria-label": `Class of image ${k + 1}`, onchange: () => {
+        this.ends[k] = { ...end, class_id: Number(select.value) };
+        this.changed();
+      } }, ...this.classes.map(({ id, name }) => h("option", { value: String(id) }, spoken(name))));
+      select.value = String(end.class_id);
+      const again = this.button("dice", `Another image ${k + 1}`, () => {
+        this.ends[k] = { ...end, seed: newSeed(), index: 0 };
+        this.changed();
+        $("button", this.list.children[k]).focus();
+      });
+      const away = this.button("close", `Remove image ${k + 1}`, () => {
+        this.ends.splice(k, 1);
+        this.changed();
+        $("button", this.list.children[Math.min(k, this.ends.length - 1)]).focus();
+      });
+      away.disabled = this.ends.length <= 1;
+      const from = h("p", { class: "hint" }, `seed ${end.seed}${end.index ? `, image ${end.index}` : ""}`);
+      return h("li", { class: k < used ? null : "unused" }, picture, h("div", {}, select, from), again, away);
+    }));
+  }
+
+  button(symbol, words, onclick) {
+    return h("button", { type: "button", title: words, "aria-label": words, onclick }, icon(symbol));
+  }
+
+  complain(problem) {
+    this.problem.hidden = problem === null;
+    this.problem.textContent = problem?.message ?? "";
+  }
+
+  /** Looks into a picture: what the network attended to while it made it. */
+  async look({ job, k }) {
+    try {
+      this.open(await getJobs(job), k);
+    } catch (problem) {
+      this.complain(problem);
+    }
+  }
+}
+
+/** Image `k` of a job as an end; of a morph its nearest one. */
+function endOf(spec, k) {
+  if (spec.morph === null || spec.morph === undefined) {
+    const mixed = spec.class_weights ? { class_weights: spec.class_weights } : {};
+    return { class_id: spec.class_id, ...mixed, seed: spec.seed, index: (spec.start ?? 0) + k };
+  }
+  const { ends } = spec.morph;
+  const end = ends[Math.min(Math.round((k * (ends.length - 1)) / Math.max(spec.count - 1, 1)), ends.length - 1)];
+  const classes = Object.entries(end.class_weights).sort((a, b) => b[1] - a[1]);
+  const mixed = classes.length > 1 ? { class_weights: end.class_weights } : {};
+  return { class_id: Number(classes[0][0]), ...mixed, seed: end.seed, index: end.index };
+}
+
+function kept() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEEP));
+  } catch {
+    return null; // storage may be forbidden, or hold an older page's data
+  }
+}
+
+function keep(state) {
+  try {
+    sessionStorage.setItem(KEEP, JSON.stringify(state));
+  } catch {
+    // without storage each visit begins anew
+  }
+}
