@@ -6,7 +6,7 @@ import { Explore } from "./explore.js";
 import { Form, classesOf } from "./form.js";
 import { Gallery } from "./gallery.js";
 import { Inspector } from "./inspector.js";
-import { linkTo, makes, specIn } from "./link.js";
+import { linkTo, looked, makes, specIn } from "./link.js";
 import { goTo, onView, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
@@ -21,11 +21,12 @@ const gallery = new Gallery({
   open: (job, k) => look(job, k),
   again,
   grown: (card) => inspector.grown(card.job, card.done),
+  sites: (spec) => models.find(({ name }) => name === spec.model)?.attention ?? [],
 });
 const form = new Form(make);
 const inspector = new Inspector({
   modelOf: (name) => models.find((model) => model.name === name),
-  moved: (job, k) => history.replaceState({ looking: true }, "", linkTo(job, k)),
+  moved: (job, k, sight) => history.replaceState({ looking: true }, "", linkTo(job, k, sight)),
   closed: () => {
     // the address of an open image is a step in the history, so that Back closes it
     if (history.state?.looking) history.back();
@@ -137,11 +138,12 @@ async function again(spec) {
   $("#generate").focus();
 }
 
-/** Opens an image. notice: what to say of it above all; null: nothing. */
-function look(job, k, notice = null) {
+/** Opens an image. sight: its `notice`, `pins` and `layer`, as the inspector takes them. */
+function look(job, k, sight = {}) {
   if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
   const card = gallery.add(job, { first: true });
-  inspector.open(card.job, k, card.done, notice);
+  inspector.open(card.job, k, card.done, sight);
+  if (sight.pins !== undefined) inspector.tell();
 }
 
 /** Finds the job of a link among those shown, or makes it, and opens its image. */
@@ -171,16 +173,18 @@ async function followLink(search) {
   }
   const other = !model.hash.startsWith(spec.hash);
   const notice = other
-    ? `This link was made with another version of the model "${model.name}": the image is not the same.`
-    : null;
-  if (other) complain(notice);
+    ? [`This link was made with another version of the model "${model.name}": the image is not the same.`]
+    : [];
+  const { pins, layer, complaints } = looked(spec, model);
+  const said = [...notice, ...complaints].join(" ");
+  if (said !== "") complain(said);
   if (spec.image === null) {
     card.root.scrollIntoView({ block: "nearest" }); // it may be one of the older jobs
     return;
   }
   try {
     await card.ready(spec.image);
-    look(card.job, spec.image, notice);
+    look(card.job, spec.image, { notice: said || null, pins, layer });
   } catch (problem) {
     complain(problem.message);
   }

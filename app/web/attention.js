@@ -45,7 +45,7 @@ export class AttentionMap {
       look = {
         levels,
         most: this.peaks[query],
-        half: cellsOfHalf(levels),
+        half: halfOf(levels),
         x: ((top % width) + 0.5) / width,
         y: (Math.floor(top / width) + 0.5) / height,
       };
@@ -57,7 +57,7 @@ export class AttentionMap {
 
 const counts = new Uint32Array(256);
 /** The fewest cells that hold half of all attention. */
-function cellsOfHalf(levels) {
+export function halfOf(levels) {
   counts.fill(0);
   let left = 0;
   for (const level of levels) {
@@ -164,6 +164,15 @@ function palette(quiet) {
   }
   return palettes.get(quiet);
 }
+
+/** The colour of a level; as a pixel of ImageData with `word`. */
+export function colour(level, word = false) {
+  const pixel = palette(1)[level];
+  return word ? pixel : `rgb(${pixel & 255} ${(pixel >> 8) & 255} ${(pixel >> 16) & 255})`;
+}
+
+/** The site whose gate is widest open, which says most; undefined where there is none. */
+export const widest = (sites) => [...sites].sort((a, b) => Math.abs(b.gamma) - Math.abs(a.gamma))[0];
 
 const known = new Map();
 /** Each fine point along an axis of `size` cells: the two cells around it, and how far it is from the first. */

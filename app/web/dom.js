@@ -40,11 +40,13 @@ export const ordinal = (n) => `${n}${endings[ordinals.select(n)]}`;
 
 let announcer;
 let announcement;
-/** Says a sentence to a screen reader after `after` ms, unless another one follows before. */
+/** Says a sentence, or what a function then returns, to a screen reader after `after` ms, unless another follows. */
 export function announce(sentence, after = 0) {
   announcer ??= $("#announcer");
   clearTimeout(announcement);
-  announcement = setTimeout(() => (announcer.textContent = sentence), after);
+  announcement = setTimeout(() => {
+    announcer.textContent = typeof sentence === "function" ? sentence() : sentence;
+  }, after);
 }
 
 /** Copies text; by a selection where the clipboard API is missing (plain HTTP, not localhost). */

@@ -1,15 +1,17 @@
 /** The jobs on the page: a card for each, with its place in the line, its progress and its images. */
 
 import { at, cancel, ended, follow, source } from "./api.js";
+import { widest } from "./attention.js";
 import { $, announce, copy, flash, h, icon, images, ordinal, spoken } from "./dom.js";
 import { linkTo } from "./link.js";
+import { Painting } from "./painted.js";
 
 const PAUSES_MS = [500, 3000]; // before each new try to fetch an image of a job that has ended
 
 export class Gallery {
   /**
    * `open(job, k)` looks into an image; `again(spec)` takes a spec back to the form; `grown(card)` hears the
-   * news of a job.
+   * news of a job; `sites(spec)` are the attention layers of its model.
    */
   constructor(actions) {
     this.root = $("#jobs");
@@ -46,6 +48,9 @@ class Card {
     this.status = h("p", { class: "status" });
     this.bar = h("progress", { max: spec.count, "aria-label": `Images of ${name} finished` });
     this.cancelButton = this.button("close", "Cancel", () => this.cancel());
+    this.paintButton = this.button("eye", "Attention", () => this.paint());
+    this.paintButton.setAttribute("aria-pressed", "false");
+    this.note = h("p", { class: "hint note", hidden: true });
     this.linkButton = this.button("link", "Copy link", () => this.copyLink());
     this.gridLink = h("a", {
       class: "button",
@@ -61,9 +66,10 @@ class Card {
         "header",
         {},
         h("div", { class: "what" }, heading, this.facts(), this.status),
-        h("div", { class: "actions" }, this.cancelButton, this.linkButton, this.gridLink),
+        h("div", { class: "actions" }, this.cancelButton, this.paintButton, this.linkButton, this.gridLink),
       ),
       this.bar,
+      this.note,
       h("div", { class: "tiles", "data-size": size }, ...this.tiles),
     );
     this.show();
@@ -169,6 +175,8 @@ class Card {
     const busy = state === "queued" || state === "running";
     this.cancelButton.hidden = !busy;
     this.linkButton.hidden = state !== "succeeded";
+    this.paintButton.hidden =
+      state !== "succeeded" || this.expired || this.actions.sites(job.spec).length === 0;
     this.gridLink.hidden = state !== "succeeded" || this.expired;
     this.bar.hidden = !busy;
     if (state === "running" || this.done > 0) this.bar.value = this.done;
@@ -229,6 +237,29 @@ class Card {
       this.status.textContent = problem.message;
       this.cancelButton.disabled = false;
     }
+  }
+
+  /** Shows where the network looked, over all images at once, or the images alone again. */
+  async paint() {
+    if (this.painting?.busy) return;
+    const layer = widest(this.actions.sites(this.job.spec))?.name;
+    this.painting ??= new Painting(this.job, this.tiles, layer, (words) => this.noted(words));
+    this.painting.busy = true;
+    this.noted("Looking at what they attended to…");
+    try {
+      await this.painting.toggle();
+      this.noted(this.painting.shown ? this.painting.note : null);
+    } catch (problem) {
+      this.noted(problem.message);
+    }
+    this.painting.busy = false;
+    this.paintButton.setAttribute("aria-pressed", String(this.painting.shown));
+  }
+
+  noted(words) {
+    this.note.hidden = words === null;
+    this.note.textContent = words ?? "";
+    if (words !== null) announce(words, 400);
   }
 
   async copyLink() {

@@ -1,24 +1,20 @@
 /** The inspector: one image, large, and where the point under the pointer attended. */
 
 import { Problem, at, ended, source } from "./api.js";
-import { fetchMap } from "./attention.js";
+import { fetchMap, widest } from "./attention.js";
 import { $, announce, copy, flash, h, percent, spoken } from "./dom.js";
+import { round, showGate } from "./gate.js";
+import { GLANCES, drawGlance, mean, tellGlance } from "./glance.js";
 import { linkTo } from "./link.js";
 import { drawHeat, drawMarks, drawRing } from "./marks.js";
+import { Pins } from "./pins.js";
 
-// The colours of the service's figure (app/overlay.py), which the colour-blind can tell apart (Okabe, Ito 2008).
-const PIN_COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#f0e442"];
-const THUMB = 88; // CSS pixels
 const PATIENCE = 20; // more tries for a map that is not ready yet
-
-// Under these shares a vivid map may mean little, and the page says so.
-const NEARLY_SHUT = 0.01; // the figure of the service warns below the same share
-const WEAK = 0.1;
 
 export class Inspector {
   /**
-   * `modelOf(name)` is a model of the service, or undefined. `moved(job, k)` is called when another image is
-   * shown, `closed()` when the dialog has closed.
+   * `modelOf(name)` is a model of the service, or undefined. `moved(job, k, {pins, layer})` is called when
+   * another image, pin or layer is shown, `closed()` when the dialog has closed.
    */
   constructor({ modelOf, moved, closed }) {
     this.dialog = $("#inspector");
@@ -30,7 +26,8 @@ export class Inspector {
     this.maps = new Map(); // by link; kept as long as the page lives
     this.map = null;
     this.point = { x: 0.5, y: 0.5 };
-    this.pins = [];
+    this.pins = new Pins((point) => this.moveTo(point));
+    this.resting = true; // until somebody moves, no heat lies over the image
 
     this.dialog.addEventListener("close", () => {
       this.fetching?.abort();
@@ -52,25 +49,38 @@ export class Inspector {
     this.picture.addEventListener("load", () => this.drawPins());
 
     for (const radio of this.dialog.querySelectorAll("[name=view]")) {
-      radio.addEventListener("change", () => this.drawPins());
+      radio.addEventListener("change", () => {
+        this.resting = false;
+        this.drawPins();
+        if (this.view in GLANCES) announce(() => $("#readout").textContent, 400);
+      });
     }
-    $("#opacity").addEventListener("input", () => this.draw());
-    $("#layer").addEventListener("change", () => this.load());
+    $("#opacity").addEventListener("input", () => this.moveTo(this.point));
+    $("#layer").addEventListener("change", () => {
+      this.load();
+      this.tell();
+    });
     $("#clear-pins").addEventListener("click", () => {
-      this.pins = [];
+      this.pins.set([]);
       this.drawPins();
+      this.tell();
       this.stage.focus();
     });
-    $("#copy-link").addEventListener("click", () => this.give($("#copy-link"), linkTo(this.job, this.k).href));
+    $("#copy-link").addEventListener("click", () =>
+      this.give($("#copy-link"), linkTo(this.job, this.k, this.looked).href));
     $("#copy-spec").addEventListener("click", () => this.give($("#copy-spec"), $("#spec").textContent));
   }
 
-  /** Opens image `k` of a job, `done` of whose images are made. notice: words above the rest; null: none. */
-  open(job, k, done, notice = null) {
+  /**
+   * Opens image `k` of a job, `done` of whose images are made. notice: words above the rest; null: none.
+   * pins: points that are pinned. layer: null: the one chosen, or the usual one.
+   */
+  open(job, k, done, { notice = null, pins = [], layer = null } = {}) {
     $("#inspector-notice").hidden = notice === null;
     $("#inspector-notice").textContent = notice ?? "";
     const { spec } = job;
-    Object.assign(this, { job, k, done, map: null, pins: [] });
+    Object.assign(this, { job, k, done, map: null });
+    this.pins.set(pins);
     const name = spoken(spec.class_name);
     $("#inspector-title").textContent = name;
     $("#inspector-facts").textContent = `Image ${k + 1} of ${spec.count} · seed ${spec.seed}`;
@@ -87,7 +97,9 @@ export class Inspector {
 
     const sites = this.modelOf(spec.model)?.attention;
     this.offerLayers(spec.model_hash, sites ?? []);
+    if (layer !== null) $("#layer").value = layer;
     if (!this.dialog.open) {
+      this.resting = true;
       this.dialog.showModal();
       this.stage.focus();
     }
@@ -108,9 +120,7 @@ export class Inspector {
       layers.dataset.model = model;
       layers.replaceChildren(...sites.map((site) =>
         h("option", { value: site.name }, `${site.name} (γ ${round(site.gamma)})`)));
-      // the site whose gate is widest open says most
-      const widest = [...sites].sort((a, b) => Math.abs(b.gamma) - Math.abs(a.gamma))[0];
-      if (widest !== undefined) layers.value = widest.name;
+      if (sites.length > 0) layers.value = widest(sites).name;
     }
     $("#layer-field").hidden = layers.options.length < 2;
   }
@@ -137,9 +147,20 @@ export class Inspector {
   step(by) {
     const k = this.k + by;
     if (k < 0 || k >= this.done) return;
-    this.open(this.job, k, this.done);
+    this.open(this.job, k, this.done, { pins: this.pins.all });
     announce(`Image ${k + 1} of ${this.job.spec.count}`);
-    this.moved(this.job, k);
+    this.tell();
+  }
+
+  /** What a link to the image has beside it: the pins in pixels, and the layer where there are several. */
+  get looked() {
+    const size = this.modelOf(this.job.spec.model)?.resolution ?? this.picture.naturalWidth;
+    const layers = $("#layer");
+    return { pins: this.pins.inPixels(size), layer: layers.options.length > 1 ? layers.value : null };
+  }
+
+  tell() {
+    this.moved(this.job, this.k, this.looked);
   }
 
   /** Shows the map of the image and layer, fetched unless it was seen before. */
@@ -167,7 +188,7 @@ export class Inspector {
       if (fetching.signal.aborted) return;
       this.map = this.maps.get(link);
       this.say(null);
-      this.showGate();
+      showGate(this.map);
       this.drawPins();
     } catch (error) {
       if (!fetching.signal.aborted) this.without(error.message);
@@ -203,29 +224,6 @@ export class Inspector {
     $("#gate").hidden = this.map === null;
   }
 
-  showGate() {
-    const { gamma, share, query_grid: queries, key_grid: keys } = this.map;
-    $("#gate").hidden = false;
-    $("#gamma").textContent = round(gamma);
-    $("#share").textContent = percent(share);
-    // a share that is no number counts as shut
-    const state = share >= WEAK ? "open" : share >= NEARLY_SHUT ? "weak" : "shut";
-    $("#gate").dataset.state = state;
-    const means =
-      "γ is the gate the network learned for this layer; " +
-      "the share compares what attention adds with what was there already.";
-    const grids = `It looks from ${queries[1]} × ${queries[0]} places at ${keys[1]} × ${keys[0]}.`;
-    $("#gate-words").textContent = {
-      shut:
-        "The gate is nearly shut: attention adds so little here that this map says next to nothing " +
-        `about how the image came about. ${means}`,
-      weak:
-        "Attention adds a little here: the map shows where it looked, but most of the image came about " +
-        `without it. ${means}`,
-      open: `${means} ${grids}`,
-    }[state];
-  }
-
   // --- moving the point -------------------------------------------------
 
   place(event) {
@@ -235,6 +233,8 @@ export class Inspector {
   }
 
   hover(event) {
+    // a browser says that the pointer moved when a dialog has opened under it
+    if (this.resting && event.movementX === 0 && event.movementY === 0) return;
     if (event.pointerType !== "mouse" && !this.stage.hasPointerCapture(event.pointerId)) return;
     this.moveTo(this.place(event));
   }
@@ -264,7 +264,7 @@ export class Inspector {
       const stride = event.shiftKey ? 4 : 1;
       const along = (value, size) => (Math.min(Math.max(value, 0), size - 1) + 0.5) / size;
       this.moveTo({ x: along(column + by[0] * stride, width), y: along(row + by[1] * stride, height) });
-      announce($("#readout").textContent, 400);
+      announce(() => $("#readout").textContent, 400);
     } else if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
       this.pin();
@@ -280,54 +280,31 @@ export class Inspector {
 
   moveTo(point) {
     this.point = point;
+    this.resting = false;
     this.draw();
   }
 
   /** Pins the point, or removes the pin in the same cell. */
   pin() {
     if (this.map === null) return;
-    const cellOf = ({ x, y }) => Object.values(this.map.cell(x, y)).join();
-    const here = this.pins.findIndex((pin) => cellOf(pin) === cellOf(this.point));
-    if (here >= 0) this.pins.splice(here, 1);
-    else {
-      const free = PIN_COLOURS.find((colour) => this.pins.every((pin) => pin.colour !== colour));
-      // a sixth pin replaces the first
-      const colour = free ?? this.pins.shift().colour;
-      this.pins.push({ ...this.point, colour });
-    }
-    announce(here >= 0 ? "Pin removed" : `Pinned, ${this.pins.length} of ${PIN_COLOURS.length}`);
+    announce(this.pins.toggle(this.map, this.point));
     this.drawPins();
+    this.tell();
   }
 
   drawPins() {
-    $("#opacity").disabled = this.view !== "overlay";
-    $("#pins-field").hidden = this.pins.length === 0;
-    $("#pins").replaceChildren(...(this.map === null ? [] : this.pins).map((pin, number) => {
-      const scale = devicePixelRatio;
-      const canvas = h("canvas", { width: THUMB * scale, height: THUMB * scale });
-      const context = canvas.getContext("2d");
-      if (this.picture.complete && this.picture.naturalWidth > 0) {
-        context.imageSmoothingEnabled = document.body.dataset.pixels !== "sharp";
-        context.drawImage(this.picture, 0, 0, canvas.width, canvas.height);
-      }
-      drawHeat(context, this.map, pin, this.view, this.strength);
-      drawMarks(context, this.map, pin, pin.colour, 4);
-      const button = h("button", {
-        type: "button",
-        "aria-label": `Show pinned point ${number + 1}`,
-        title: "Show this point",
-        onclick: () => this.moveTo({ x: pin.x, y: pin.y }),
-      }, canvas);
-      button.style.setProperty("--pin", pin.colour);
-      return button;
-    }));
-    // the service's figure shows the pinned points, in pixels of the image
-    const size = this.picture.naturalWidth;
-    const points = this.pins.map(({ x, y }) => `${Math.floor(x * size)},${Math.floor(y * size)}`).join(";");
-    $("#figure").href = this.attentionLink("", { image: this.k, ...(points ? { points } : {}) });
-    $("#figure").title = points
-      ? "The figure of the SAGAN paper for the pinned points"
-      : "The figure of the SAGAN paper: five points and their maps";
+    const { view } = this;
+    $("#opacity").disabled = !["overlay", "mean", "flow"].includes(view);
+    this.pins.draw(this.map, this.picture, view in GLANCES ? "overlay" : view, this.strength);
+    // the service's figure shows the pinned points, in pixels of the image; or what is seen at a glance
+    const points = this.pins.inPixels(this.picture.naturalWidth);
+    const shown = view in GLANCES ? { view: GLANCES[view], size: 512 } : points ? { points } : {};
+    $("#figure").href = this.attentionLink("", { image: this.k, ...shown });
+    $("#figure").title = view in GLANCES
+      ? "This view as a picture, with its numbers"
+      : points
+        ? "The figure of the SAGAN paper for the pinned points"
+        : "The figure of the SAGAN paper: five points and their maps";
     this.draw();
   }
 
@@ -360,9 +337,13 @@ export class Inspector {
     const context = canvas.getContext("2d");
     context.clearRect(0, 0, canvas.width, canvas.height);
     if (this.map === null) return;
-    drawHeat(context, this.map, this.point, this.view, this.strength);
-    for (const pin of this.pins) drawRing(context, pin, pin.colour, 5);
-    drawMarks(context, this.map, this.point, "#ffffff", 8);
+    const { view, map, point, strength } = this;
+    if (view in GLANCES) drawGlance(context, map, point, view, strength);
+    else {
+      if (!this.resting || view !== "overlay") drawHeat(context, map, point, view, strength);
+      for (const pin of this.pins.all) drawRing(context, pin, pin.colour, 5);
+      drawMarks(context, map, point, "#ffffff", 8);
+    }
     this.read();
   }
 
@@ -371,6 +352,11 @@ export class Inspector {
     const look = this.map.look({ row, column });
     const size = this.picture.naturalWidth || 1;
     const pixels = ({ x, y }) => `${Math.floor(x * size)}, ${Math.floor(y * size)}`;
+    if (this.view in GLANCES) {
+      $("#scale-most").textContent = this.view === "mean" ? percent(mean(this.map).most) : "peak";
+      $("#readout").textContent = tellGlance(this.map, this.point, this.view, pixels, this.stage.clientWidth);
+      return;
+    }
     const even = look.most * this.map.keys;
     const times = even < 10 ? even.toFixed(1) : Math.round(even);
     $("#scale-most").textContent = percent(look.most);
@@ -388,8 +374,6 @@ export class Inspector {
     }
   }
 }
-
-const round = (value) => String(Number(value.toPrecision(3))).replace("-", "−");
 
 function specText(spec, k) {
   const { model, model_hash, precision, class_id, class_name, seed, truncation } = spec;

@@ -1,11 +1,17 @@
 /** The spec of an image as a link: this page makes the same image again from its query string. */
 
 import { MAX_SEED } from "./api.js";
+import { MAX_PINS } from "./pins.js";
+
+const PINS = new RegExp(`^\\d{1,5},\\d{1,5}(;\\d{1,5},\\d{1,5}){0,${MAX_PINS - 1}}$`);
 
 const page = () => new URL(".", document.baseURI);
 
-/** The link to image `k` of a job; without `k` to the job as a whole. */
-export function linkTo({ spec }, k = null) {
+/**
+ * The link to image `k` of a job; without `k` to the job as a whole. `pins` are pixels of the image, "x,y;x,y";
+ * "" or null leaves pins or layer out.
+ */
+export function linkTo({ spec }, k = null, { pins = null, layer = null } = {}) {
   const url = page();
   url.search = new URLSearchParams({
     model: spec.model,
@@ -15,7 +21,9 @@ export function linkTo({ spec }, k = null) {
     count: spec.count,
     truncation: spec.truncation,
     ...(k === null ? {} : { image: k }),
+    ...(layer ? { layer } : {}),
   });
+  if (pins) url.search += `&pins=${pins}`; // as people read it: URLSearchParams would write %2C
   return url;
 }
 
@@ -34,6 +42,11 @@ export function specIn(search) {
   const image = whole("image", null, 0, 63);
   const truncation = Number(query.get("truncation") ?? 1);
   if (!(truncation > 0 && truncation <= 1)) throw wrong("truncation", query.get("truncation"), "above 0 and at most 1");
+  const pins = query.get("pins") ?? "";
+  if (pins !== "" && !PINS.test(pins)) throw wrong("pins", pins, `x,y;x,y in pixels, ${MAX_PINS} points at most`);
+  for (const key of ["pins", "layer"]) {
+    if (query.get(key) && image === null) throw wrong(key, query.get(key), "given with image=0 or another one");
+  }
   return {
     model: query.get("model"),
     hash: query.get("hash") ?? "",
@@ -43,11 +56,42 @@ export function specIn(search) {
     count: Math.max(whole("count", 1, 1, 64), (image ?? 0) + 1),
     truncation,
     image,
+    layer: query.get("layer") || null,
+    pins: pins === "" ? [] : pins.split(";").map((pin) => pin.split(",").map(Number)),
+  };
+}
+
+/**
+ * The `pins` (x and y from 0 to 1) and the `layer` of a link that an image of `model` has, and `complaints`: in
+ * words, those that it does not have.
+ */
+export function looked({ pins, layer }, model) {
+  const size = model.resolution;
+  const layers = model.attention.map(({ name }) => name);
+  const outside = pins.filter((pin) => Math.max(...pin) >= size).map((pin) => pin.join(","));
+  const unknown = layer !== null && !layers.includes(layer);
+  const complaints = [];
+  if (layers.length === 0 && (pins.length > 0 || unknown)) {
+    complaints.push(`The model "${model.name}" has no attention layer: the link's pins and layer are left out.`);
+    return { pins: [], layer: null, complaints };
+  }
+  if (outside.length > 0) {
+    const which = outside.length === 1 ? `pin ${outside[0]} lies` : `pins ${outside.join(" and ")} lie`;
+    complaints.push(`The link's ${which} outside the image, whose pixels go from 0 to ${size - 1}.`);
+  }
+  if (unknown) {
+    const short = layer.slice(0, 40);
+    complaints.push(`The link asks for the layer "${short}"; this model has ${layers.join(", ")}.`);
+  }
+  return {
+    pins: pins.filter((pin) => Math.max(...pin) < size).map(([x, y]) => ({ x: (x + 0.5) / size, y: (y + 0.5) / size })),
+    layer: unknown ? null : layer,
+    complaints,
   };
 }
 
 const wrong = (key, value, must) =>
-  new Error(`The link cannot be followed: its ${key} is "${value.slice(0, 40)}", and must be ${must}.`);
+  new Error(`The link cannot be followed: its ${key} ${key === "pins" ? "are" : "is"} "${value.slice(0, 40)}", and must be ${must}.`);
 
 /** Whether a job makes, or made, the images of `asked`, which is a spec as `specIn` reads it. */
 export function makes({ spec, state }, asked) {
