@@ -13,10 +13,18 @@ from starlette.routing import BaseRoute
 from app import errors
 from app.schemas import ProblemOut
 
-PNG: dict[int | str, dict[str, Any]] = {
-    200: {"description": "PNG", "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}},
-    304: {"description": "`If-None-Match` names it: the client has it already."},
-}
+_FILE = {"schema": {"type": "string", "format": "binary"}}
+
+
+def files(description: str, *media_types: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI responses of a file in one of several formats."""
+    return {
+        200: {"description": description, "content": dict.fromkeys(media_types, _FILE)},
+        304: {"description": "`If-None-Match` names it: the client has it already."},
+    }
+
+
+PNG = files("PNG", "image/png")
 
 _EXAMPLES: dict[int, errors.Problem] = {
     example.status: example
@@ -24,6 +32,9 @@ _EXAMPLES: dict[int, errors.Problem] = {
         errors.Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer."),
         errors.ForeignOrigin("Pages of this origin may not ask here."),
         errors.NotFound("There is no job 'x'."),
+        errors.NotAcceptable(
+            "There is image/png, image/webp, image/jpeg. Ask for one in Accept or by format=."
+        ),
         errors.NotFinished("3 of 8 images are made. Ask again shortly."),
         errors.Gone("The same spec makes the same images again."),
         errors.BodyTooLarge("A body may have 65536 bytes."),

@@ -11,6 +11,7 @@
     │   ├── UnknownClass
     │   └── UnknownModel
     ├── MethodNotAllowed    405
+    ├── NotAcceptable       406  in no format that the client takes, or that this service can make
     ├── Conflict            409  right question, wrong moment
     │   ├── NotFinished          with Retry-After
     │   ├── Unsuccessful         the job failed or was cancelled
@@ -154,6 +155,10 @@ class MethodNotAllowed(Problem):
 
     def headers(self) -> dict[str, str]:
         return {"Allow": self.allowed}
+
+
+class NotAcceptable(Problem):
+    status, slug, title = 406, "not-acceptable", "Not to be had in this format"
 
 
 class Conflict(Problem):

@@ -26,7 +26,7 @@ from app.origins import Origins
 from app.pace import Pace
 from app.prefix import Prefix
 from app.rate import RateHeaders
-from app.routes import attention, attention_grid, generate, health, jobs, models
+from app.routes import attention, attention_grid, exports, generate, health, jobs, models
 from app.security import ResponseHeaders, WrongKeys
 from app.settings import Settings
 from app.streams import Streams
@@ -98,7 +98,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
     app.state.pace = Pace()
     handle_errors(app)
-    for resource in (generate, jobs, attention, attention_grid, models, health):
+    for resource in (generate, jobs, exports, attention, attention_grid, models, health):
         # not include_router: FastAPI goes through an included router twice at every request
         app.router.routes.extend(resource.router.routes)
     describe(app, with_keys=bool(settings.api_keys))

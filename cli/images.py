@@ -103,13 +103,15 @@ def progress(
 
 
 def reproduce(
-    image: Annotated[Path, typer.Argument(help="A PNG that this service made")],
+    image: Annotated[
+        Path, typer.Argument(help="A PNG, WebP or JPEG that this service made, enlarged or not")
+    ],
     checkpoints: Annotated[
         Path, typer.Option(help="Folder of checkpoints; its model is found under any name")
     ] = Path("checkpoints"),
     device: Device = "auto",
 ) -> None:
-    """Make an image again from the spec inside its PNG, and compare."""
+    """Make an image again from the recipe inside its file, and compare; a lossy file is never the same."""
     from worker.offline import OfflineError, compare
 
     try:

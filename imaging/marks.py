@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from PIL import ExifTags, Image
 
 from imaging.png import KEYWORD, with_text
-
-MADE_BY: Final = "sagan"  # of a PNG's Software, a WebP's EXIF and a GIF's comment
+from imaging.stills import MADE_BY
 
 
 def marked(png: bytes) -> bytes:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from imaging.files import write_whole
 from imaging.marks import made_here, marked
-from imaging.png import png, read_provenance
+from imaging.png import png
+from imaging.recipes import Recipe, read_recipe
 from imaging.sheets import sheet
 from imaging.spec import ImageSpec, Provenance, SpecError
 from jobs.classes import class_number, nearest_name
@@ -95,12 +96,19 @@ def attend(
 
 
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
-    """Make the image of a PNG again from its provenance, and compare. Raises OfflineError.
+    """Make the image of a file again from its recipe, enlarged if it is, and compare. Raises OfflineError.
 
     checkpoints: the folder that has its model, under whatever name, or the model's own file.
     """
     try:
-        wanted = read_provenance(image.read_bytes())
+        recipe = read_recipe(image.read_bytes())
+        if (whole := recipe.drawn()) is not None:
+            raise OfflineError(
+                f"{image} is a {whole} of a whole job, made from {recipe.job()}. Its images are compared one "
+                "by one: GET /jobs/{id}/archive has each with its recipe."
+            )
+        enlargement = recipe.enlargement()
+        wanted = Provenance.from_json(recipe.text)
     except (OSError, SpecError) as error:
         raise OfflineError(f"{image}: {error}") from None
     engine = _load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
@@ -110,6 +118,13 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
             f"{image} says class {wanted.image.class_id}, and {engine.info.name} has 0 to {classes - 1}."
         )
     made = _sampled(engine, [wanted.image])[0]
+    if enlargement is not None:
+        made = enlargement.of(made)
+    return _compared(image, recipe, made)
+
+
+def _compared(image: Path, recipe: Recipe, made: NDArray[np.uint8]) -> Verdict:
+    """made: what the file should show, [R, R, 3]. Raises OfflineError."""
     try:
         with Image.open(image) as opened:
             kept = np.asarray(opened.convert("RGB"))
@@ -117,9 +132,15 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
         raise OfflineError(f"{image}: its pixels cannot be read ({error}).") from None
     if kept.shape != made.shape:
         return Verdict(
-            False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, the model makes {made.shape[0]}."
+            False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, its recipe makes {made.shape[0]}."
         )
     apart = np.abs(kept.astype(int) - made.astype(int))
+    if not recipe.lossless:
+        return Verdict(
+            False,
+            f"{image}: its values are {apart.mean():.2f} of 255 levels apart on average, {apart.max()} at "
+            f"most. A lossy {recipe.kind} cannot be exact: ask for PNG, or WebP without quality.",
+        )
     if not apart.any():
         return Verdict(True, f"{image}: the same, to the last level of every pixel.")
     return Verdict(

@@ -8,14 +8,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
-from app import negotiation
+from app import formats, negotiation
 from app.blends import draw_of, heaviest, morph_spec
 from app.deps import ANSWERS_JOB, counted_as, paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
 from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
 from app.orders import GenerateAnyIn, GenerateIn, MorphIn, OfClasses, Order
-from app.routes.jobs import picture_of, present
+from app.routes.jobs import Included, included_images, picture_of, present
 from app.schemas import JobOut
 from app.security import KeyedRoute
 from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
@@ -33,8 +33,9 @@ _RESPONSES = {
     },
     200: {
         "model": JobOut,
-        "description": "`Prefer: wait` held until the end: the job, or its PNG on `Accept: image/png`.",
-        "content": {"image/png": {}},
+        "description": "`Prefer: wait` held until the end: the job, or its picture on `Accept: image/png`, "
+        "image/webp or image/jpeg.",
+        "content": {"image/png": {}, "image/webp": {}, "image/jpeg": {}},
     },
     **problems(401, 403, 404, 409, 410, 413, 422, 429, 503),
 }
@@ -50,10 +51,12 @@ class _Asking:
     wait: int | None  # seconds to hold the answer; None: no wait was asked for
     cancels: bool  # the job ends if the client leaves while it waits
     key: str | None  # Idempotency-Key
+    included: Included  # "base64": the answer holds the images
 
 
 async def _asking(
     request: Request,
+    included: Included = None,
     prefer: Annotated[
         tuple[str, ...],
         Header(
@@ -78,6 +81,7 @@ async def _asking(
         negotiation.preferred_wait(prefer, state(request).settings.max_wait),
         negotiation.cancels_on_disconnect(prefer),
         negotiation.checked_key(key),
+        included,
     )
 
 
@@ -190,12 +194,16 @@ async def _answer(asking: _Asking, job: Job, png: bytes | None) -> Response:
         headers["Preference-Applied"] = f"wait={asking.wait}" + (
             ", on-disconnect=cancel" if asking.cancels else ""
         )
-    if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
-        if png is None:
-            return await picture_of(request, job, headers)
+    kind = formats.still_rather_than_json(request) if job.ended else None
+    if kind is not None:
+        if png is None or kind != "png":
+            return await picture_of(request, job, kind, headers)
         return Response(png, media_type="image/png", headers=headers)
     position = None
     with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice
         position = await here.store.position(job) if job.state == "queued" else None
-    content = present(request, job, position).model_dump_json()
-    return Response(content, 200 if job.ended else 202, headers, media_type="application/json")
+    shown = present(request, job, position)
+    shown.images = await included_images(request, job, asking.included)
+    return Response(
+        shown.model_dump_json(), 200 if job.ended else 202, headers, media_type="application/json"
+    )

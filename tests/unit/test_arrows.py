@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # folder -> the other folders of ours that it may import
 ARROWS = {
-    "app": {"jobs"},
+    "app": {"imaging", "jobs"},
     "jobs": set(),
     "worker": {"imaging", "jobs", "model"},
     "serve": {"jobs"},
