@@ -113,9 +113,9 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
         raise OfflineError(f"{image}: {error}") from None
     engine = _load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
     classes = len(engine.info.classes)
-    if wanted.image.class_id >= classes:
+    if (last := max(class_id for class_id, _ in wanted.image.classes)) >= classes:
         raise OfflineError(
-            f"{image} says class {wanted.image.class_id}, and {engine.info.name} has 0 to {classes - 1}."
+            f"{image} says class {last}, and {engine.info.name} has 0 to {classes - 1}."
         )
     made = _sampled(engine, [wanted.image])[0]
     if enlargement is not None:

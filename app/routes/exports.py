@@ -7,7 +7,7 @@ import numpy as np
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import archive, films, formats, negotiation, overlay, pictures, rate, recipes, sights
+from app import archive, films, formats, negotiation, overlay, pictures, rate, recipes, sights, views
 from app.deps import Found, Store, charge, counted_as, state
 from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
@@ -113,7 +113,7 @@ async def read_film(
     point = _point(asked.attention, resolution)
     site = None if point is None else await _site(store, job, asked)
     told = asked.model_dump(exclude_none=True) | {"format": kind, "layer": site and site.name}
-    tag = pictures.etag(*pngs, "film", job.id, repr(told), overlay.VERSION)
+    tag = pictures.etag(*pngs, "film", job.id, repr(told), views.VERSION)
     name = formats.file_name(f"{recipes.stem(job.spec)}-film", kind)
     headers = formats.varied(negotiation.file_headers(tag, name), asked.format)
     if negotiation.knows(request, tag):
@@ -123,7 +123,7 @@ async def read_film(
     await charge(request, job.owner, rate.cost_of(planned.pixels))
     memory = planned.memory(resolution)
     if site is not None:
-        memory += Sight(job, 0, pngs[0], site).memory + overlay.memory_of("overlay", planned.side, 1)
+        memory += Sight(job, 0, pngs[0], site).memory + views.memory_of("overlay", planned.side, 1)
     text = _recipe(job, asked, planned, site)
 
     async def begin(place: Place) -> Drawn:

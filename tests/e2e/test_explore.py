@@ -95,7 +95,7 @@ def test_truncation_shows_the_same_seeds_at_each_value(visit: Visitor, service: 
     visitor = explore(visit, service, "truncation")
     page = visitor.page
     slider = page.locator("#explore .truncation [type=range]")
-    pictures = []
+    pictures: list[str] = []
     for value in ("1", "0.2", "1"):
         slider.fill(value)
         page.wait_for_function(
