@@ -138,7 +138,11 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
 @pytest.mark.parametrize(
     ("method", "path", "says"),
     [
-        ("GET", "/jobs?limits=3", "query.limits: There is no such parameter here. It takes limit, cursor, seeds."),
+        (
+            "GET",
+            "/jobs?limits=3",
+            "query.limits: There is no such parameter here. It takes limit, cursor, seeds.",
+        ),
         ("GET", "/models?page=2", "query.page: There is no such parameter here. It takes none."),
         (
             "GET",
