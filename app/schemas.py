@@ -259,6 +259,20 @@ class MapOut(BaseModel):
     map: list[list[float]]
 
 
+class LiveOut(BaseModel):
+    """The process answers."""
+
+    status: Literal["live"] = "live"
+
+
+class ReadyOut(BaseModel):
+    """Images can be made."""
+
+    status: Literal["ready"] = "ready"
+    workers: int = Field(description="That make images.")
+    models: list[str]
+
+
 class WrongField(BaseModel):
     """One finding of a validation."""
 

@@ -104,13 +104,13 @@ async def generate_class(
     """Queue a job that makes images of one class."""
     # not validated: a name of any length may stand in a path, and is then one that no class has
     named = OfClasses.model_construct(class_id=class_id, class_weights=None)
-    return await _take(asking, body, lambda model, priority: _spec(body, named, model, priority))
+    return await _take(asking, body, lambda model, priority: generate_spec(body, named, model, priority))
 
 
 @router.post("/generate", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
     """Queue a job; its class, or mixture of classes, is named in the body."""
-    return await _take(asking, body, lambda model, priority: _spec(body, body, model, priority))
+    return await _take(asking, body, lambda model, priority: generate_spec(body, body, model, priority))
 
 
 async def _take(
@@ -119,7 +119,21 @@ async def _take(
     spec_of: Callable[[ModelInfo, int], JobSpec],
     seeds: Sequence[int | None] = (),
 ) -> Response:
-    """spec_of(model, priority): the job that the body asks for. seeds: of its ends, as they were asked."""
+    job, png = await order(asking, body, spec_of, seeds)
+    return await _answer(asking, job, png)
+
+
+async def order(
+    asking: _Asking,
+    body: Order,
+    spec_of: Callable[[ModelInfo, int], JobSpec],
+    seeds: Sequence[int | None] = (),
+) -> tuple[Job, bytes | None]:
+    """The job that the body asks for, after the wait; and its PNG where that came with the news of its end.
+
+    spec_of(model, priority): the job that the body asks for. seeds: of its ends, as they were asked.
+    Raises NoWorker, UnknownModel, UnknownClass, PriorityTooHigh, QueueIsFull, ClientLeft.
+    """
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
     priority = _priority(body, here.settings.ceiling_of(asking.caller))
@@ -133,10 +147,9 @@ async def _take(
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
     try:
-        job, png = await _create(asking, spec, asked)
+        return await _create(asking, spec, asked)
     except QueueFull as full:
         raise QueueIsFull(str(full), retry_after=here.pace.until_a_job_fits(full.depth)) from full
-    return await _answer(asking, job, png)
 
 
 def _priority(body: Order, ceiling: int) -> int:
@@ -151,7 +164,7 @@ def _priority(body: Order, ceiling: int) -> int:
     return body.priority
 
 
-def _spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -> JobSpec:
+def generate_spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -> JobSpec:
     draw = draw_of(named, body.seed, body.start, model)
     return JobSpec(
         model=model.name,
@@ -170,7 +183,6 @@ def _spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -
 
 
 async def _create(asking: _Asking, spec: JobSpec, asked: str | None) -> tuple[Job, bytes | None]:
-    """The job, ended or as it is after the wait; and its PNG where that came with the news of its end."""
     store, caller, key = state(asking.request).store, asking.caller, asking.key
     pays = counted_as(asking.request, caller)
     if not asking.wait:
