@@ -7,6 +7,8 @@ from pathlib import Path
 from PIL import ExifTags, Image
 
 from imaging.png import KEYWORD, with_text
+from imaging.recipes import read_recipe
+from imaging.spec import SpecError
 from imaging.stills import MADE_BY
 
 
@@ -20,9 +22,12 @@ def made_here(path: Path) -> bool:
     try:
         if path.stat().st_size == 0:
             return True
+        if path.suffix.lower() == ".mp4":
+            read_recipe(path.read_bytes())
+            return True
         with Image.open(path, formats=["PNG", "WEBP", "GIF"]) as image:
             exif = image.getexif().get(ExifTags.Base.Software)
             said = (image.info.get("Software"), image.info.get("comment"), exif)
             return KEYWORD in image.info or MADE_BY in said or MADE_BY.encode() in said
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, SpecError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

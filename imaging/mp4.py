@@ -44,7 +44,13 @@ class Mp4:
             *(program, "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"),
             *("-s", f"{reel.width}x{reel.height}", "-framerate", str(rate), "-i", "pipe:0"),
             *(_H264 if "libx264" in _encoders(program) else _MPEG4),
-            *("-pix_fmt", "yuv420p", "-vf", "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int", *_COLOURS),
+            *(
+                "-pix_fmt",
+                "yuv420p",
+                "-vf",
+                "scale=out_color_matrix=bt709:out_range=tv:flags=accurate_rnd+full_chroma_int",
+                *_COLOURS,
+            ),
             # without its version and the time, so that the same frames are the same bytes
             *("-fflags", "+bitexact", "-flags:v", "+bitexact", "-map_metadata", "-1"),
             # the index comes first: a player begins before it has the whole

@@ -41,18 +41,21 @@ class Verdict:
 
 
 def write_samples(
-    checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
+    checkpoint: Path, class_name: str, out: Path, images: range, seed: int, truncation: float, device: str
 ) -> Iterator[Path]:
-    """Write `count` PNGs with their provenance into `out`; yields each path. Raises OfflineError."""
-    engine = _load(checkpoint, device)
+    """Write PNGs with their provenance into `out`; yields each path. Raises OfflineError.
+
+    images: which of the seed.
+    """
+    engine = load(checkpoint, device)
     info = engine.info
-    class_id = _class_id(engine, class_name)
+    class_id = class_id_of(engine, class_name)
     name = info.classes[class_id]
-    paths = [out / _file_name(engine, class_id, f"{seed}-{index}.png") for index in range(count)]
+    paths = [out / _file_name(engine, class_id, f"{seed}-{index}.png") for index in images]
     for path in paths:
         if path.exists() and not made_here(path):
             raise OfflineError(f"{path} is there already and was not made by sagan: choose another --out.")
-    for path, (spec, pixels) in zip(paths, _images(engine, class_id, seed, count, truncation), strict=True):
+    for path, (spec, pixels) in zip(paths, _images(engine, class_id, seed, images, truncation), strict=True):
         made = Provenance(info.name, info.hash, info.precision, name, spec)
         write_whole(path, png(pixels, made.to_json()))
         yield path
@@ -65,12 +68,14 @@ def write_sheet(
 
     rows: number of classes, spread evenly over all; None: every class. Raises OfflineError.
     """
-    engine = _load(checkpoint, device)
+    engine = load(checkpoint, device)
     names = engine.info.classes
     shown = min(rows or len(names), len(names))
     chosen = [round(row * (len(names) - 1) / max(shown - 1, 1)) for row in range(shown)]
     images = [
-        pixels for class_id in chosen for _, pixels in _images(engine, class_id, seed, columns, truncation)
+        pixels
+        for class_id in chosen
+        for _, pixels in _images(engine, class_id, seed, range(columns), truncation)
     ]
     write_whole(out, marked(sheet(images, columns, [names[class_id] for class_id in chosen])))
 
@@ -85,8 +90,8 @@ def attend(
     device: str,
 ) -> tuple[NDArray[np.uint8], AttentionMap]:
     """One image [R, R, 3] and the attention map of `layer`; None: the first. Raises OfflineError."""
-    engine = _load(checkpoint, device)
-    spec = ImageSpec(_class_id(engine, class_name), seed, index, truncation)
+    engine = load(checkpoint, device)
+    spec = ImageSpec(class_id_of(engine, class_name), seed, index, truncation)
     if not engine.info.attention:
         raise OfflineError(f"{checkpoint} has no attention layer.")
     try:
@@ -111,12 +116,10 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
         wanted = Provenance.from_json(recipe.text)
     except (OSError, SpecError) as error:
         raise OfflineError(f"{image}: {error}") from None
-    engine = _load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
+    engine = load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
     classes = len(engine.info.classes)
     if (last := max(class_id for class_id, _ in wanted.image.classes)) >= classes:
-        raise OfflineError(
-            f"{image} says class {last}, and {engine.info.name} has 0 to {classes - 1}."
-        )
+        raise OfflineError(f"{image} says class {last}, and {engine.info.name} has 0 to {classes - 1}.")
     made = _sampled(engine, [wanted.image])[0]
     if enlargement is not None:
         made = enlargement.of(made)
@@ -152,7 +155,7 @@ def describe(folder: Path) -> Iterator[str]:
     """One line a checkpoint in `folder`: its model, or why it does not load."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            info = _load(path, "cpu", "float32").info
+            info = load(path, "cpu", "float32").info
         except OfflineError as error:
             yield str(error)
         else:
@@ -164,13 +167,17 @@ def describe(folder: Path) -> Iterator[str]:
 
 
 def _images(
-    engine: Engine, class_id: int, seed: int, count: int, truncation: float
+    engine: Engine, class_id: int, seed: int, images: range, truncation: float
 ) -> Iterator[tuple[ImageSpec, NDArray[np.uint8]]]:
-    """Images 0 to count - 1 of a seed, [R, R, 3]; one forward at a time."""
-    for first in range(0, count, engine.max_batch):
-        indices = range(first, min(first + engine.max_batch, count))
-        specs = [ImageSpec(class_id, seed, k, truncation) for k in indices]
-        yield from zip(specs, _sampled(engine, specs), strict=True)
+    """Images of a seed, [R, R, 3]."""
+    specs = [ImageSpec(class_id, seed, k, truncation) for k in images]
+    return zip(specs, made_of(engine, specs), strict=True)
+
+
+def made_of(engine: Engine, specs: Sequence[ImageSpec]) -> Iterator[NDArray[np.uint8]]:
+    """The image of each spec, [R, R, 3]; one forward at a time. Raises OfflineError."""
+    for first in range(0, len(specs), engine.max_batch):
+        yield from _sampled(engine, specs[first : first + engine.max_batch])
 
 
 def _sampled(engine: Engine, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
@@ -223,14 +230,16 @@ def _by_hash(wanted: Provenance, checkpoints: Path, image: Path) -> Path:
     )
 
 
-def _load(path: Path, device: str, precision: str = "auto") -> Engine:
+def load(path: Path, device: str, precision: str = "auto") -> Engine:
+    """Raises OfflineError."""
     try:
         return Engine.load(path, choose_device(device), precision)
     except (ModelError, EngineError) as error:
         raise OfflineError(str(error)) from None
 
 
-def _class_id(engine: Engine, asked: str) -> int:
+def class_id_of(engine: Engine, asked: str) -> int:
+    """Raises OfflineError."""
     names = engine.info.classes
     class_id = class_number(asked, names)
     if class_id is None:

@@ -147,9 +147,7 @@ async def test_an_mp4_plays_and_is_the_same_again(client: httpx.AsyncClient, tmp
     for index, image in enumerate(made):
         # of noise: others are 80 apart
         [frame] = pixels((tmp_path / f"{index + 1}.png").read_bytes())
-        assert (
-            np.abs(frame.astype(int) - enlarged(image, 78, "nearest")).mean() < 25
-        )
+        assert np.abs(frame.astype(int) - enlarged(image, 78, "nearest")).mean() < 25
     assert not (tmp_path / "7.png").exists()
 
 
