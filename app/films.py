@@ -19,6 +19,8 @@ from imaging.mp4 import Mp4, Mp4Error, ffmpeg
 from imaging.png import Writer
 from imaging.stills import STILL_MEMORY
 
+POINT: Final = r" *-?[0-9]{1,6}(\.[0-9]{1,6})? *, *-?[0-9]{1,6}(\.[0-9]{1,6})? *"  # as attention.parse_points
+
 USUAL_RATE: Final = 12  # frames a second
 FASTEST: Final = 60
 FASTEST_GIF: Final = 50  # a GIF counts in hundredths of a second, and players slow down one hundredth
@@ -59,6 +61,7 @@ class FilmIn(BaseModel):
         "of GET /attention does. The maps must be there: POST /morph with attention "
         "makes them, or GET /attention, image by image.",
         examples=["8,12"],
+        json_schema_extra={"pattern": f"^{POINT};?$"},
     )
     layer: str | None = Field(None, max_length=100, description="Of the attention; absent: the first.")
     colormap: Colormap = "inferno"

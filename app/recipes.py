@@ -2,25 +2,21 @@
 
 import json
 import re
-from dataclasses import asdict
 from typing import Final
 
+from app.schemas import SpecOut
 from imaging.spec import BLENDED, VERSION
 from jobs.job import JobSpec
 
-_ALWAYS: Final = frozenset({"class_id", "seed", "start"})  # even if they are 0
-_NOT_OF_IMAGES: Final = ("priority", "attention", "listed")
 _LONGEST: Final = 80  # letters of a class's name in a file's
 
 
 def of_job(spec: JobSpec, how: str, **options: object) -> str:
-    """JSON, ASCII: the job's spec, of it what pixels depend on, and how its images are drawn.
+    """JSON, ASCII: the spec as the job's answer has it, without its priority, and how its images are drawn.
 
     how: such as "grid".
     """
-    told = {name: value for name, value in asdict(spec).items() if name in _ALWAYS or value}
-    for name in _NOT_OF_IMAGES:
-        told.pop(name, None)
+    told = SpecOut.of(spec).model_dump(mode="json", exclude={"priority"}, exclude_none=True)
     asked = {name: value for name, value in options.items() if value is not None}
     return json.dumps({**told, "version": BLENDED if spec.ends else VERSION, "drawn": {"as": how, **asked}})
 

@@ -166,7 +166,7 @@ def _point(attention: str | None, resolution: int) -> Point | None:
 
 async def _site(store: JobClient, job: Job, asked: FilmIn) -> AttentionSite:
     """Raises as sights.sites_of does, and Invalid."""
-    site, *others = await sights.sites_of(store, job, 0, asked.layer)
+    site, *others = await sights.sites_of(store, job, 0, asked.layer or job.spec.attention or None)
     if others:
         raise Invalid("A film shows one layer: name it, or leave layer out to have the first.")
     return site

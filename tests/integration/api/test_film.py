@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import subprocess
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -255,3 +256,21 @@ async def test_attention_is_painted_on_every_frame_from_the_maps_that_are_kept(
     plain = await finished(client, count=2, model="plain")
     none = await client.get(plain["links"]["film"], params={"attention": "1,2"})
     assert none.json()["type"] == "urn:sagan:problem:no-attention"
+
+
+async def test_a_morph_is_a_film_with_its_attention_and_an_archive(client: httpx.AsyncClient) -> None:
+    ends = [{"class_id": "cat", "seed": 1}, {"class_id": "dog", "seed": 2}]
+    body = {"ends": ends, "frames": 5, "attention": True, "layer": "16x16", "model": "attentive"}
+    job = (await client.post("/morph", json=body, headers=WAIT)).json()
+    made = await images(client, job)
+    film = await client.get(job["links"]["film"])
+    np.testing.assert_array_equal(pixels(film.content), made)
+    told = json.loads(read_recipe(film.content).text)
+    assert told["morph"] == {key: value for key, value in job["spec"]["morph"].items() if value is not None}
+    painted = await client.get(job["links"]["film"], params={"attention": "3,4", "size": 64})
+    assert painted.status_code == 200, painted.text  # its maps were made with it, of the layer asked for
+    drawing = {"view": "overlay", "points": "3,4", "size": "64", "image": "2", "layer": "16x16"}
+    alone = await client.get(job["links"]["attention"], params=drawing)
+    np.testing.assert_array_equal(pixels(painted.content)[2], pixels(alone.content)[0])
+    with zipfile.ZipFile(io.BytesIO((await client.get(job["links"]["archive"])).content)) as archive:
+        assert archive.namelist() == [f"cat_to_dog-seed1-{k:04}.png" for k in range(5)]

@@ -239,3 +239,17 @@ async def test_so_many_bytes_of_images_are_fetched_as_an_archive(
     reply = await client.get(job["links"]["self"], params={"images": "base64"})
     assert (reply.status_code, reply.json()["type"]) == (409, "urn:sagan:problem:too-large")
     assert job["links"]["archive"] in reply.json()["detail"]
+
+
+async def test_an_archive_counts_from_the_first_image_of_the_job(client: httpx.AsyncClient) -> None:
+    job = await finished(client, count=2, seed=42, start=37)
+    reply = await client.get(job["links"]["archive"])
+    with zipfile.ZipFile(io.BytesIO(reply.content)) as archive:
+        assert archive.namelist() == ["cat-seed42-0037.png", "cat-seed42-0038.png"]
+
+
+async def test_an_answer_may_hold_images_and_its_seed_as_a_string(client: httpx.AsyncClient) -> None:
+    job = await finished(client, count=1, seed=5)
+    reply = await client.get(job["links"]["self"], params={"images": "base64", "seeds": "string"})
+    assert reply.status_code == 200, reply.text
+    assert (len(reply.json()["images"]), reply.json()["spec"]["seed"]) == (1, "5")

@@ -6,17 +6,18 @@ import io
 import subprocess
 import sys
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.errors import Invalid, TooLarge
-from app.films import FilmIn, Strip, plan
+from app.films import FilmIn, Plan, Strip, plan
 from app.formats import Moving
 
 
-def planned(kind: Moving = "webp", count: int = 16, resolution: int = 32, **asked: object):  # type: ignore[no-untyped-def]
+def planned(kind: Moving = "webp", count: int = 16, resolution: int = 32, **asked: Any) -> Plan:
     film = FilmIn.model_validate(asked)
     film.check(kind)
     return plan(film, kind, count, resolution)
@@ -75,7 +76,7 @@ def test_a_strip_is_a_row_as_long_as_it_may_be(count: int, asked: dict[str, int]
     ],
 )
 def test_what_does_not_go_together_says_what_to_leave_out(
-    kind: Moving, asked: dict[str, object], says: str
+    kind: Moving, asked: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(Invalid, match=says):
         planned(kind, **asked)
@@ -91,7 +92,7 @@ def test_what_does_not_go_together_says_what_to_leave_out(
     ],
 )
 def test_a_film_too_large_says_what_to_ask_for(
-    kind: Moving, count: int, asked: dict[str, object], says: str
+    kind: Moving, count: int, asked: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(TooLarge, match=says):
         planned(kind, count=count, **asked)
