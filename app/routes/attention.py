@@ -189,7 +189,10 @@ def _draw(
 ) -> Iterator[bytes]:
     """The pieces of the picture."""
     spec = sight.job.spec
-    title = f"{spec.class_name}  ·  seed {spec.seed}, image {sight.index}  ·  {spec.model}"
+    between = len(spec.ends) > 1
+    which = f"seed {spec.seed}, image {spec.start + sight.index}"
+    frame = f"image {sight.index} of {spec.count}, between {len(spec.ends)} ends"
+    title = f"{spec.class_name}  ·  {frame if between else which}  ·  {spec.model}"
     for drawn in views.draw(view, pictures.read(sight.png), seen, points, style, title):
         if drawn is None:
             yield b""  # a pause after each panel
