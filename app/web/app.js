@@ -1,36 +1,46 @@
 /** The page: the form makes jobs, the gallery shows them, the inspector looks into them. */
 
-import { followKeyed, generate, get, useKey } from "./api.js";
+import { followKeyed, generate, get, keyNow, useKey } from "./api.js";
+import { Comparison } from "./compare.js";
 import { $, announce, images, spoken } from "./dom.js";
 import { Explore } from "./explore.js";
 import { Form, classesOf } from "./form.js";
-import { Gallery } from "./gallery.js";
+import { Grids } from "./grids.js";
+import { History } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { linkTo, makes, specIn } from "./link.js";
 import { goTo, onView, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
 const LOOK_MS = 5000; // between two looks for what is served by then
-const PAGE = 12; // jobs at a time
 const home = new URL(".", document.baseURI).href;
 
 let models = [];
-let older = null; // the cursor of the jobs not shown yet
+let served = null; // what the service told last; null: nothing yet
+const modelOf = (name) => models.find((model) => model.name === name);
 
-const gallery = new Gallery({
+const past = new History({
   open: (job, k) => look(job, k),
   again,
-  grown: (card) => inspector.grown(card.job, card.done),
+  grown: (card) => {
+    inspector.grown(card.job, card.done);
+    grids.grown(card);
+  },
+  modelOf: (name) => served && served.find((model) => model.name === name),
+  complain,
 });
+past.useKey(keyNow());
 const form = new Form(make);
 const inspector = new Inspector({
-  modelOf: (name) => models.find((model) => model.name === name),
+  modelOf,
   moved: (job, k) => history.replaceState({ looking: true }, "", linkTo(job, k)),
   closed: () => {
     // the address of an open image is a step in the history, so that Back closes it
     if (history.state?.looking) history.back();
   },
 });
+const grids = new Grids({ keep: (job) => past.add(job), open: (job, k) => look(job, k) });
+const comparison = new Comparison({ inspector, modelOf });
 
 const explore = new Explore({
   modelsNow: () => models,
@@ -55,10 +65,20 @@ async function offer(found) {
   const changed = versions(found) !== versions(models);
   models = found;
   if (changed) {
+    grids.offer(models);
     await form.offer(models);
     await explore.offer(models);
   }
   service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
+}
+
+async function whatIsServed() {
+  const answer = await get("models");
+  past.tellLife(answer.result_ttl);
+  const changed = JSON.stringify(answer.models) !== JSON.stringify(served);
+  served = answer.models;
+  if (changed) past.refresh();
+  return served;
 }
 
 /** Sees workers go and come, and models change, while somebody looks at the page. */
@@ -67,7 +87,7 @@ async function watch() {
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
     if (document.hidden) continue;
     try {
-      const found = (await get("models")).models;
+      const found = await whatIsServed();
       if (found.length > 0) await offer(found);
       else service("away", "No worker is there any more");
     } catch (problem) {
@@ -80,7 +100,7 @@ async function watch() {
 async function meet() {
   for (;;) {
     try {
-      const found = (await get("models")).models;
+      const found = await whatIsServed();
       if (found.length > 0) {
         await offer(found);
         complain(null);
@@ -102,6 +122,7 @@ function askForKey() {
   return new Promise((resolve) => {
     $("#key").addEventListener("change", () => {
       useKey($("#key").value.trim());
+      past.useKey(keyNow());
       resolve();
     }, { once: true });
   });
@@ -116,7 +137,7 @@ async function make(spec) {
   try {
     const job = await generate(spec);
     announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
-    const card = gallery.add(job, { first: true });
+    const card = past.add(job);
     if (card.root.getBoundingClientRect().top > innerHeight * 0.8) {
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       $("#images").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
@@ -139,8 +160,9 @@ async function again(spec) {
 
 /** Opens an image. notice: what to say of it above all; null: nothing. */
 function look(job, k, notice = null) {
+  if (comparison.takes(job, k)) return;
   if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
-  const card = gallery.add(job, { first: true });
+  const card = past.cards.get(job.id) ?? past.add(job);
   inspector.open(card.job, k, card.done, notice);
 }
 
@@ -158,7 +180,7 @@ async function followLink(search) {
     return complain(`The link asks for the model "${spec.model}", which no worker here has loaded.`);
   }
   const wanted = { ...spec, hash: model.hash };
-  let card = gallery.all.find((one) => makes(one.job, wanted) && !one.expired);
+  let card = past.all.find((one) => makes(one.job, wanted) && !one.expired);
   if (card === undefined) {
     const known = (await classesOf(model.name)).find(
       ({ id, name }) => name === spec.class_name || String(id) === spec.class_name,
@@ -186,17 +208,16 @@ async function followLink(search) {
   }
 }
 
-async function recent(cursor = null) {
-  const query = new URLSearchParams({ limit: PAGE, ...(cursor === null ? {} : { cursor }) });
-  try {
-    const page = await get(`jobs?${query}`);
-    for (const job of page.jobs) gallery.add(job, { first: false });
-    older = page.next ?? null;
-  } catch (problem) {
-    complain(problem.message);
+/** Reads the service's jobs, as soon as it can be reached. */
+async function recent() {
+  for (;;) {
+    try {
+      return await past.read();
+    } catch (problem) {
+      if (problem.retryAfter === null && problem.status !== 401) return complain(problem.message);
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
-  $("#older").hidden = older === null;
-  $("#empty").hidden = gallery.cards.size > 0;
 }
 
 function pixels(kind) {
@@ -220,7 +241,6 @@ try {
 document.addEventListener("click", (event) => {
   followKeyed(event).catch((problem) => complain(problem.message));
 });
-$("#older").addEventListener("click", () => recent(older));
 addEventListener("popstate", () => {
   if (history.state?.looking) followLink(location.search);
   else if (inspector.dialog.open) inspector.dialog.close();
@@ -228,6 +248,8 @@ addEventListener("popstate", () => {
 
 const asked = location.search;
 history.replaceState(null, "", home + viewHash());
+past.tellLife();
+const listed = recent(); // with no worker there, too
 await meet();
 onView((name, before) => {
   if (name === "explore") explore.show();
@@ -239,6 +261,6 @@ $("#to-explore").addEventListener("click", async () => {
   await explore.add(job, k);
   goTo("explore");
 });
-await recent();
+await listed;
 await followLink(asked);
 watch();
