@@ -3,12 +3,14 @@
 import { followKeyed, generate, get, keyNow, useKey } from "./api.js";
 import { Comparison } from "./compare.js";
 import { $, announce, images, spoken } from "./dom.js";
+import { acceptFiles } from "./drop.js";
 import { Explore } from "./explore.js";
 import { Form, classesOf } from "./form.js";
 import { Grids } from "./grids.js";
 import { History } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { linkTo, makes, specIn } from "./link.js";
+import { orderOf, place, sameVersion } from "./orders.js";
 import { goTo, onView, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
@@ -128,14 +130,15 @@ function askForKey() {
   });
 }
 
-async function make(spec) {
+/** Queues a job and shows its card. order: as the form reads it, or any request for a job. Resolves with null on a problem. */
+async function make(order) {
   const button = $("#generate");
   // not `disabled`: a button that is loses the focus
   if (button.getAttribute("aria-disabled") === "true") return null;
   complain(null);
   button.setAttribute("aria-disabled", "true");
   try {
-    const job = await generate(spec);
+    const job = await (order.ends ? place(order) : generate(order));
     announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
     const card = past.add(job);
     if (card.root.getBoundingClientRect().top > innerHeight * 0.8) {
@@ -164,6 +167,22 @@ function look(job, k, notice = null) {
   if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
   const card = past.cards.get(job.id) ?? past.add(job);
   inspector.open(card.job, k, card.done, notice);
+}
+
+/** Makes what a file shows, by its spec, and opens it. */
+async function restore(spec) {
+  goTo("create");
+  if (spec.class_weights === null && spec.morph === null) await form.fill({ ...spec, class_name: spec.class_name });
+  const model = modelOf(spec.model);
+  const card = await make(orderOf(spec, model));
+  if (card === null) return;
+  const notice = sameVersion(spec, model)
+    ? null
+    : `This file was made with another version of the model "${spec.model}": the image is not the same.`;
+  if (notice !== null) complain(notice);
+  if (spec.count > 1) return;
+  await card.ready(0);
+  look(card.job, 0, notice);
 }
 
 /** Finds the job of a link among those shown, or makes it, and opens its image. */
@@ -241,6 +260,7 @@ try {
 document.addEventListener("click", (event) => {
   followKeyed(event).catch((problem) => complain(problem.message));
 });
+acceptFiles({ restore, complain });
 addEventListener("popstate", () => {
   if (history.state?.looking) followLink(location.search);
   else if (inspector.dialog.open) inspector.dialog.close();

@@ -89,7 +89,8 @@ export class Card {
       icon("again"),
       h("span", {}, `seed ${spec.seed}`),
     );
-    const more = spec.truncation === 1 ? "" : ` · truncation ${spec.truncation}`;
+    const first = spec.start > 0 ? ` · ${spec.count === 1 ? "" : "from "}image ${spec.start + 1}` : "";
+    const more = `${first}${spec.truncation === 1 ? "" : ` · truncation ${spec.truncation}`}`;
     return h("p", { class: "facts" }, seed, h("span", {}, `${spoken(spec.model)}${more}`));
   }
 
@@ -215,12 +216,13 @@ export class Card {
   }
 
   show() {
-    const { entry, state } = this;
+    const { entry, job, state } = this;
     this.root.dataset.state = state;
     const busy = state === "queued" || state === "running";
     this.cancelButton.hidden = !busy;
     this.remakeButton.hidden = !(this.expired || state === "failed" || state === "cancelled");
-    this.linkButton.hidden = state !== "succeeded";
+    const { class_weights, morph } = job.spec;
+    this.linkButton.hidden = state !== "succeeded" || Boolean(class_weights || morph); // which no link can say
     this.gridLink.hidden = state !== "succeeded" || this.expired;
     this.hideButton.hidden = busy;
     this.starButton.setAttribute("aria-pressed", String(Boolean(entry.favourite)));

@@ -121,6 +121,7 @@ export class Grids {
     const { length } = this.chosen;
     for (const box of this.boxes) box.disabled = classes && length >= MOST && !box.checked;
     $("#grid-chosen").textContent = classes ? `${length} of ${MOST}` : "";
+    $("#grid-names").textContent = this.chosen.map(({ name }) => spoken(name)).join(", ");
     $("#grid-columns-value").textContent = $("#grid-columns").value;
     $("#grid-truncation-value").textContent = $("#grid-truncation").value;
     const seed = $("#grid-seed").value.trim();

@@ -1,8 +1,9 @@
 /** The jobs on the page and in the browser's store: listed, found again, made again, hidden, cleared. */
 
-import { cancel, ended, generate, getJobs } from "./api.js";
+import { cancel, ended, getJobs } from "./api.js";
 import { $, announce, images, spoken } from "./dom.js";
 import { Card } from "./gallery.js";
+import { orderOf, place, sameVersion } from "./orders.js";
 import { Store, found, revived } from "./store.js";
 import { pictureOf, SHOWN, thumbOf } from "./thumbs.js";
 import { toast } from "./toast.js";
@@ -216,11 +217,11 @@ export class History {
     if (pictures.every(({ value }) => value)) this.picture(card, pictures.map(({ value }) => value));
   }
 
-  versionOf({ model, model_hash, precision }) {
-    const served = this.actions.modelOf(model);
+  versionOf(spec) {
+    const served = this.actions.modelOf(spec.model);
     if (served === null) return null;
     if (served === undefined) return "absent";
-    return served.hash === model_hash && served.precision === precision ? "same" : "other";
+    return sameVersion(spec, served) ? "same" : "other";
   }
 
   /** Orders the images of a card once more. The new card takes the place of the old one, if they are the same. */
@@ -230,7 +231,7 @@ export class History {
     if (button.getAttribute("aria-disabled") === "true") return;
     button.setAttribute("aria-disabled", "true");
     try {
-      const again = await generate(this.orderOf(job.spec));
+      const again = await place(orderOf(job.spec, this.actions.modelOf(job.spec.model)));
       const { favourite, thumb } = card.entry;
       const same = again.spec.model_hash === job.spec.model_hash && again.spec.precision === job.spec.precision;
       if (same) this.store.remove(job.id);
@@ -245,16 +246,6 @@ export class History {
     } finally {
       button.removeAttribute("aria-disabled");
     }
-  }
-
-  /** The request for the images of a spec, from the model as it is served now. Throws where it is not. */
-  orderOf({ model, class_id, class_name, count, seed, truncation }) {
-    const served = this.actions.modelOf(model);
-    if (!served) throw new Error(`No worker here has loaded ${spoken(model)} now. Start one, then make it again.`);
-    // another version may have its classes in another order
-    const known = [served.classes[class_id], ...served.classes].find((one) => one?.name === class_name);
-    if (known === undefined) throw new Error(`The ${spoken(model)} served now has no class ${spoken(class_name)}.`);
-    return { model, class_id: known.id, count, seed, truncation };
   }
 
   star(card) {
