@@ -98,7 +98,7 @@ class Side {
     this.title = h("h3", {});
     this.facts = h("p", { class: "facts" });
     this.readout = h("p", { class: "readout" });
-    this.layers = h("select", { "aria-label": "Layer", hidden: true, onchange: () => this.load() });
+    this.layers = h("select", { "aria-label": "Attention site", hidden: true, onchange: () => this.load() });
     const turn = (name, words, by) =>
       h("button", { type: "button", class: "mark", onclick: () => this.step(by) }, icon(name), h("span", { class: "unseen" }, words));
     this.previous = turn("previous", "Previous image", -1);

@@ -27,7 +27,7 @@ export class Grids {
     $("#grid-model").addEventListener("change", () => this.useModel());
     $("#grid-filter").addEventListener("input", () => this.filter());
     $("#grid-filter").addEventListener("keydown", (event) => {
-      if (event.key === "Enter") event.preventDefault(); // it makes no grid yet
+      if (event.key === "Enter") event.preventDefault(); // it makes no sheet yet
     });
     for (const radio of this.root.querySelectorAll("[name=grid-rows]")) {
       radio.addEventListener("change", () => this.useKind());
@@ -161,7 +161,7 @@ export class Grids {
     this.stopped = false;
     this.busy = true;
     this.tell();
-    announce(`Queued: a grid of ${orders.length} rows.`);
+    announce(`Queued: a sheet of ${orders.length} rows.`);
     if (this.root.querySelector(".sheet").getBoundingClientRect().top > innerHeight * 0.8) {
       $("#grid-sheet").scrollIntoView({ block: "start" });
     }
@@ -272,7 +272,7 @@ export class Grids {
     const ready = made === 1 ? "1 image" : `${made} images`;
     $("#grid-status").textContent = short || !this.busy ? (short ? `${made} of ${tiles.length} made` : ready) : `${made} of ${tiles.length}`;
     if (was && !this.busy) {
-      announce(`The grid is finished: ${$("#grid-status").textContent}.`);
+      announce(`The sheet is finished: ${$("#grid-status").textContent}.`);
       if (document.activeElement === document.body) $("#grid-result").focus({ preventScroll: true });
     }
     this.root.dataset.state = this.busy ? "running" : "ended";
