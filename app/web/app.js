@@ -160,6 +160,11 @@ async function make(order) {
 }
 
 async function again(spec) {
+  // what lies between images is no class of the form
+  if (spec.morph || spec.class_weights) {
+    await explore.take(spec);
+    return goTo("explore");
+  }
   goTo("create");
   await form.fill(spec);
   $("#form").scrollIntoView({ block: "nearest" });

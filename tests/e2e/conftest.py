@@ -177,9 +177,10 @@ class Visit:
         self.page.get_by_role("radio", name=class_name, exact=True).check(force=True)
         self.page.get_by_label("Images", exact=False).and_(self.page.locator("#count")).fill(str(count))
         self.page.get_by_label("Seed", exact=True).fill(seed)
-        before = self.page.locator(".job").count()
+        newest = "document.querySelector('#jobs .job')?.getAttribute('aria-labelledby')"
+        before = self.page.evaluate(newest)
         self.page.get_by_role("button", name="Generate").click()
-        self.page.locator(".job").nth(before).wait_for()
+        self.page.wait_for_function(f"(before) => (({newest}) ?? null) !== before", arg=before)
         if wait:
             self.page.locator(".job:first-child[data-state=succeeded]").wait_for()
             shown = ".job:first-child .tile[data-state=ready]"
