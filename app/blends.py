@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.errors import Invalid, NoAttention, NotFound, UnknownClass
 from app.orders import FRAMES, MOST_CLASSES, MorphIn, OfClasses
-from jobs.classes import class_number
+from jobs.classes import between, class_number
 from jobs.job import Draw, JobSpec, ModelInfo
 
 
@@ -60,7 +60,7 @@ def morph_spec(body: MorphIn, model: ModelInfo, priority: int) -> JobSpec:
         model_hash=model.hash,
         precision=model.precision,
         class_id=heaviest(ends[0]),
-        class_name=_between([end.name for end in ends]),
+        class_name=between([end.name for end in ends]),
         count=len(body.weights) if body.weights is not None else body.frames or FRAMES,
         seed=ends[0].seed,
         truncation=body.truncation,
@@ -72,11 +72,6 @@ def morph_spec(body: MorphIn, model: ModelInfo, priority: int) -> JobSpec:
         attention=_layer(body, model),
         listed=body.listed,
     )
-
-
-def _between(names: Sequence[str]) -> str:
-    """ "cat to dog"; "cat" where every end is of one class."""
-    return " to ".join(name for k, name in enumerate(names) if k == 0 or name != names[k - 1])
 
 
 def _shares(row: Sequence[float]) -> tuple[float, ...]:

@@ -13,9 +13,9 @@ import logging
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from math import ceil, inf
 from time import monotonic
@@ -57,7 +57,7 @@ class Place:
         """The result of a function that runs in one of the threads."""
         return await self._drawings.run(self, functools.partial(function, *args, **kwargs))
 
-    async def pieces(self, drawing: Iterator[bytes]) -> AsyncIterator[bytes]:
+    async def pieces(self, drawing: Iterator[bytes]) -> AsyncGenerator[bytes]:
         """The pieces of a drawing that are not empty, each computed in one of the threads."""
         while (piece := await self.run(next, drawing, None)) is not None:
             if piece:
@@ -237,7 +237,7 @@ def _step_back() -> None:
 class Drawn:
     """A drawing that has begun."""
 
-    pieces: Iterator[bytes]
+    pieces: Iterator[bytes] | AsyncGenerator[bytes]  # the latter computes in its place, and reads between
     headers: dict[str, str] = field(default_factory=dict)  # those that only the drawing knows
 
 
@@ -283,23 +283,25 @@ class DrawnResponse(Response):
         async with self._drawings.room(self._size, self._caller) as place:
             drawn = await self._begin(place)
             self.headers.update(drawn.headers)
-            pieces = place.pieces(drawn.pieces)
-            first = b""
-            async for piece in pieces:
-                first += piece
-                if len(first) > SHORT:
-                    break
-            else:
-                self.headers["Content-Length"] = str(len(first))
-            self._started = True
-            await send(
-                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-            )
-            pace = _Pace(send)
-            await pace.send(first)
-            async for piece in pieces:
-                await pace.send(piece)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            pieces = drawn.pieces if isinstance(drawn.pieces, AsyncGenerator) else place.pieces(drawn.pieces)
+            async with aclosing(pieces):  # it lets go of what it holds, whenever its client leaves
+                await self._send(pieces, send)
+
+    async def _send(self, pieces: AsyncIterator[bytes], send: Send) -> None:
+        first = b""
+        async for piece in pieces:
+            first += piece
+            if len(first) > SHORT:
+                break
+        else:
+            self.headers["Content-Length"] = str(len(first))
+        self._started = True
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        pace = _Pace(send)
+        await pace.send(first)
+        async for piece in pieces:
+            await pace.send(piece)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Pace:

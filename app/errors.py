@@ -11,6 +11,7 @@
     │   ├── UnknownClass
     │   └── UnknownModel
     ├── MethodNotAllowed    405
+    ├── NotAcceptable       406  in no format that the client takes, or that this service can make
     ├── Conflict            409  right question, wrong moment
     │   ├── NotFinished          with Retry-After
     │   ├── Unsuccessful         the job failed or was cancelled
@@ -51,7 +52,8 @@ from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from app.orders import EndIn, GenerateAnyIn, MorphIn, Order
+from app import v1
+from app.orders import EndIn, GenerateAnyIn, ImagesIn, MorphIn, Order
 from jobs.classes import nearest_name
 from jobs.errors import (
     AttentionFailed,
@@ -73,6 +75,8 @@ FINDINGS: Final = 8
 LONGEST_NAME: Final = 80  # characters, as below
 LONGEST_MESSAGE: Final = 200
 LONGEST_DETAIL: Final = 2000
+# function of a route -> what its body is, where not GenerateAnyIn
+_ORDERS: Final[Mapping[str, type[Order]]] = {"morph": MorphIn, "create_images": ImagesIn}
 
 
 class Problem(Exception):
@@ -154,6 +158,10 @@ class MethodNotAllowed(Problem):
 
     def headers(self) -> dict[str, str]:
         return {"Allow": self.allowed}
+
+
+class NotAcceptable(Problem):
+    status, slug, title = 406, "not-acceptable", "Not to be had in this format"
 
 
 class Conflict(Problem):
@@ -307,7 +315,7 @@ def _of_http(error: HTTPException) -> Problem:
 def invalid(error: RequestValidationError) -> Invalid:
     """The first findings of FastAPI and pydantic as one sentence, and one by one under `errors`."""
     findings = error.errors()
-    order = MorphIn if error.endpoint_function == "morph" else GenerateAnyIn
+    order = _ORDERS.get(error.endpoint_function or "", GenerateAnyIn)
     found = [
         {
             # "body.count", not "body.class_id.int": the branches of a union are internal;
@@ -361,10 +369,16 @@ def document(problem: Problem, path: str) -> dict[str, object]:
 
 def respond(problem: Problem, path: str) -> JSONResponse:
     """The answer to a request for `path`."""
+    headers = {"Cache-Control": "no-store", **problem.headers()}
+    if v1.speaks_openai(path):
+        at = problem.errors[0]["at"] if problem.errors else ""
+        detail = cut(problem.detail, LONGEST_DETAIL)
+        status, content = v1.openai_error(problem.status, problem.slug, detail, at)
+        return JSONResponse(content, status, headers)
     return JSONResponse(
         document(problem, path),
         status_code=problem.status,
-        headers={"Cache-Control": "no-store", **problem.headers()},
+        headers=headers,
         media_type="application/problem+json",
     )
 

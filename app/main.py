@@ -26,11 +26,12 @@ from app.origins import Origins
 from app.pace import Pace
 from app.prefix import Prefix
 from app.rate import RateHeaders
-from app.routes import attention, attention_grid, generate, health, jobs, models
+from app.routes import attention, attention_grid, exports, generate, health, jobs, models, openai
 from app.security import ResponseHeaders, WrongKeys
 from app.settings import Settings
 from app.streams import Streams
 from app.unbroken import Unbroken
+from app.v1 import Versioned
 from app.work import resting
 from jobs.client import JobClient
 from jobs.pubsub import cancel
@@ -89,7 +90,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=_version(),
         description="Images of a class, on demand, and what the network attended to while it made them.",
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's own page loads from a CDN; ours does not
+        openapi_url=None,  # app.docs has both: FastAPI's page loads from a CDN, and its document knows no /v1
+        docs_url=None,
         redoc_url=None,
     )
     app.state.settings = settings
@@ -98,7 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
     app.state.pace = Pace()
     handle_errors(app)
-    for resource in (generate, jobs, attention, attention_grid, models, health):
+    for resource in (generate, jobs, exports, attention, attention_grid, models, openai, health):
         # not include_router: FastAPI goes through an included router twice at every request
         app.router.routes.extend(resource.router.routes)
     describe(app, with_keys=bool(settings.api_keys))
@@ -122,6 +124,7 @@ def _guard(app: FastAPI, settings: Settings) -> None:
         origins=settings.allowed_origins,
         with_keys=bool(settings.api_keys),
     )
+    app.add_middleware(Versioned)
     if settings.root_path or settings.trusted_proxies:
         app.add_middleware(Prefix, prefix=settings.root_path)
     if settings.trusted_proxies:

@@ -1,11 +1,14 @@
 """Small pieces of HTTP: Prefer, Accept, conditional requests."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from fastapi import Request, Response
 
 from app.errors import Invalid
+
+Name = TypeVar("Name", bound=str)
 
 # token [= token or "quoted"] up to the next comma or parameter
 _WAIT = re.compile(r'\s*wait\s*=\s*"?(\d+)"?\s*(?:;.*)?', re.IGNORECASE)
@@ -47,6 +50,30 @@ def quality(accept: str, media_type: str) -> float:
     return found[max(found)] if found else 0.0
 
 
+def chosen(request: Request, offered: Mapping[Name, str]) -> Name | None:
+    """The format that Accept asks for; None: it takes none of them.
+
+    offered: format -> media type; the first is what a client gets that names none.
+    """
+    accept = ",".join(request.headers.getlist("accept"))
+    usual, *others = offered
+    most = _quality_of_usual(accept, offered[usual])
+    best = usual if most > 0 else None
+    for name in others:
+        if (asked := quality(accept, offered[name])) > most:
+            best, most = name, asked
+    return best
+
+
+def _quality_of_usual(accept: str, media_type: str) -> float:
+    # A browser lists what it can decode, image/webp before */*;q=0.8: no wish to get another file than the
+    # one that is kept, whose bytes it may save. So a wildcard takes the usual format as gladly as any, and
+    # only who names that one with a lower q, or has no place for it, gets another.
+    kinds = {part.split(";")[0].strip().lower() for part in accept.split(",")}
+    asked = quality(accept, media_type)
+    return asked if media_type in kinds or asked == 0 else 1.0
+
+
 def wants(request: Request, media_type: str, rather_than: str) -> bool:
     """Whether the client prefers `media_type` to the default answer."""
     accept = ",".join(request.headers.getlist("accept"))
@@ -75,12 +102,18 @@ def knows(request: Request, etag: str) -> bool:
 
 
 def png_headers(etag: str, name: str) -> dict[str, str]:
-    """Headers of a picture that never changes. name: of the file that a browser saves."""
+    """Headers of a PNG that never changes. name: of the file that a browser saves, without its end."""
+    return file_headers(etag, f"{name}.png")
+
+
+def file_headers(etag: str, name: str, *, saved: bool = False) -> dict[str, str]:
+    """Headers of a file that never changes. name: under which a browser saves it; saved: it always does."""
+    kind = "attachment" if saved else "inline"
     return {
         "ETag": etag,
         # private: where keys are set, a shared cache must not hand one caller's image to another
         "Cache-Control": "private, max-age=31536000, immutable",
-        "Content-Disposition": f'inline; filename="{re.sub(r"[^A-Za-z0-9._-]+", "_", name)}.png"',
+        "Content-Disposition": f'{kind}; filename="{re.sub(r"[^A-Za-z0-9._-]+", "_", name)}"',
     }
 
 

@@ -1,7 +1,7 @@
 """The bodies of requests for jobs."""
 
 import re
-from typing import Annotated, Final, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -9,7 +9,9 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError, from_json
@@ -17,7 +19,15 @@ from pydantic_core import PydanticCustomError, from_json
 MAX_SEED: Final = 2**63 - 1
 MOST_CLASSES: Final = 8  # that a job may mix; as many as worker and recipe take
 FRAMES: Final = 32  # of a morph, unless told
+MOST_PROMPTED: Final = 16  # classes that a prompt may name
+SIDES: Final = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+_NO_MEANING: Final = {
+    "stream": "Images come whole here. To see each as it is made: POST /generate, and follow its events.",
+    "partial_images": "Images come whole here. Leave partial_images out.",
+    "style": "A prompt is a class here, and has no style. Leave style out.",
+}
 
+Format = Literal["png", "webp", "jpeg"]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 # a folder's name has 255 bytes, a table's may be longer
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
@@ -187,4 +197,61 @@ class MorphIn(Order):
                 )
         if self.layer is not None and not self.attention:
             raise PydanticCustomError("layer", "layer goes with attention: true.")
+        return self
+
+
+class ImagesIn(Order):
+    """Images as OpenAI's clients ask for them; `seed`, `truncation` and `priority` are our own."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompt": "cat, dog", "n": 4, "size": "256x256", "seed": 42}]},
+    )
+
+    prompt: str = Field(
+        min_length=1,
+        max_length=1000,
+        description="A class of the model, or several with commas between, which the images are shared out "
+        f"over in turn; {MOST_PROMPTED} at most.",
+    )
+    # model, truncation and priority: of Order
+    n: int | None = Field(None, ge=1, le=64, description="Images; absent: one of each class.")
+    size: str | None = Field(
+        None,
+        description="Side of the images, such as 256x256: square, enlarged by Lanczos. Absent or auto: the "
+        "model's own.",
+        json_schema_extra={"pattern": f"^(auto|{SIDES.pattern})$"},
+    )
+    response_format: Literal["url", "b64_json"] | None = Field(
+        None, description="Where each image is, or the image itself in base64. Absent: url."
+    )
+    output_format: Format | None = Field(None, description="Absent: png.")
+    output_compression: int | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="Quality of webp and jpeg, 100: the best. Absent: a lossless webp, a jpeg of 90.",
+    )
+    seed: Seed | None = Field(None, description="Ours. Of every class; drawn and returned when absent.")
+    user: str | None = Field(None, max_length=1000, description="Not used.")
+    safety_identifier: str | None = Field(None, max_length=1000, description="Not used.")
+    background: Literal["auto", "opaque"] | None = Field(None, description="Images are opaque.")
+    moderation: Literal["auto"] | None = Field(None, description="There is none.")
+    quality: Literal["auto", "standard"] | None = Field(None, description="There is one.")
+    style: None = Field(None, description="There is none.")
+    stream: Literal[False] | None = Field(None, description="For that see /jobs/{id}/events.")
+    partial_images: Literal[0] | None = Field(None, description="There are none.")
+
+    @field_validator("style", "stream", "partial_images", mode="before")
+    @classmethod
+    def _means_something(cls, value: object, field: ValidationInfo) -> object:
+        if value:
+            raise PydanticCustomError("no_meaning", _NO_MEANING[str(field.field_name)])
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.output_compression is not None and self.output_format in (None, "png"):
+            raise PydanticCustomError(
+                "lossless", "output_compression is for webp and jpeg: a PNG keeps every pixel. Leave it out."
+            )
         return self

@@ -9,7 +9,7 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 # what stands first in our own paths: below such a prefix nobody could tell which of the two is meant
 OURS = frozenset(
     {"attention", "classes", "docs", "docs-assets", "docs-start.js", "generate", "health", "jobs", "metrics"}
-    | {"models", "openapi.json", "static"}
+    | {"models", "openapi.json", "static", "v1"}
 )
 
 

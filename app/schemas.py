@@ -80,6 +80,8 @@ class LinksOut(BaseModel):
     self: str
     images: list[str]
     grid: str
+    archive: str = Field(description="All images as a ZIP.")
+    film: str = Field(description="All images one after the other.")
     events: str
     attention: str
     attention_grid: str = Field(description="All images, painted.")
@@ -104,6 +106,11 @@ class JobOut(BaseModel):
     done: int = Field(description="Images made so far, in any order.")
     spec: SpecOut
     links: LinksOut
+    images: list[str | None] | None = Field(
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="With `images=base64`: the PNGs in base64; null: not made yet. Absent otherwise.",
+    )
 
     @classmethod
     def of(cls, job: Job, position: int | None, root: str, seeds: Seeds = "number") -> Self:
@@ -113,6 +120,8 @@ class JobOut(BaseModel):
             self=here,
             images=[f"{here}/images/{index}" for index in range(job.spec.count)],
             grid=f"{here}/grid",
+            archive=f"{here}/archive",
+            film=f"{here}/film",
             events=f"{here}/events",
             attention=f"{root}/attention/{job.id}",
             attention_grid=f"{root}/attention/{job.id}/grid",
@@ -248,6 +257,20 @@ class MapOut(BaseModel):
     gamma: float
     share: float = Field(description="‖γ·o‖/‖x‖: what attention adds to the features at that layer.")
     map: list[list[float]]
+
+
+class LiveOut(BaseModel):
+    """The process answers."""
+
+    status: Literal["live"] = "live"
+
+
+class ReadyOut(BaseModel):
+    """Images can be made."""
+
+    status: Literal["ready"] = "ready"
+    workers: int = Field(description="That make images.")
+    models: list[str]
 
 
 class WrongField(BaseModel):

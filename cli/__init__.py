@@ -30,6 +30,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("train", training.train),
     ("worker", images.sample),
     ("worker", images.sheet),
+    ("worker", images.morph),
     ("worker", images.attention),
     ("worker", images.reproduce),
     ("train", images.progress),

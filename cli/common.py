@@ -50,6 +50,10 @@ def png(path: Path) -> Path:
     return picture(path, ".png")
 
 
+def film(path: Path) -> Path:
+    return picture(path, ".webp", ".gif", ".png", ".mp4")
+
+
 def moving(path: Path) -> Path:
     return picture(path, ".webp", ".gif")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cli.common import Checkpoint, Device, Seed, Truncation, fail, moving, png, tell
+from cli.common import Checkpoint, Device, Seed, Truncation, fail, film, moving, png, tell
 
 
 def sample(
@@ -16,6 +16,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="Folder for the PNGs")] = Path("samples"),
     count: Annotated[int, typer.Option(min=1, max=10_000)] = 1,
     seed: Seed = 0,
+    start: Annotated[int, typer.Option(help="Which image of the seed is the first", min=0, max=2**53)] = 0,
     truncation: Truncation = 1.0,
     device: Device = "auto",
 ) -> None:
@@ -23,7 +24,9 @@ def sample(
     from worker.offline import OfflineError, write_samples
 
     try:
-        for path in write_samples(checkpoint, class_name, out, count, seed, truncation, device):
+        for path in write_samples(
+            checkpoint, class_name, out, range(start, start + count), seed, truncation, device
+        ):
             tell(str(path))
     except (OfflineError, OSError) as error:
         fail(error)
@@ -45,6 +48,38 @@ def sheet(
 
     try:
         write_sheet(checkpoint, out, columns, rows, seed, truncation, device)
+    except (OfflineError, OSError) as error:
+        fail(error)
+    tell(str(out))
+
+
+def morph(
+    checkpoint: Checkpoint,
+    ends: Annotated[
+        list[str], typer.Argument(metavar="CLASS:SEED...", help="Two images or more, such as cat:1 dog:2")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The film: .webp, .gif, .png (APNG) or, with ffmpeg, .mp4", callback=film)
+    ] = Path("morph.webp"),
+    frames: Annotated[int, typer.Option(help="From the first image to the last", min=2, max=10_000)] = 48,
+    loop: Annotated[bool, typer.Option(help="Lead from the last image back to the first")] = False,
+    truncation: Truncation = 1.0,
+    size: Annotated[
+        int | None, typer.Option(help="Side of a frame, pixels; as made unless told", min=16, max=2048)
+    ] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second", min=0.1, max=50)] = 12,
+    device: Device = "auto",
+) -> None:
+    """A film from image to image: noise on a great circle, classes on a line; as POST /morph makes it."""
+    from app.recipes import of_job
+    from worker.offline import OfflineError
+    from worker.offline_films import Way, write_film
+
+    if len(ends) < 2:
+        fail("A morph needs two images or more: give CLASS:SEED twice, such as cat:1 dog:2.")
+    way = Way(ends, frames, loop, truncation)
+    try:
+        write_film(checkpoint, way, out, size, fps, lambda spec: of_job(spec, "film", fps=fps), device)
     except (OfflineError, OSError) as error:
         fail(error)
     tell(str(out))
@@ -103,13 +138,15 @@ def progress(
 
 
 def reproduce(
-    image: Annotated[Path, typer.Argument(help="A PNG that this service made")],
+    image: Annotated[
+        Path, typer.Argument(help="A PNG, WebP or JPEG that this service made, enlarged or not")
+    ],
     checkpoints: Annotated[
         Path, typer.Option(help="Folder of checkpoints; its model is found under any name")
     ] = Path("checkpoints"),
     device: Device = "auto",
 ) -> None:
-    """Make an image again from the spec inside its PNG, and compare."""
+    """Make an image again from the recipe inside its file, and compare; a lossy file is never the same."""
     from worker.offline import OfflineError, compare
 
     try:

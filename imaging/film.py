@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from PIL import ExifTags, Image
+import numpy as np
+from PIL import Image
 
-from imaging.marks import MADE_BY
+from imaging.animation import Film, Gif, Reel, Webp
 
 LONGEST_SIDE: Final = 1000  # px; larger pictures are made smaller
 FRAMES: Final = 150  # at most, evenly spread; the first and the last are always among them
@@ -17,6 +17,7 @@ LENGTH: Final = 12_000  # ms of the whole, about
 SHORTEST: Final = 80  # ms of a frame
 LONGEST: Final = 800  # ms of a frame
 HOLD: Final = 2_500  # ms of the last frame
+QUALITY: Final = 80  # of WebP
 
 
 def chosen(pictures: Sequence[Path]) -> list[Path]:
@@ -30,25 +31,15 @@ def film(pictures: Sequence[Path], kind: str) -> bytes:
 
     Raises ValueError, naming it, for a file that is no picture.
     """
-    frames = [_frame(path) for path in pictures]
-    frames = [frame if frame.size == frames[-1].size else frame.resize(frames[-1].size) for frame in frames]
-    each = min(max(LENGTH // len(frames), SHORTEST), LONGEST)
-    content = io.BytesIO()
-    exif = Image.Exif()
-    exif[ExifTags.Base.Software] = MADE_BY
-    marks = {"exif": exif} if kind == "WEBP" else {"comment": MADE_BY}
-    frames[0].save(
-        content,
-        kind,
-        save_all=True,
-        append_images=frames[1:],
-        duration=[each] * (len(frames) - 1) + [HOLD],
-        loop=0,
-        quality=80,  # of WebP
-        method=4,
-        **marks,
-    )
-    return content.getvalue()
+    size = _frame(pictures[-1]).size
+    each = min(max(LENGTH // len(pictures), SHORTEST), LONGEST)
+    times = [each] * (len(pictures) - 1) + [HOLD]
+    reel = Reel(*size, len(pictures), loop=True, text=None)
+    film: Film = Webp(reel, QUALITY) if kind == "WEBP" else Gif(reel)
+    pieces = [
+        film.add(np.asarray(_frame(path).resize(size)), ms) for path, ms in zip(pictures, times, strict=True)
+    ]
+    return b"".join([*pieces, *film.end()])
 
 
 def _frame(path: Path) -> Image.Image:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from PIL import ExifTags, Image
 
 from imaging.png import KEYWORD, with_text
-
-MADE_BY: Final = "sagan"  # of a PNG's Software, a WebP's EXIF and a GIF's comment
+from imaging.recipes import read_recipe
+from imaging.spec import SpecError
+from imaging.stills import MADE_BY
 
 
 def marked(png: bytes) -> bytes:
@@ -22,9 +22,12 @@ def made_here(path: Path) -> bool:
     try:
         if path.stat().st_size == 0:
             return True
+        if path.suffix.lower() == ".mp4":
+            read_recipe(path.read_bytes())
+            return True
         with Image.open(path, formats=["PNG", "WEBP", "GIF"]) as image:
             exif = image.getexif().get(ExifTags.Base.Software)
             said = (image.info.get("Software"), image.info.get("comment"), exif)
             return KEYWORD in image.info or MADE_BY in said or MADE_BY.encode() in said
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except (OSError, SpecError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False

@@ -27,6 +27,11 @@ def class_number(asked: str, names: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
+def between(names: Sequence[str]) -> str:
+    """What lies between classes: "cat to dog"; "cat" where all are of one."""
+    return " to ".join(name for k, name in enumerate(names) if k == 0 or name != names[k - 1])
+
+
 def nearest_name(asked: str, names: Sequence[str]) -> str | None:
     """The class name most similar to `asked`; None: none is similar."""
     by_key = {_key(name): name for name in names}

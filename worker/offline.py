@@ -14,7 +14,8 @@ from PIL import Image
 
 from imaging.files import write_whole
 from imaging.marks import made_here, marked
-from imaging.png import png, read_provenance
+from imaging.png import png
+from imaging.recipes import Recipe, read_recipe
 from imaging.sheets import sheet
 from imaging.spec import ImageSpec, Provenance, SpecError
 from jobs.classes import class_number, nearest_name
@@ -40,18 +41,21 @@ class Verdict:
 
 
 def write_samples(
-    checkpoint: Path, class_name: str, out: Path, count: int, seed: int, truncation: float, device: str
+    checkpoint: Path, class_name: str, out: Path, images: range, seed: int, truncation: float, device: str
 ) -> Iterator[Path]:
-    """Write `count` PNGs with their provenance into `out`; yields each path. Raises OfflineError."""
-    engine = _load(checkpoint, device)
+    """Write PNGs with their provenance into `out`; yields each path. Raises OfflineError.
+
+    images: which of the seed.
+    """
+    engine = load(checkpoint, device)
     info = engine.info
-    class_id = _class_id(engine, class_name)
+    class_id = class_id_of(engine, class_name)
     name = info.classes[class_id]
-    paths = [out / _file_name(engine, class_id, f"{seed}-{index}.png") for index in range(count)]
+    paths = [out / _file_name(engine, class_id, f"{seed}-{index}.png") for index in images]
     for path in paths:
         if path.exists() and not made_here(path):
             raise OfflineError(f"{path} is there already and was not made by sagan: choose another --out.")
-    for path, (spec, pixels) in zip(paths, _images(engine, class_id, seed, count, truncation), strict=True):
+    for path, (spec, pixels) in zip(paths, _images(engine, class_id, seed, images, truncation), strict=True):
         made = Provenance(info.name, info.hash, info.precision, name, spec)
         write_whole(path, png(pixels, made.to_json()))
         yield path
@@ -64,12 +68,14 @@ def write_sheet(
 
     rows: number of classes, spread evenly over all; None: every class. Raises OfflineError.
     """
-    engine = _load(checkpoint, device)
+    engine = load(checkpoint, device)
     names = engine.info.classes
     shown = min(rows or len(names), len(names))
     chosen = [round(row * (len(names) - 1) / max(shown - 1, 1)) for row in range(shown)]
     images = [
-        pixels for class_id in chosen for _, pixels in _images(engine, class_id, seed, columns, truncation)
+        pixels
+        for class_id in chosen
+        for _, pixels in _images(engine, class_id, seed, range(columns), truncation)
     ]
     write_whole(out, marked(sheet(images, columns, [names[class_id] for class_id in chosen])))
 
@@ -84,8 +90,8 @@ def attend(
     device: str,
 ) -> tuple[NDArray[np.uint8], AttentionMap]:
     """One image [R, R, 3] and the attention map of `layer`; None: the first. Raises OfflineError."""
-    engine = _load(checkpoint, device)
-    spec = ImageSpec(_class_id(engine, class_name), seed, index, truncation)
+    engine = load(checkpoint, device)
+    spec = ImageSpec(class_id_of(engine, class_name), seed, index, truncation)
     if not engine.info.attention:
         raise OfflineError(f"{checkpoint} has no attention layer.")
     try:
@@ -95,21 +101,33 @@ def attend(
 
 
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
-    """Make the image of a PNG again from its provenance, and compare. Raises OfflineError.
+    """Make the image of a file again from its recipe, enlarged if it is, and compare. Raises OfflineError.
 
     checkpoints: the folder that has its model, under whatever name, or the model's own file.
     """
     try:
-        wanted = read_provenance(image.read_bytes())
+        recipe = read_recipe(image.read_bytes())
+        if (whole := recipe.drawn()) is not None:
+            raise OfflineError(
+                f"{image} is a {whole} of a whole job, made from {recipe.job()}. Its images are compared one "
+                "by one: GET /jobs/{id}/archive has each with its recipe."
+            )
+        enlargement = recipe.enlargement()
+        wanted = Provenance.from_json(recipe.text)
     except (OSError, SpecError) as error:
         raise OfflineError(f"{image}: {error}") from None
-    engine = _load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
+    engine = load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
     classes = len(engine.info.classes)
-    if wanted.image.class_id >= classes:
-        raise OfflineError(
-            f"{image} says class {wanted.image.class_id}, and {engine.info.name} has 0 to {classes - 1}."
-        )
+    if (last := max(class_id for class_id, _ in wanted.image.classes)) >= classes:
+        raise OfflineError(f"{image} says class {last}, and {engine.info.name} has 0 to {classes - 1}.")
     made = _sampled(engine, [wanted.image])[0]
+    if enlargement is not None:
+        made = enlargement.of(made)
+    return _compared(image, recipe, made)
+
+
+def _compared(image: Path, recipe: Recipe, made: NDArray[np.uint8]) -> Verdict:
+    """made: what the file should show, [R, R, 3]. Raises OfflineError."""
     try:
         with Image.open(image) as opened:
             kept = np.asarray(opened.convert("RGB"))
@@ -117,9 +135,15 @@ def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
         raise OfflineError(f"{image}: its pixels cannot be read ({error}).") from None
     if kept.shape != made.shape:
         return Verdict(
-            False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, the model makes {made.shape[0]}."
+            False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, its recipe makes {made.shape[0]}."
         )
     apart = np.abs(kept.astype(int) - made.astype(int))
+    if not recipe.lossless:
+        return Verdict(
+            False,
+            f"{image}: its values are {apart.mean():.2f} of 255 levels apart on average, {apart.max()} at "
+            f"most. A lossy {recipe.kind} cannot be exact: ask for PNG, or WebP without quality.",
+        )
     if not apart.any():
         return Verdict(True, f"{image}: the same, to the last level of every pixel.")
     return Verdict(
@@ -131,7 +155,7 @@ def describe(folder: Path) -> Iterator[str]:
     """One line a checkpoint in `folder`: its model, or why it does not load."""
     for path in sorted(folder.glob("*.safetensors")):
         try:
-            info = _load(path, "cpu", "float32").info
+            info = load(path, "cpu", "float32").info
         except OfflineError as error:
             yield str(error)
         else:
@@ -143,13 +167,17 @@ def describe(folder: Path) -> Iterator[str]:
 
 
 def _images(
-    engine: Engine, class_id: int, seed: int, count: int, truncation: float
+    engine: Engine, class_id: int, seed: int, images: range, truncation: float
 ) -> Iterator[tuple[ImageSpec, NDArray[np.uint8]]]:
-    """Images 0 to count - 1 of a seed, [R, R, 3]; one forward at a time."""
-    for first in range(0, count, engine.max_batch):
-        indices = range(first, min(first + engine.max_batch, count))
-        specs = [ImageSpec(class_id, seed, k, truncation) for k in indices]
-        yield from zip(specs, _sampled(engine, specs), strict=True)
+    """Images of a seed, [R, R, 3]."""
+    specs = [ImageSpec(class_id, seed, k, truncation) for k in images]
+    return zip(specs, made_of(engine, specs), strict=True)
+
+
+def made_of(engine: Engine, specs: Sequence[ImageSpec]) -> Iterator[NDArray[np.uint8]]:
+    """The image of each spec, [R, R, 3]; one forward at a time. Raises OfflineError."""
+    for first in range(0, len(specs), engine.max_batch):
+        yield from _sampled(engine, specs[first : first + engine.max_batch])
 
 
 def _sampled(engine: Engine, specs: Sequence[ImageSpec]) -> NDArray[np.uint8]:
@@ -202,14 +230,16 @@ def _by_hash(wanted: Provenance, checkpoints: Path, image: Path) -> Path:
     )
 
 
-def _load(path: Path, device: str, precision: str = "auto") -> Engine:
+def load(path: Path, device: str, precision: str = "auto") -> Engine:
+    """Raises OfflineError."""
     try:
         return Engine.load(path, choose_device(device), precision)
     except (ModelError, EngineError) as error:
         raise OfflineError(str(error)) from None
 
 
-def _class_id(engine: Engine, asked: str) -> int:
+def class_id_of(engine: Engine, asked: str) -> int:
+    """Raises OfflineError."""
     names = engine.info.classes
     class_id = class_number(asked, names)
     if class_id is None:

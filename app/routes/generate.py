@@ -8,14 +8,14 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
-from app import negotiation
+from app import formats, negotiation
 from app.blends import draw_of, heaviest, morph_spec
 from app.deps import ANSWERS_JOB, counted_as, paced, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
 from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
 from app.orders import GenerateAnyIn, GenerateIn, MorphIn, OfClasses, Order
-from app.routes.jobs import picture_of, present
+from app.routes.jobs import Included, included_images, picture_of, present
 from app.schemas import JobOut
 from app.security import KeyedRoute
 from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
@@ -33,8 +33,9 @@ _RESPONSES = {
     },
     200: {
         "model": JobOut,
-        "description": "`Prefer: wait` held until the end: the job, or its PNG on `Accept: image/png`.",
-        "content": {"image/png": {}},
+        "description": "`Prefer: wait` held until the end: the job, or its picture on `Accept: image/png`, "
+        "image/webp or image/jpeg.",
+        "content": {"image/png": {}, "image/webp": {}, "image/jpeg": {}},
     },
     **problems(401, 403, 404, 409, 410, 413, 422, 429, 503),
 }
@@ -50,10 +51,12 @@ class _Asking:
     wait: int | None  # seconds to hold the answer; None: no wait was asked for
     cancels: bool  # the job ends if the client leaves while it waits
     key: str | None  # Idempotency-Key
+    included: Included  # "base64": the answer holds the images
 
 
 async def _asking(
     request: Request,
+    included: Included = None,
     prefer: Annotated[
         tuple[str, ...],
         Header(
@@ -78,6 +81,7 @@ async def _asking(
         negotiation.preferred_wait(prefer, state(request).settings.max_wait),
         negotiation.cancels_on_disconnect(prefer),
         negotiation.checked_key(key),
+        included,
     )
 
 
@@ -100,13 +104,13 @@ async def generate_class(
     """Queue a job that makes images of one class."""
     # not validated: a name of any length may stand in a path, and is then one that no class has
     named = OfClasses.model_construct(class_id=class_id, class_weights=None)
-    return await _take(asking, body, lambda model, priority: _spec(body, named, model, priority))
+    return await _take(asking, body, lambda model, priority: generate_spec(body, named, model, priority))
 
 
 @router.post("/generate", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
 async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
     """Queue a job; its class, or mixture of classes, is named in the body."""
-    return await _take(asking, body, lambda model, priority: _spec(body, body, model, priority))
+    return await _take(asking, body, lambda model, priority: generate_spec(body, body, model, priority))
 
 
 async def _take(
@@ -115,7 +119,21 @@ async def _take(
     spec_of: Callable[[ModelInfo, int], JobSpec],
     seeds: Sequence[int | None] = (),
 ) -> Response:
-    """spec_of(model, priority): the job that the body asks for. seeds: of its ends, as they were asked."""
+    job, png = await order(asking, body, spec_of, seeds)
+    return await _answer(asking, job, png)
+
+
+async def order(
+    asking: _Asking,
+    body: Order,
+    spec_of: Callable[[ModelInfo, int], JobSpec],
+    seeds: Sequence[int | None] = (),
+) -> tuple[Job, bytes | None]:
+    """The job that the body asks for, after the wait; and its PNG where that came with the news of its end.
+
+    spec_of(model, priority): the job that the body asks for. seeds: of its ends, as they were asked.
+    Raises NoWorker, UnknownModel, UnknownClass, PriorityTooHigh, QueueIsFull, ClientLeft.
+    """
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
     priority = _priority(body, here.settings.ceiling_of(asking.caller))
@@ -129,10 +147,9 @@ async def _take(
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
     try:
-        job, png = await _create(asking, spec, asked)
+        return await _create(asking, spec, asked)
     except QueueFull as full:
         raise QueueIsFull(str(full), retry_after=here.pace.until_a_job_fits(full.depth)) from full
-    return await _answer(asking, job, png)
 
 
 def _priority(body: Order, ceiling: int) -> int:
@@ -147,7 +164,7 @@ def _priority(body: Order, ceiling: int) -> int:
     return body.priority
 
 
-def _spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -> JobSpec:
+def generate_spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -> JobSpec:
     draw = draw_of(named, body.seed, body.start, model)
     return JobSpec(
         model=model.name,
@@ -166,7 +183,6 @@ def _spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority: int) -
 
 
 async def _create(asking: _Asking, spec: JobSpec, asked: str | None) -> tuple[Job, bytes | None]:
-    """The job, ended or as it is after the wait; and its PNG where that came with the news of its end."""
     store, caller, key = state(asking.request).store, asking.caller, asking.key
     pays = counted_as(asking.request, caller)
     if not asking.wait:
@@ -190,12 +206,16 @@ async def _answer(asking: _Asking, job: Job, png: bytes | None) -> Response:
         headers["Preference-Applied"] = f"wait={asking.wait}" + (
             ", on-disconnect=cancel" if asking.cancels else ""
         )
-    if job.ended and negotiation.wants(request, "image/png", rather_than="application/json"):
-        if png is None:
-            return await picture_of(request, job, headers)
+    kind = formats.still_rather_than_json(request) if job.ended else None
+    if kind is not None:
+        if png is None or kind != "png":
+            return await picture_of(request, job, kind, headers)
         return Response(png, media_type="image/png", headers=headers)
     position = None
     with contextlib.suppress(BrokerUnavailable):  # the job is recorded; nobody should have to order it twice
         position = await here.store.position(job) if job.state == "queued" else None
-    content = present(request, job, position).model_dump_json()
-    return Response(content, 200 if job.ended else 202, headers, media_type="application/json")
+    shown = present(request, job, position)
+    shown.images = await included_images(request, job, asking.included)
+    return Response(
+        shown.model_dump_json(), 200 if job.ended else 202, headers, media_type="application/json"
+    )

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.deps import Store, UseMetrics, served_model
 from app.docs import problems
 from app.errors import RETRY_AFTER, NoBroker, NoWorker
+from app.schemas import LiveOut, ReadyOut
 from jobs.job import WorkerInfo
 
 router = APIRouter(tags=["health"])
@@ -17,13 +18,13 @@ ANSWERS_WITHIN: Final = 1.5  # seconds; whoever asks for readiness waits a secon
 
 
 @router.get("/health/live")
-async def live() -> dict[str, str]:
+async def live() -> LiveOut:
     """This process answers."""
-    return {"status": "live"}
+    return LiveOut()
 
 
 @router.get("/health/ready", responses=problems(503))
-async def ready(store: Store) -> dict[str, object]:
+async def ready(store: Store) -> ReadyOut:
     """Redis answers at once, and a living worker with a loaded model takes jobs and makes images."""
     try:
         async with asyncio.timeout(ANSWERS_WITHIN):
@@ -40,7 +41,7 @@ async def ready(store: Store) -> dict[str, object]:
     if not able:
         said = "; ".join(f"{worker_id}: {why}" for worker_id, why in idle.items())
         raise NoWorker(f"No worker makes images now. {said}.", retry_after=RETRY_AFTER)
-    return {"status": "ready", "workers": len(able), "models": models}
+    return ReadyOut(workers=len(able), models=models)
 
 
 def _idles(worker: WorkerInfo) -> str | None:

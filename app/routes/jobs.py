@@ -1,32 +1,42 @@
 """/jobs: a job's state, images and events."""
 
 import json
+import math
 import re
+from base64 import b64encode
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import negotiation, pictures, rate
+from app import formats, negotiation, pictures, rate, recipes
 from app.addresses import address_of
 from app.deps import ANSWERS_JOB, Caller, Found, Store, charge, counted_as, state
-from app.docs import PNG, problems
+from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
+from app.formats import STILLS
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut, Seeds
 from app.security import EVERYBODY, KeyedRoute
 from app.streams import EventStream
+from imaging.png import text_of
+from imaging.recipes import with_enlargement
+from imaging.stills import Still
 from jobs.client import JobClient
 from jobs.errors import JobError
 from jobs.job import ENDED, Job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=KeyedRoute)
 
-_PICTURE = PNG | problems(401, 404, 409, 410, 422, 429, 503)
+PICTURE = files("PNG; WebP or JPEG by `Accept` or `format`", *STILLS.values()) | problems(
+    401, 404, 406, 409, 410, 422, 429, 503
+)
 MAX_SHEET = 8192  # pixels of a grid's side
+MAX_ENCODED = 2**23  # pixels of a WebP or JPEG: some seconds' work that nothing can end
+MOST_INCLUDED = 2**24  # bytes of images in a job's answer
 _EVENT_ID = re.compile(r"\d{1,18}(-\d{1,18})?")
 _EVENT = 'id: 1-0\nevent: end\ndata: {"state": "succeeded", "done": 4}\n\n'
 _CURSOR = re.compile(r"[0-9]{1,15}")
@@ -41,7 +51,24 @@ class Enlargement(BaseModel):
     resample: Resample = "nearest"
 
 
-Enlarged = Annotated[Enlargement, Query()]
+class Wanted(Enlargement):
+    """A picture's size and format."""
+
+    format: Still | None = Field(None, description="Absent: as `Accept` asks, png unless it names another.")
+    quality: int | None = Field(
+        None, ge=1, le=100, description="Of a lossy WebP (absent: lossless) or a JPEG (absent: 90)."
+    )
+
+
+_AS_KEPT = Wanted.model_validate({})
+Asked = Annotated[Wanted, Query()]
+Included = Annotated[
+    Literal["base64"] | None,
+    Query(
+        alias="images",
+        description="base64: the answer has the job's images as PNGs, null for those not made yet.",
+    ),
+]
 
 
 def present(request: Request, job: Job, position: int | None) -> JobOut:
@@ -78,13 +105,29 @@ async def list_jobs(
     "/{job_id}",
     response_model=JobOut,
     dependencies=ANSWERS_JOB,
-    responses=problems(401, 404, 410, 422, 503),
+    responses=problems(401, 404, 409, 410, 422, 503),
 )
-async def read_job(request: Request, job: Found) -> Response:
+async def read_job(request: Request, job: Found, included: Included = None) -> Response:
     """The job as it is now; 410 once its images have expired."""
     position = await state(request).store.position(job) if job.state == "queued" else None
+    shown = present(request, job, position)
+    shown.images = await included_images(request, job, included)
     # written here: FastAPI would validate our own model once more
-    return Response(present(request, job, position).model_dump_json(), media_type="application/json")
+    return Response(shown.model_dump_json(), media_type="application/json")
+
+
+async def included_images(request: Request, job: Job, included: Included) -> list[str | None] | None:
+    """The job's PNGs in base64, where they are asked for. Raises TooLarge, Gone."""
+    if included is None:
+        return None
+    pngs = await state(request).store.images(job)
+    size = sum(len(png) for png in pngs if png is not None)
+    if size > MOST_INCLUDED:
+        raise TooLarge(
+            f"These images have {size / 2**20:.0f} MB, and an answer holds {MOST_INCLUDED / 2**20:.0f} MB "
+            f"at most. Leave images=base64 out, and read /jobs/{job.id}/archive."
+        )
+    return [None if png is None else b64encode(png).decode() for png in pngs]
 
 
 @router.delete("/{job_id}", dependencies=ANSWERS_JOB, responses=problems(401, 403, 404, 410, 422, 503))
@@ -93,61 +136,91 @@ async def cancel_job(request: Request, job: Found, store: Store, caller: Caller)
     return present(request, await store.cancel(job.id, caller), None)
 
 
-@router.get("/{job_id}/images/{index}", response_class=Response, responses=_PICTURE)
-async def read_image(index: int, asked: Enlarged, request: Request, job: Found) -> Response:
-    """One image, as soon as it is made: the job may still be running."""
+@router.get("/{job_id}/images/{index}", response_class=Response, responses=PICTURE)
+async def read_image(index: int, asked: Asked, request: Request, job: Found) -> Response:
+    """One image, as soon as it is made: the job may still be running. Its file says how it was made.
+
+    PNG unless `format` or `Accept` names another; as it is kept unless `size` enlarges it.
+    """
     here = state(request)
-    _check_size(asked, here.settings.max_side)
-    if asked.size is not None:
+    kind = formats.still_of(request, asked.format, asked.quality)
+    check_size(asked.size, here.settings.max_side)
+    as_kept = kind == "png" and asked.size is None
+    if not as_kept:
         here.drawings.check(counted_as(request, job.owner))
     png = await image_of(job, index, here.store)
-    tag = pictures.etag(png, *(() if asked.size is None else (asked.size, asked.resample)))
-    headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-{index}")
+    tag = pictures.etag(png, *(() if as_kept else (asked.size, asked.resample, kind, asked.quality)))
+    name = formats.file_name(f"{job.spec.class_name}-{job.spec.seed}-{index}", kind)
+    headers = formats.varied(negotiation.file_headers(tag, name), asked.format)
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    if asked.size is None:
+    if as_kept:
         return Response(png, media_type="image/png", headers=headers)
-    await charge(request, job.owner, rate.cost_of(asked.size**2))
-    return _drawn(request, job, [png], asked.size, asked.resample, headers)
+    side = asked.size or pictures.resolution(png)
+    _check_pixels(kind, side * side, side)
+    await charge(request, job.owner, rate.cost_of(side * side))
+    text = text_of(png)
+    if text is not None and asked.size is not None:
+        text = with_enlargement(text, asked.size, asked.resample)
+    return _drawn(request, job, [png], asked, kind, text, headers)
 
 
-@router.get("/{job_id}/grid", response_class=Response, responses=_PICTURE)
-async def read_grid(asked: Enlarged, request: Request, job: Found) -> Response:
-    """All images of a finished job side by side; `size` is the side of each."""
+@router.get("/{job_id}/grid", response_class=Response, responses=PICTURE)
+async def read_grid(asked: Asked, request: Request, job: Found) -> Response:
+    """All images of a finished job side by side, with the job's recipe; `size` is the side of each."""
     here = state(request)
+    kind = formats.still_of(request, asked.format, asked.quality)
     here.drawings.check(counted_as(request, job.owner))
-    _check_size(asked, here.settings.max_side)
+    check_size(asked.size, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if asked.size is not None and asked.size * columns > MAX_SHEET:
         most = MAX_SHEET // columns
         raise TooLarge(f"size must be at most {most} for a grid of {job.spec.count} images.")
     pngs = await images_of(job, here.store)
-    tag = pictures.etag(*pngs, asked.size, asked.resample)
-    headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-grid")
+    tag = pictures.etag(*pngs, asked.size, asked.resample, kind, asked.quality)
+    name = formats.file_name(f"{job.spec.class_name}-{job.spec.seed}-grid", kind)
+    headers = formats.varied(negotiation.file_headers(tag, name), asked.format)
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
     side = asked.size or pictures.resolution(pngs[0])
-    await charge(request, job.owner, rate.cost_of(pictures.grid_size(len(pngs), side)))
-    return _drawn(request, job, pngs, asked.size, asked.resample, headers)
+    pixels = pictures.grid_size(len(pngs), side)
+    _check_pixels(kind, pixels, side)
+    await charge(request, job.owner, rate.cost_of(pixels))
+    return _drawn(request, job, pngs, asked, kind, _grid_recipe(job, asked), headers)
+
+
+def _grid_recipe(job: Job, asked: Enlargement) -> str:
+    resample = None if asked.size is None else asked.resample
+    return recipes.of_job(job.spec, "grid", size=asked.size, resample=resample)
+
+
+def _check_pixels(kind: Still, pixels: int, side: int) -> None:
+    """Raises TooLarge for a WebP or JPEG that could only be made in one long step."""
+    if kind != "png" and pixels > MAX_ENCODED:
+        most = math.isqrt(MAX_ENCODED * side * side // pixels)
+        raise TooLarge(f"As {kind}, size must be at most {most} here; as png it may be larger.")
 
 
 def _drawn(
     request: Request,
     job: Job,
     pngs: list[bytes],
-    side: int | None,
-    resample: Resample,
+    asked: Wanted,
+    kind: Still,
+    text: str | None,
     headers: dict[str, str],
 ) -> DrawnResponse:
-    """The images of a job as one PNG. side: of each, pixels; None: unchanged."""
+    """The images of a job as one picture. text: the recipe in its file."""
     resolution = pictures.resolution(pngs[0])
-    size = pictures.memory_of_grid(resolution, len(pngs), side or resolution)
+    size = pictures.memory_of_grid(resolution, len(pngs), asked.size or resolution, kind)
 
     async def begin(_: Place) -> Drawn:
-        return Drawn(pictures.grid(pngs, side, resample))
+        return Drawn(pictures.grid(pngs, asked.size, asked.resample, text, kind, asked.quality))
 
-    caller = counted_as(request, job.owner)
-    return DrawnResponse(request, state(request).drawings, size, caller, begin, headers=headers)
+    here, caller = state(request), counted_as(request, job.owner)
+    return DrawnResponse(
+        request, here.drawings, size, caller, begin, headers=headers, media_type=formats.STILLS[kind]
+    )
 
 
 @router.get(
@@ -188,8 +261,9 @@ async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[byt
         return  # expired, or Redis is gone: the client connects again and hears the rest
 
 
-def _check_size(asked: Enlargement, max_side: int) -> None:
-    if asked.size is not None and asked.size > max_side:
+def check_size(size: int | None, max_side: int) -> None:
+    """Raises Invalid."""
+    if size is not None and size > max_side:
         raise Invalid(f"size must be 16 to {max_side} pixels.")
 
 
@@ -204,7 +278,7 @@ async def image_of(job: Job, index: int, store: JobClient) -> bytes:
 
 
 async def images_of(job: Job, store: JobClient) -> list[bytes]:
-    """PNGs of all images. Raises NotFinished, Unsuccessful."""
+    """PNGs of all images of a finished job. Raises NotFinished, Unsuccessful."""
     pngs = [png for png in await store.images(job) if png is not None]
     if len(pngs) < job.spec.count:
         raise _not_there(job)
@@ -218,9 +292,11 @@ def _not_there(job: Job) -> NotFinished | Unsuccessful:
     return NotFinished(f"{done} Ask again shortly, or follow its events.", retry_after=1)
 
 
-async def picture_of(request: Request, job: Job, headers: dict[str, str]) -> Response:
-    """A finished job as one PNG: its only image, or the grid."""
+async def picture_of(request: Request, job: Job, kind: Still, headers: dict[str, str]) -> Response:
+    """A finished job as one picture: its only image, or the grid."""
     pngs = await images_of(job, state(request).store)
-    if len(pngs) == 1:
+    if len(pngs) > 1:
+        return _drawn(request, job, pngs, _AS_KEPT, kind, _grid_recipe(job, _AS_KEPT), headers)
+    if kind == "png":
         return Response(pngs[0], media_type="image/png", headers=headers)
-    return _drawn(request, job, pngs, None, "nearest", headers)
+    return _drawn(request, job, pngs, _AS_KEPT, kind, text_of(pngs[0]), headers)

@@ -27,6 +27,8 @@ export function useKey(value) {
   }
 }
 
+export const keyNow = () => key;
+
 export const MAX_SEED = 2n ** 63n - 1n;
 export const ended = (job) => ENDED.includes(job.state);
 

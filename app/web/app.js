@@ -1,42 +1,58 @@
 /** The page: the form makes jobs, the gallery shows them, the inspector looks into them. */
 
-import { followKeyed, generate, get, useKey } from "./api.js";
+import { followKeyed, generate, get, keyNow, useKey } from "./api.js";
+import { Comparison } from "./compare.js";
 import { $, announce, images, spoken } from "./dom.js";
+import { acceptFiles } from "./drop.js";
 import { Explore } from "./explore.js";
 import { Form, classesOf } from "./form.js";
-import { Gallery } from "./gallery.js";
+import { Grids } from "./grids.js";
+import { History } from "./history.js";
 import { Inspector } from "./inspector.js";
-import { linkTo, looked, makes, specIn } from "./link.js";
+import { linkTo, looked, placeIn, specIn } from "./link.js";
+import { orderOf, place, sameVersion } from "./orders.js";
 import { goTo, onView, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
 const LOOK_MS = 5000; // between two looks for what is served by then
-const PAGE = 12; // jobs at a time
 const home = new URL(".", document.baseURI).href;
 
 let models = [];
-let older = null; // the cursor of the jobs not shown yet
+let served = null; // what the service told last; null: nothing yet
+const modelOf = (name) => models.find((model) => model.name === name);
 
-const gallery = new Gallery({
+const past = new History({
   open: (job, k) => look(job, k),
   again,
-  grown: (card) => inspector.grown(card.job, card.done),
-  sites: (spec) => models.find(({ name }) => name === spec.model)?.attention ?? [],
+  grown: (card) => {
+    inspector.grown(card.job, card.done);
+    grids.grown(card);
+  },
+  modelOf: (name) => served && served.find((model) => model.name === name),
+  sites: (spec) => modelOf(spec.model)?.attention ?? [],
+  complain,
 });
+past.useKey(keyNow());
 const form = new Form(make);
 const inspector = new Inspector({
-  modelOf: (name) => models.find((model) => model.name === name),
+  modelOf,
   moved: (job, k, sight) => history.replaceState({ looking: true }, "", linkTo(job, k, sight)),
   closed: () => {
     // the address of an open image is a step in the history, so that Back closes it
     if (history.state?.looking) history.back();
   },
 });
+const grids = new Grids({ keep: (job) => past.add(job), open: (job, k) => look(job, k) });
+const comparison = new Comparison({ inspector, modelOf });
 
 const explore = new Explore({
   modelsNow: () => models,
   chosen: () => form.model,
-  open: (job, k) => look(job, k),
+  // no card: it is one of the many that were made in passing
+  open: (job, k) => {
+    history.pushState({ looking: true }, "", linkTo(job, k));
+    inspector.open(job, k, job.done);
+  },
 });
 
 function service(state, words) {
@@ -56,10 +72,20 @@ async function offer(found) {
   const changed = versions(found) !== versions(models);
   models = found;
   if (changed) {
+    grids.offer(models);
     await form.offer(models);
     await explore.offer(models);
   }
   service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
+}
+
+async function whatIsServed() {
+  const answer = await get("models");
+  past.tellLife(answer.result_ttl);
+  const changed = JSON.stringify(answer.models) !== JSON.stringify(served);
+  served = answer.models;
+  if (changed) past.refresh();
+  return served;
 }
 
 /** Sees workers go and come, and models change, while somebody looks at the page. */
@@ -68,7 +94,7 @@ async function watch() {
     await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
     if (document.hidden) continue;
     try {
-      const found = (await get("models")).models;
+      const found = await whatIsServed();
       if (found.length > 0) await offer(found);
       else service("away", "No worker is there any more");
     } catch (problem) {
@@ -81,7 +107,7 @@ async function watch() {
 async function meet() {
   for (;;) {
     try {
-      const found = (await get("models")).models;
+      const found = await whatIsServed();
       if (found.length > 0) {
         await offer(found);
         complain(null);
@@ -103,21 +129,23 @@ function askForKey() {
   return new Promise((resolve) => {
     $("#key").addEventListener("change", () => {
       useKey($("#key").value.trim());
+      past.useKey(keyNow());
       resolve();
     }, { once: true });
   });
 }
 
-async function make(spec) {
+/** Queues a job and shows its card. order: as the form reads it, or any request for a job. Resolves with null on a problem. */
+async function make(order) {
   const button = $("#generate");
   // not `disabled`: a button that is loses the focus
   if (button.getAttribute("aria-disabled") === "true") return null;
   complain(null);
   button.setAttribute("aria-disabled", "true");
   try {
-    const job = await generate(spec);
+    const job = await (order.ends ? place(order) : generate(order));
     announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
-    const card = gallery.add(job, { first: true });
+    const card = past.add(job);
     if (card.root.getBoundingClientRect().top > innerHeight * 0.8) {
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       $("#images").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
@@ -140,10 +168,27 @@ async function again(spec) {
 
 /** Opens an image. sight: its `notice`, `pins` and `layer`, as the inspector takes them. */
 function look(job, k, sight = {}) {
+  if (comparison.takes(job, k)) return;
   if (!history.state?.looking) history.pushState({ looking: true }, "", linkTo(job, k));
-  const card = gallery.add(job, { first: true });
+  const card = past.cards.get(job.id) ?? past.add(job);
   inspector.open(card.job, k, card.done, sight);
   if (sight.pins !== undefined) inspector.tell();
+}
+
+/** Makes what a file shows, by its spec, and opens it. */
+async function restore(spec) {
+  goTo("create");
+  if (spec.class_weights === null && spec.morph === null) await form.fill({ ...spec, class_name: spec.class_name });
+  const model = modelOf(spec.model);
+  const card = await make(orderOf(spec, model));
+  if (card === null) return;
+  const notice = sameVersion(spec, model)
+    ? null
+    : `This file was made with another version of the model "${spec.model}": the image is not the same.`;
+  if (notice !== null) complain(notice);
+  if (spec.count > 1) return;
+  await card.ready(0);
+  look(card.job, 0, { notice });
 }
 
 /** Finds the job of a link among those shown, or makes it, and opens its image. */
@@ -160,15 +205,16 @@ async function followLink(search) {
     return complain(`The link asks for the model "${spec.model}", which no worker here has loaded.`);
   }
   const wanted = { ...spec, hash: model.hash };
-  let card = gallery.all.find((one) => makes(one.job, wanted) && !one.expired);
+  let card = past.all.find((one) => placeIn(one.job, wanted) !== null && !one.expired);
   if (card === undefined) {
+    const plain = spec.class_weights === null && spec.morph === null;
     const known = (await classesOf(model.name)).find(
       ({ id, name }) => name === spec.class_name || String(id) === spec.class_name,
     );
-    if (known === undefined) return complain(`The model "${model.name}" has no class "${spec.class_name}".`);
-    await form.fill({ ...spec, model: model.name, class_name: known.name });
-    const { seed, count, truncation } = spec;
-    card = await make({ model: model.name, class_id: known.id, seed, count, truncation });
+    if (plain && known === undefined) return complain(`The model "${model.name}" has no class "${spec.class_name}".`);
+    const named = { ...spec, model: model.name, ...(plain ? { class_id: known.id, class_name: known.name } : {}) };
+    if (plain) await form.fill(named);
+    card = await make(orderOf(named, model));
     if (card === null) return;
   }
   const other = !model.hash.startsWith(spec.hash);
@@ -183,24 +229,24 @@ async function followLink(search) {
     return;
   }
   try {
-    await card.ready(spec.image);
-    look(card.job, spec.image, { notice: said || null, pins, layer });
+    const place = placeIn(card.job, wanted) ?? 0;
+    await card.ready(place);
+    look(card.job, place, { notice: said || null, pins, layer });
   } catch (problem) {
     complain(problem.message);
   }
 }
 
-async function recent(cursor = null) {
-  const query = new URLSearchParams({ limit: PAGE, ...(cursor === null ? {} : { cursor }) });
-  try {
-    const page = await get(`jobs?${query}`);
-    for (const job of page.jobs) gallery.add(job, { first: false });
-    older = page.next ?? null;
-  } catch (problem) {
-    complain(problem.message);
+/** Reads the service's jobs, as soon as it can be reached. */
+async function recent() {
+  for (;;) {
+    try {
+      return await past.read();
+    } catch (problem) {
+      if (problem.retryAfter === null && problem.status !== 401) return complain(problem.message);
+    }
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
-  $("#older").hidden = older === null;
-  $("#empty").hidden = gallery.cards.size > 0;
 }
 
 function pixels(kind) {
@@ -224,7 +270,7 @@ try {
 document.addEventListener("click", (event) => {
   followKeyed(event).catch((problem) => complain(problem.message));
 });
-$("#older").addEventListener("click", () => recent(older));
+acceptFiles({ restore, complain });
 addEventListener("popstate", () => {
   if (history.state?.looking) followLink(location.search);
   else if (inspector.dialog.open) inspector.dialog.close();
@@ -232,6 +278,8 @@ addEventListener("popstate", () => {
 
 const asked = location.search;
 history.replaceState(null, "", home + viewHash());
+past.tellLife();
+const listed = recent(); // with no worker there, too
 await meet();
 onView((name, before) => {
   if (name === "explore") explore.show();
@@ -243,6 +291,6 @@ $("#to-explore").addEventListener("click", async () => {
   await explore.add(job, k);
   goTo("explore");
 });
-await recent();
+await listed;
 await followLink(asked);
 watch();

@@ -49,7 +49,8 @@ export class Explore {
       h("div", { class: "controls" },
         this.modelField,
         h("div", { class: "field" }, h("h2", {}, "Images"), this.list, this.addButton),
-        h("div", { class: "field" }, h("label", { htmlFor: this.truncation.id }, "Truncation ", value), this.truncation)),
+        h("div", { class: "field" },
+          h("label", { htmlFor: this.truncation.id }, "Truncation ", value), this.truncation)),
       h("div", { class: "explorer-place" },
         h("fieldset", { class: "segments" }, h("legend", { class: "unseen" }, "What to explore"), ...radios),
         this.hint, this.problem, this.place),
@@ -89,8 +90,13 @@ export class Explore {
     this.modelSelect.value = this.model.name;
     this.classes = await classesOf(this.model.name);
     this.ends = ends.filter(({ class_id }) => class_id < this.classes.length);
-    while (this.ends.length < 2) this.ends.push(this.random());
+    this.fill();
     this.changed();
+  }
+
+  /** Adds images until there are two: they give way to those that somebody chooses. */
+  fill() {
+    while (this.ends.length < 2) this.ends.push({ ...this.random(), unasked: true });
   }
 
   /** An image that the model makes well, of another class than the last one where there is one. */
@@ -106,9 +112,10 @@ export class Explore {
       const end = endOf(job.spec, k);
       const other = this.model?.name !== job.spec.model;
       if (other) await this.useModel(job.spec.model, [end]);
-      else this.ends = [...this.ends, end];
+      else this.ends = [...this.ends.filter(({ unasked }) => !unasked), end];
     }
     this.ends = this.ends.slice(-MOST);
+    this.fill();
     this.changed();
     announce(`${this.ends.length} images to explore`);
   }
@@ -138,12 +145,12 @@ export class Explore {
       const wanted = Wanted.row(this.model, end, 1, this.state.truncation);
       this.thumbs[k].want(wanted, ({ bitmap }) => paint(picture, bitmap));
       const select = h("select", { "aria-label": `Class of image ${k + 1}`, onchange: () => {
-        this.ends[k] = { ...end, class_id: Number(select.value) };
+        this.ends[k] = { ...end, class_id: Number(select.value), class_weights: undefined, unasked: false };
         this.changed();
       } }, ...this.classes.map(({ id, name }) => h("option", { value: String(id) }, spoken(name))));
       select.value = String(end.class_id);
       const again = this.button("dice", `Another image ${k + 1}`, () => {
-        this.ends[k] = { ...end, seed: newSeed(), index: 0 };
+        this.ends[k] = { ...end, seed: newSeed(), index: 0, unasked: false };
         this.changed();
         $("button", this.list.children[k]).focus();
       });

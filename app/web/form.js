@@ -137,7 +137,7 @@ export class Form {
   }
 
   /** Fills the form with a spec, to make its images again or vary them. */
-  async fill({ model, class_name, count, seed, truncation }) {
+  async fill({ model, class_name, count, seed, truncation, start = 0 }) {
     if (this.models.some(({ name }) => name === model) && this.model !== model) {
       this.model = model;
       await this.useModel();
@@ -146,6 +146,7 @@ export class Form {
     if (radio !== undefined) this.choose(radio.value);
     $("#count").value = count;
     $("#seed").value = seed;
+    $("#start").value = start || "";
     $("#truncation").value = truncation;
     this.show();
   }
@@ -165,6 +166,10 @@ export class Form {
       $("#seed").focus();
       return null;
     }
+    if (!$("#start").validity.valid) {
+      $("#start").focus();
+      return null;
+    }
     if (!$("#no-class").hidden) {
       $("#filter").focus();
       return null;
@@ -175,6 +180,7 @@ export class Form {
       count: Number($("#count").value),
       truncation: Number($("#truncation").value),
       seed: seed === "" ? null : BigInt(seed).toString(),
+      start: Number($("#start").value),
     };
     remember({ ...spec, class_name: this.chosen, seed });
     return spec;

@@ -27,10 +27,13 @@ export function goTo(name) {
 /** The part of the address that names the view; "" for the first one. */
 export const viewHash = () => (view() === FIRST ? "" : `#${view()}`);
 
+/** The part of the page that the view is about. */
+const main = () => $("main [data-views][tabindex]:not([hidden])");
+
 function show(focus) {
   const asked = location.hash.slice(1) || FIRST;
   const before = view() ?? null;
-  // another fragment is a place on the page, as of the skip link
+  // another fragment is a place on the page
   if (asked === before || (!names.includes(asked) && before !== null)) return;
   const name = names.includes(asked) ? asked : FIRST;
   $("main").dataset.view = name;
@@ -41,16 +44,22 @@ function show(focus) {
   for (const part of document.querySelectorAll("[data-views]")) {
     part.hidden = !part.dataset.views.split(" ").includes(name);
   }
+  $(".skip").hash = main().id;
   const title = links[names.indexOf(name)].textContent;
   document.title = name === FIRST ? "Sagan" : `${title} · Sagan`;
   for (const hear of hearers) hear(name, before);
   if (focus && !$("dialog[open]")) {
     // a screen reader goes on from what came up, not from the link
-    $(`[data-views~="${name}"][tabindex]`)?.focus({ preventScroll: true });
+    main().focus({ preventScroll: true });
     scrollTo({ top: 0, behavior: "instant" });
   }
 }
 
+$(".skip").addEventListener("click", (event) => {
+  event.preventDefault(); // its address would be that of another view
+  main().focus();
+  main().scrollIntoView({ block: "start" });
+});
 addEventListener("hashchange", (event) => {
   // Back from an open image ends at the address of the same view
   show(new URL(event.oldURL).search === location.search);

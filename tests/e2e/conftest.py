@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from playwright.sync_api import APIResponse, Browser, ConsoleMessage, Page, Request, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from forked import WorkerProcess
@@ -186,6 +186,31 @@ class Visit:
             self.page.wait_for_function(
                 "([shown, count]) => document.querySelectorAll(shown).length === count", arg=[shown, count]
             )
+
+    def ask(self, path: str, order: dict[str, object] | None = None) -> APIResponse:
+        """An answer of the service to somebody else than the page."""
+        url = f"{self.page.url.split('#')[0].rstrip('/')}/{path.lstrip('/')}"
+        if order is None:
+            return self.page.request.get(url)
+        return self.page.request.post(url, data=order, headers={"Prefer": "wait=30"})
+
+    def forget(self) -> None:
+        """Reload the page; from now on the service lists no jobs."""
+        self.page.route("**/jobs?*", lambda route: route.fulfill(json={"jobs": [], "next": None}))
+        self.page.reload()
+
+    def age(self) -> None:
+        """Let the images of all jobs that the browser keeps expire; a reload shows it."""
+        self.page.evaluate(
+            """() => {
+                for (const key of Object.keys(localStorage)) {
+                    if (!key.startsWith("sagan.history ")) continue;
+                    const kept = JSON.parse(localStorage[key]);
+                    if (kept.spec) kept.expires_at = "2020-01-01T00:00:00Z";
+                    localStorage[key] = JSON.stringify(kept);
+                }
+            }"""
+        )
 
     def open(self, k: int) -> None:
         """Open image k of the newest job and wait for its map."""

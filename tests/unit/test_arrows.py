@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 # folder -> the other folders of ours that it may import
 ARROWS = {
-    "app": {"jobs"},
+    "app": {"imaging", "jobs"},
     "jobs": set(),
     "worker": {"imaging", "jobs", "model"},
     "serve": {"jobs"},
@@ -22,6 +22,7 @@ ARROWS = {
     "model": {"imaging"},
     "train": {"imaging", "model"},
     "loadtest": {"imaging"},
+    "sagan": set(),
     "cli": {"app", "imaging", "jobs", "loadtest", "model", "serve", "train", "worker"},
 }
 WEB = {"fastapi", "starlette", "uvicorn"}
@@ -36,6 +37,7 @@ FOREIGN = {
     "model": {"pydantic"} | WEB | QUEUE,
     "train": WEB | QUEUE,
     "loadtest": {"torch"} | WEB | QUEUE,
+    "sagan": {"pydantic", "torch"} | WEB | QUEUE,
     "cli": set(),
 }
 
@@ -78,6 +80,7 @@ def test_every_folder_of_the_wheel_has_its_row() -> None:
         ("model.checkpoint", ["pydantic", "celery", "redis", "fastapi"]),
         ("loadtest.command", ["torch", "celery", "fastapi", "redis"]),
         ("train.commands", ["celery", "redis", "fastapi"]),
+        ("sagan.client", ["torch", "celery", "fastapi", "redis", "pydantic", "numpy"]),
         ("cli", ["torch", "celery", "fastapi"]),
     ],
 )

@@ -129,6 +129,29 @@ def usual_api(redis_url: str, worker: object) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def documented_api(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API with one model called cifar10, as the scripts of docs/api.md ask for."""
+    folder = tmp_path_factory.mktemp("documented") / "checkpoints"
+    random_checkpoint(folder / "cifar10.safetensors", CIFAR10, attention=(16,), seed=3)
+    settings = Settings(redis_url=redis_url, heartbeat_period=BEAT, namespace="documented")
+    env = {
+        "SAGAN_REDIS_URL": redis_url,
+        "SAGAN_NAMESPACE": settings.namespace,
+        "SAGAN_CHECKPOINTS": str(folder),
+        "SAGAN_HEARTBEAT_PERIOD": str(BEAT),
+    }
+    worker = WorkerProcess(env, folder.parent / "worker.log")
+    with _running(settings) as url:
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{url}/health/ready").is_error:
+            assert worker.returncode is None, worker.output
+            assert time.monotonic() < deadline, worker.output
+            time.sleep(0.1)
+        yield url
+    worker.stop()
+
+
 @pytest.fixture
 async def client(usual_api: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the API with a worker behind it."""

@@ -151,7 +151,7 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
         ),
         ("POST", "/generate/cat?count=4", "stands in the body, as JSON"),
         ("POST", "/generate?class_id=cat", "stands in the body, as JSON"),
-        ("GET", "/jobs/unknown-job/grid?resize=64", "It takes size, resample."),
+        ("GET", "/jobs/unknown-job/grid?resize=64", "It takes size, resample, format, quality."),
         ("GET", "/attention/unknown-job?images=1", "It takes image, layer, view, points"),
     ],
 )

@@ -48,8 +48,11 @@ async def test_a_job_has_the_shape_that_clients_rely_on(client: httpx.AsyncClien
         "self": f"/jobs/{job['id']}",
         "images": [f"/jobs/{job['id']}/images/{k}" for k in range(2)],
         "grid": f"/jobs/{job['id']}/grid",
+        "archive": f"/jobs/{job['id']}/archive",
+        "film": f"/jobs/{job['id']}/film",
         "events": f"/jobs/{job['id']}/events",
         "attention": f"/attention/{job['id']}",
+        "attention_grid": f"/attention/{job['id']}/grid",
         "cancel": f"/jobs/{job['id']}",
     }
     assert job["created_at"].endswith("Z")

@@ -135,7 +135,7 @@ def test_the_whole_service_is_at_its_prefix(proxy: Run, start: Start, tmp_path: 
             assert reply.status in (301, 308)
             assert reply.headers["location"] == "/sagan/"
         with browser.ask("/sagan/openapi.json") as reply:
-            assert json.loads(reply.read())["servers"] == [{"url": "/sagan"}]
+            assert json.loads(reply.read())["servers"][0]["url"] == "/sagan"
         with browser.ask("/sagan/static/app.js", "HEAD") as reply:
             assert (reply.status, reply.read()) == (200, b"")
         own = f"https://localhost:{port}"

@@ -99,7 +99,7 @@ async def test_the_prefix_may_be_taken_off_or_left(prefix: str) -> None:
     slash = await ask(f"{root}/docs/", settings={"root_path": prefix})
     assert slash.headers["location"] == f"{root}/docs"
     servers = (await ask(f"{root}/openapi.json", settings={"root_path": prefix})).json()["servers"]
-    assert servers == [{"url": root}]
+    assert [server["url"] for server in servers] == [root, f"{root}/v1"]
     missing = await ask(f"{root}/nowhere", settings={"root_path": prefix})
     assert missing.json()["instance"] == f"{root}/nowhere"
 

@@ -1,0 +1,1 @@
+"""A client of the service, in Python: see sagan.client. The command is in the package cli."""

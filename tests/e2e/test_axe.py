@@ -1,0 +1,62 @@
+"""axe-core finds nothing in any view, light or dark; and no view is wider than the window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+if TYPE_CHECKING:
+    from tests.e2e.conftest import Visitor
+
+
+def findings(page: Page) -> list[str]:
+    """What axe-core has to say, and whether the page is wider than the window."""
+    # what fades in is judged once it is there
+    page.evaluate(
+        "Promise.all(document.getAnimations().filter((a) => a.playState === 'running' && "
+        "a.effect.getTiming().iterations === 1).map((a) => a.finished.catch(() => null)))"
+    )
+    found = [
+        f"{violation['id']}: {[node['html'][:200] for node in violation['nodes']]}"
+        for violation in Axe().run(page).response["violations"]
+    ]
+    wide, shown = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    return found + ([f"{wide} pixels wide"] if wide > shown else [])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1440])
+def test_axe_finds_nothing_in_any_view(visit: Visitor, scheme: str, width: int) -> None:
+    visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
+    page = visitor.page
+    visitor.generate("cat", 2)
+    assert findings(page) == []
+    page.get_by_role("link", name="Explore", exact=True).click()
+    assert findings(page) == []
+
+    page.get_by_role("link", name="Sheets", exact=True).click()
+    page.get_by_label("Columns").fill("2")
+    page.get_by_role("button", name="Make sheet").click()
+    expect(page.get_by_role("button", name="Download sheet")).to_be_visible(timeout=30_000)
+    assert findings(page) == []
+    page.locator("#grid-sheet .tile").first.click()
+    page.locator("#gate").wait_for()
+    assert findings(page) == []
+    page.get_by_role("button", name="Compare").click()
+    assert findings(page) == []  # with the message that waits for another image
+    page.locator("#grid-sheet .tile").nth(1).click()
+    expect(page.locator("#comparison .stage-status:visible")).to_have_count(0)
+    assert findings(page) == []
+    page.keyboard.press("Escape")
+
+    page.get_by_role("link", name="History", exact=True).click()
+    expect(page.locator(".job .tile[data-state=ready]").first).to_be_visible()
+    assert findings(page) == []
+    visitor.age()
+    visitor.forget()
+    expect(page.locator(".job[data-state=expired]").first).to_be_visible()
+    page.get_by_role("button", name="Hide").first.click()
+    assert findings(page) == []
