@@ -1,6 +1,7 @@
 """An attention map as a whole: its mean over all queries, every query at once, the flow between regions."""
 
 from collections.abc import Iterator
+from itertools import groupby
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -56,11 +57,8 @@ def _every_query(image: Pixels, attention: AttentionMap, style: FigureStyle) -> 
     cells = small_maps(attention, side)
     marked = enlarge(image, side)
     radius = max(1.6, side * 0.0045)
-    with SmoothShapes(marked, [(0, 0), (side, side)], 0) as shapes:
-        for cell in cells:
-            centre = (cell.at[0] * side, cell.at[1] * side)
-            shapes.disc(centre, radius * 1.7, DARK)
-            shapes.disc(centre, radius, BLUE)
+    for _, line in groupby(cells, lambda cell: cell.box[1]):
+        _dots(marked, [(cell.at[0] * side, cell.at[1] * side) for cell in line], radius, rim=0.7)
     yield Panel(marked, f"{len(cells)} of {len(attention.map)} queries, blue", RULE)
     every = {1: "every query", 2: "every 2nd query"}.get(step, f"every {step}th query")
     yield Panel(_small_multiples(attention, cells, style), f"{every} (blue), each to its own peak", RULE)
@@ -108,12 +106,21 @@ def _small_multiples(attention: AttentionMap, cells: list[SmallMap], style: Figu
         crisp = min(right - left, bottom - top) >= max(attention.key_grid)
         how = Image.Resampling.NEAREST if crisp else Image.Resampling.BOX
         panel.paste(small.resize((right - left, bottom - top), how), (left, top))
-    with SmoothShapes(panel, [(0, 0), (style.size, style.size)], 0) as shapes:
-        for _, (x, y), (left, top, right, bottom) in cells:
-            centre = (left + x * (right - left), top + y * (bottom - top))
-            radius = max(1.6, (right - left) * 0.055)
-            shapes.disc(centre, radius, BLUE)
+    for _, line in groupby(cells, lambda cell: cell.box[1]):
+        dots = []
+        for _, (x, y), (left, top, right, bottom) in line:
+            dots.append((left + x * (right - left), top + y * (bottom - top)))
+        _dots(panel, dots, max(1.6, (right - left) * 0.055))
     return panel
+
+
+def _dots(panel: Image.Image, centres: list[Spot], radius: float, rim: float = 0.0) -> None:
+    """Blue dots, those of a line at a time: they are drawn large and averaged down."""
+    with SmoothShapes(panel, centres, radius * 2) as shapes:
+        for centre in centres:
+            if rim:
+                shapes.disc(centre, radius * (1 + rim), DARK)
+            shapes.disc(centre, radius, BLUE)
 
 
 def received(image: Pixels, attention: AttentionMap, style: FigureStyle, title: str) -> Iterator[Image.Image]:
@@ -179,14 +186,15 @@ def _arrows(
     _rule(panel, flows)
     region = side / max(flows.grid)
     rim = max(1.0, side * 0.005)
-    with SmoothShapes(panel, [(0, 0), (side, side)], 0) as shapes:
-        for flow in reversed(arrows):
-            start, tip = _centre(flows, flow.source, side), _centre(flows, flow.to, side)
+    for flow in reversed(arrows):
+        start, tip = _centre(flows, flow.source, side), _centre(flows, flow.to, side)
+        with SmoothShapes(panel, [start, tip], region * 0.5) as shapes:
             for extra, fill in ((rim, DARK), (0.0, BLUE)):
                 for polygon in _bent(start, tip, _width(flow, side), region, extra):
                     shapes.polygon(polygon, fill)
-        for flow in reversed(rings):
-            centre, width = _centre(flows, flow.to, side), _width(flow, side)
+    for flow in reversed(rings):
+        centre, width = _centre(flows, flow.to, side), _width(flow, side)
+        with SmoothShapes(panel, [centre], region * 0.5) as shapes:
             shapes.ring(centre, region * 0.2 + width / 2 + rim, width + 2 * rim, DARK)
             shapes.ring(centre, region * 0.2 + width / 2, width, BLUE)
     return panel

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Self
+from typing import Final, Self
 
 from PIL import Image, ImageDraw, ImageFont
 
 from app.colours import Rgb
+
+LARGEST: Final = 2**19  # pixels of a layer that is drawn more than twice as large
 
 Spot = tuple[float, float]  # x, y on a panel, pixels from its top left corner
 
@@ -21,11 +23,12 @@ class SmoothShapes:
     def __init__(self, panel: Image.Image, spots: Sequence[Spot], reach: float) -> None:
         across, down = zip(*spots, strict=True)
         self._panel = panel
-        self._scale = 4 if panel.width <= 512 else 2
         self._left, self._top = (max(0, math.floor(min(axis) - reach)) for axis in (across, down))
         right = min(panel.width, math.ceil(max(across) + reach))
         bottom = min(panel.height, math.ceil(max(down) + reach))
         self._size = (right - self._left, bottom - self._top)
+        area = math.prod(self._size)
+        self._scale = next((scale for scale in (4, 3) if scale**2 * area <= LARGEST), 2)
         self._layer = Image.new("RGBA", (self._size[0] * self._scale, self._size[1] * self._scale))
         self._draw = ImageDraw.Draw(self._layer)
 

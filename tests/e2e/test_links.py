@@ -60,6 +60,7 @@ def test_what_an_image_of_a_link_does_not_have_is_said_beside_it(
     visit: Visitor, service: Service, query: str, says: str, pins: int
 ) -> None:
     visitor = visit(f"{service.url}?{query}&seed=1&image=0" + ("" if "class=" in query else "&class=cat"))
+    visitor.page.locator("#inspector[open]").wait_for()
     expect(visitor.page.locator("#inspector-notice")).to_contain_text(says)
     expect(visitor.page.locator("#inspector-notice")).to_be_in_viewport()
     expect(visitor.page.locator("#pins button")).to_have_count(pins)
