@@ -240,8 +240,8 @@ async def _with_bytes(
         return Drawn(pieces())
 
     memory = pictures.memory_of_grid(wanted.model.resolution, len(pngs), wanted.model.resolution)
-    # and one file at a time: its pixels are at most three bytes each, and base64 and JSON need them twice again
-    memory += pictures.memory_of_grid(wanted.model.resolution, 1, wanted.side, wanted.format) + 15 * pixels
+    # and one file at a time, of three bytes a pixel at most: in its parts, whole, in base64 and in JSON
+    memory += pictures.memory_of_grid(wanted.model.resolution, 1, wanted.side, wanted.format) + 24 * pixels
     drawings, caller = state(asking.request).drawings, counted_as(asking.request, asking.caller)
     return DrawnResponse(
         asking.request, drawings, memory, caller, begin, headers={}, media_type="application/json"

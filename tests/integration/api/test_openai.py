@@ -12,6 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from imaging.recipes import read_recipe
 from tests.integration.api.conftest import ClientFactory
 
 openai = pytest.importorskip("openai")
@@ -97,10 +98,28 @@ async def test_enlarged_images_in_the_answer(of: Of, client: httpx.AsyncClient) 
         )
 
 
-async def test_an_enlarged_image_by_its_address(of: Of, client: httpx.AsyncClient) -> None:
-    answer = await of(client).images.generate(prompt="dog", size="64x64")
-    found = await client.get(answer.data[0].url)
-    assert Image.open(io.BytesIO(found.content)).size == (64, 64)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"size": "64x64"},
+        {"output_format": "webp"},
+        {"output_format": "webp", "output_compression": 30, "size": "96x96"},
+        {"output_format": "jpeg", "output_compression": 0},
+        {"output_format": "jpeg", "size": "32x32"},
+    ],
+)
+async def test_an_address_has_the_same_file(of: Of, client: httpx.AsyncClient, asked: dict[str, str]) -> None:
+    order = {"prompt": "dog", "extra_body": {"seed": 11}, **asked}
+    there = (await of(client).images.generate(**order)).data[0]
+    here = (await of(client).images.generate(**order, response_format="b64_json")).data[0]
+    found = await client.get(there.url)
+    assert found.content == base64.b64decode(here.b64_json)
+    kind, side = asked.get("output_format", "png"), asked.get("size", "32x32")
+    with Image.open(io.BytesIO(found.content)) as picture:
+        assert f"{picture.width}x{picture.height}" == side
+        assert picture.format == kind.upper()
+    assert read_recipe(found.content) is not None
 
 
 @pytest.mark.parametrize(
