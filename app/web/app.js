@@ -39,7 +39,11 @@ const inspector = new Inspector({
   moved: (job, k, sight) => history.replaceState({ looking: true }, "", linkTo(job, k, sight)),
   closed: () => {
     // the address of an open image is a step in the history, so that Back closes it
-    if (history.state?.looking) history.back();
+    if (!history.state?.looking) return;
+    const held = document.activeElement;
+    // a browser that comes to an address like #explore focuses what is called so
+    addEventListener("popstate", () => setTimeout(() => held.focus({ preventScroll: true })), { once: true });
+    history.back();
   },
 });
 const grids = new Grids({ keep: (job) => past.add(job), open: (job, k) => look(job, k) });

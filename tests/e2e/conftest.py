@@ -200,6 +200,12 @@ class Visit:
         self.page.route("**/jobs?*", lambda route: route.fulfill(json={"jobs": [], "next": None}))
         self.page.reload()
 
+    def empty(self) -> None:
+        """Reload the page with an empty history, and a service that lists no jobs."""
+        self.page.evaluate("localStorage.clear()")
+        self.forget()
+        self.page.locator("#service[data-state=ready]").wait_for()
+
     def age(self) -> None:
         """Let the images of all jobs that the browser keeps expire; a reload shows it."""
         self.page.evaluate(
