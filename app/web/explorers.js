@@ -92,7 +92,7 @@ export class Morph extends Tool {
       icon("download"), h("span", {}, "Film"));
     this.root = h("div", { class: "morph" },
       h("div", { class: "frame" }, this.canvas, this.bar), this.slider, this.ticks, this.readout,
-      h("div", { class: "row" }, this.playButton, h("label", { class: "check" }, this.loop, "There and round again"),
+      h("div", { class: "doing" }, this.playButton, h("label", { class: "check" }, this.loop, "There and round again"),
         this.lookAt, h("span", { class: "joined" }, this.format, this.film)));
   }
 

@@ -32,7 +32,7 @@ export class Neighbours extends Tool {
     this.root = h("div", { class: "neighbours" },
       h("div", { class: "frame" },
         h("div", { class: "nine" }, ...others.slice(0, 4), middle, ...others.slice(4)), this.bar),
-      h("label", {}, "How far", this.far), h("div", { class: "row" }, this.backButton, this.lookAt));
+      h("label", {}, "How far", this.far), h("div", { class: "doing" }, this.backButton, this.lookAt));
   }
 
   update() {

@@ -30,7 +30,7 @@ export class Plane extends Tool {
       onpointermove: (event) => this.pad.hasPointerCapture(event.pointerId) && this.drag(event),
       onkeydown: (event) => this.key(event) });
     this.root = h("div", { class: "plane" }, h("div", { class: "frame" }, this.pad, this.bar),
-      h("div", {}, this.canvas, this.readout, h("div", { class: "row" }, this.lookAt)));
+      h("div", {}, this.canvas, this.readout, h("div", { class: "doing" }, this.lookAt)));
   }
 
   update() {
