@@ -25,8 +25,8 @@ from jobs.job import AttentionMap
 router = APIRouter(prefix="/attention", tags=["attention"], route_class=KeyedRoute)
 
 _NUMBER = r" *(-?[0-9]{1,6}(?:\.[0-9]{1,6})?) *"
-_PAIR = f"{_NUMBER},{_NUMBER}"
-_POINT = re.compile(_PAIR)
+PAIR = f"{_NUMBER},{_NUMBER}"
+_POINT = re.compile(PAIR)
 _NUMPY = "application/x-npy"
 
 
@@ -62,7 +62,7 @@ class Drawing(Which):
         max_length=400,
         description="x,y;x,y in pixels of the image, x right and y down. Absent: five that differ.",
         examples=["8,12;20,16"],
-        json_schema_extra={"pattern": f"^{_PAIR}(;{_PAIR}){{0,{overlay.MAX_POINTS - 1}}};?$"},
+        json_schema_extra={"pattern": f"^{PAIR}(;{PAIR}){{0,{overlay.MAX_POINTS - 1}}};?$"},
     )
     colormap: Colormap = "inferno"
     alpha: Alpha = 0.8

@@ -18,7 +18,7 @@ from app.errors import RETRY_AFTER, Conflict, QueueIsFull, TooLarge, TooManyRequ
 from app.overlay import FigureStyle
 from app.painted import GridView, Tile
 from app.points import Point, default_points, mean_row, row_of
-from app.routes.attention import Alpha, check_points, parse_points
+from app.routes.attention import PAIR, Alpha, check_points, parse_points
 from app.routes.jobs import MAX_SHEET, images_of
 from app.security import KeyedRoute
 from app.sheet import is_shut
@@ -47,6 +47,7 @@ class Painting(BaseModel):
         max_length=40,
         description="x,y in pixels of each image. Absent: in each image the point that attends most sharply.",
         examples=["8,12"],
+        json_schema_extra={"pattern": f"^{PAIR};?$"},
     )
     colormap: Colormap = "inferno"
     alpha: Alpha = 0.8
