@@ -133,9 +133,7 @@ def side_of(size: str | None, resolution: int, most: int) -> int:
         raise invalid("size", f"size reads like {own}, or auto; this is {shorten(size)}.")
     width, height = int(sides[1]), int(sides[2])
     if width != height:
-        raise invalid(
-            "size", f"Images are square, as {own}; this is {size}. Ask for {height}x{height}, or auto."
-        )
+        raise invalid("size", f"Images are square; this is {size}. Ask for {own}, {most}x{most} or auto.")
     if not 16 <= width <= most:
         raise invalid("size", f"size must be 16x16 to {most}x{most}; this is {size}.")
     return width

@@ -139,14 +139,14 @@ def progress(
 
 def reproduce(
     image: Annotated[
-        Path, typer.Argument(help="A PNG, WebP or JPEG that this service made, enlarged or not")
+        Path, typer.Argument(help="A picture or film that this service made: PNG, WebP, JPEG or GIF")
     ],
     checkpoints: Annotated[
         Path, typer.Option(help="Folder of checkpoints; its model is found under any name")
     ] = Path("checkpoints"),
     device: Device = "auto",
 ) -> None:
-    """Make an image again from the recipe inside its file, and compare; a lossy file is never the same."""
+    """Make a picture again from the recipe inside its file, and compare; a lossy file is never the same."""
     from worker.offline import OfflineError, compare
 
     try:

@@ -15,6 +15,7 @@ from typing import Final
 from imaging.animation import Pixels, Reel
 from imaging.stills import MADE_BY
 
+_PAUSE: Final = 0.2  # seconds
 _PART: Final = 2**18  # bytes of the file read at once
 # one thread: more would choose other bits by their number
 _H264: Final = ("-c:v", "libx264", "-preset", "medium", "-crf", "16", "-threads", "1")
@@ -76,13 +77,15 @@ class Mp4:
         return b""
 
     def end(self) -> Iterator[bytes]:
-        """Raises Mp4Error."""
+        """Empty pieces are pauses while ffmpeg works. Raises Mp4Error."""
         assert self._process.stdin is not None
-        try:
+        with suppress(OSError):  # it has ended; its exit status says so
             self._process.stdin.close()
-        except OSError:
-            self._process.wait()
-        if self._process.wait() != 0:
+        while self._process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PAUSE)
+            yield b""
+        if self._process.returncode != 0:
             raise self._failed()
         with self._out.open("rb") as file:
             while piece := file.read(_PART):

@@ -57,10 +57,9 @@ class Recipe:
         """What is drawn of a whole job, such as "grid" or "film"; None: it is one image."""
         return _described(self.text, "drawn", "as")
 
-    def job(self) -> str | None:
-        """The text without how it is drawn. Raises SpecError where it is no JSON object."""
-        values = _object(self.text)
-        return json.dumps({name: value for name, value in values.items() if name != "drawn"})
+    def values(self) -> dict[str, object]:
+        """The text, read. Raises SpecError where it is no JSON object."""
+        return _object(self.text)
 
     def enlargement(self) -> Enlargement | None:
         """None: the image has the size that the network gave it. Raises SpecError."""
@@ -86,9 +85,9 @@ def read_recipe(data: bytes) -> Recipe:
         try:
             found = _of_picture(data)
         except UnidentifiedImageError:  # its message has an address of this process's memory
-            raise SpecError("This is not a readable PNG file, nor WebP, JPEG, GIF or MP4.") from None
+            raise SpecError("This is not a readable PNG, WebP, JPEG, GIF or MP4 file.") from None
         except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-            raise SpecError(f"This is not a readable PNG file, or of another kind ({error}).") from error
+            raise SpecError(f"This is not a readable PNG, WebP, JPEG or GIF file ({error}).") from error
     if found is None:
         raise SpecError(
             "This file holds no spec: it was not made here, or it was saved again without its recipe."

@@ -22,6 +22,7 @@ from jobs.classes import class_number, nearest_name
 from jobs.job import AttentionMap
 from model.errors import ModelError
 from worker.engine import Engine, EngineError, NotAnImage, choose_device
+from worker.offline_whole import whole_of
 
 NAME_BYTES = (
     200  # of a picture's name; file systems allow 255, and a file that is not whole yet has a longer one
@@ -101,33 +102,23 @@ def attend(
 
 
 def compare(image: Path, checkpoints: Path, device: str) -> Verdict:
-    """Make the image of a file again from its recipe, enlarged if it is, and compare. Raises OfflineError.
+    """Make what a file shows again from its recipe, enlarged if it is, and compare. Raises OfflineError.
 
-    checkpoints: the folder that has its model, under whatever name, or the model's own file.
+    image: of one image, or of a whole job. checkpoints: the folder that has its model, under whatever name,
+    or the model's own file.
     """
     try:
         recipe = read_recipe(image.read_bytes())
-        if (whole := recipe.drawn()) is not None:
-            raise OfflineError(
-                f"{image} is a {whole} of a whole job, made from {recipe.job()}. Its images are compared one "
-                "by one: GET /jobs/{id}/archive has each with its recipe."
-            )
+        if recipe.drawn() is not None:
+            return _compared_whole(image, recipe, checkpoints, device)
         enlargement = recipe.enlargement()
         wanted = Provenance.from_json(recipe.text)
     except (OSError, SpecError) as error:
         raise OfflineError(f"{image}: {error}") from None
-    engine = load(_by_hash(wanted, checkpoints, image), device, wanted.precision)
-    classes = len(engine.info.classes)
-    if (last := max(class_id for class_id, _ in wanted.image.classes)) >= classes:
-        raise OfflineError(f"{image} says class {last}, and {engine.info.name} has 0 to {classes - 1}.")
+    engine = _engine_for([wanted], checkpoints, image, device)
     made = _sampled(engine, [wanted.image])[0]
     if enlargement is not None:
         made = enlargement.of(made)
-    return _compared(image, recipe, made)
-
-
-def _compared(image: Path, recipe: Recipe, made: NDArray[np.uint8]) -> Verdict:
-    """made: what the file should show, [R, R, 3]. Raises OfflineError."""
     try:
         with Image.open(image) as opened:
             kept = np.asarray(opened.convert("RGB"))
@@ -137,18 +128,71 @@ def _compared(image: Path, recipe: Recipe, made: NDArray[np.uint8]) -> Verdict:
         return Verdict(
             False, f"{image} is {kept.shape[1]}×{kept.shape[0]} px, its recipe makes {made.shape[0]}."
         )
-    apart = np.abs(kept.astype(int) - made.astype(int))
-    if not recipe.lossless:
-        return Verdict(
-            False,
-            f"{image}: its values are {apart.mean():.2f} of 255 levels apart on average, {apart.max()} at "
-            f"most. A lossy {recipe.kind} cannot be exact: ask for PNG, or WebP without quality.",
+    apart = Apart()
+    apart.add(kept, made)
+    return apart.verdict(str(image), recipe)
+
+
+def _compared_whole(image: Path, recipe: Recipe, checkpoints: Path, device: str) -> Verdict:
+    """As compare, of a grid, strip or film. Raises SpecError too."""
+    whole = whole_of(recipe)
+    if recipe.kind == "MP4":
+        raise OfflineError(
+            f"{image}: an MP4 is lossy, and its frames are not compared. It was made from {recipe.text}"
         )
-    if not apart.any():
-        return Verdict(True, f"{image}: the same, to the last level of every pixel.")
-    return Verdict(
-        False, f"{image}: {(apart > 0).mean():.2%} of its values differ, by {apart.max()} at most."
-    )
+    wanted = [whole.provenance(k) for k in range(whole.spec.count)]
+    engine = _engine_for(wanted, checkpoints, image, device)
+    made = list(made_of(engine, [one.image for one in wanted]))
+    apart = Apart()
+    try:
+        for index, kept in whole.shown(image, engine.info.resolution):
+            enlargement = whole.enlargement
+            apart.add(kept, made[index] if enlargement is None else enlargement.of(made[index]))
+    except (ValueError, SyntaxError, EOFError) as error:
+        raise OfflineError(f"{image}: its pixels cannot be read ({error}).") from None
+    return apart.verdict(f"{image}, a {whole.how} of {whole.spec.count} images", recipe)
+
+
+def _engine_for(wanted: Sequence[Provenance], checkpoints: Path, image: Path, device: str) -> Engine:
+    """The engine that made these images, all of one job. Raises OfflineError."""
+    engine = load(_by_hash(wanted[0], checkpoints, image), device, wanted[0].precision)
+    classes = len(engine.info.classes)
+    last = max(class_id for one in wanted for class_id, _ in one.image.classes)
+    if last >= classes:
+        raise OfflineError(f"{image} says class {last}, and {engine.info.name} has 0 to {classes - 1}.")
+    return engine
+
+
+@dataclass
+class Apart:
+    """How far pixels are from those that were made again."""
+
+    values: int = 0
+    differ: int = 0
+    levels: int = 0  # of all values together
+    most: int = 0
+
+    def add(self, kept: NDArray[np.uint8], made: NDArray[np.uint8]) -> None:
+        """Of the same shape."""
+        apart = np.abs(kept.astype(int) - made)
+        self.values += apart.size
+        self.differ += int((apart > 0).sum())
+        self.levels += int(apart.sum())
+        self.most = max(self.most, int(apart.max()))
+
+    def verdict(self, what: str, recipe: Recipe) -> Verdict:
+        if not recipe.lossless:
+            mean = self.levels / self.values
+            return Verdict(
+                False,
+                f"{what}: its values are {mean:.2f} of 255 levels apart on average, {self.most} at most. "
+                f"A lossy {recipe.kind} cannot be exact: ask for PNG, or WebP without quality.",
+            )
+        if not self.differ:
+            return Verdict(True, f"{what}: the same, to the last level of every pixel.")
+        return Verdict(
+            False, f"{what}: {self.differ / self.values:.2%} of its values differ, by {self.most} at most."
+        )
 
 
 def describe(folder: Path) -> Iterator[str]:

@@ -150,7 +150,8 @@ async def read_image(index: int, asked: Asked, request: Request, job: Found) -> 
         here.drawings.check(counted_as(request, job.owner))
     png = await image_of(job, index, here.store)
     tag = pictures.etag(png, *(() if as_kept else (asked.size, asked.resample, kind, asked.quality)))
-    name = formats.file_name(f"{job.spec.class_name}-{job.spec.seed}-{index}", kind)
+    number = index if len(job.spec.ends) > 1 else job.spec.start + index
+    name = formats.file_name(f"{job.spec.class_name}-{job.spec.seed}-{number}", kind)
     headers = formats.varied(negotiation.file_headers(tag, name), asked.format)
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import secrets
 from collections import Counter
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -32,10 +33,12 @@ from app.openai import (
 )
 from app.orders import Format, GenerateAnyIn, ImagesIn
 from app.routes.generate import Asking, generate_spec, order
-from app.routes.jobs import MAX_SHEET, image_of
+from app.routes.jobs import MAX_ENCODED, MAX_SHEET, image_of
 from app.routes.models import list_models
 from app.schemas import ModelOut
 from app.security import KeyedRoute
+from imaging.png import text_of
+from imaging.recipes import with_enlargement
 from jobs.client import JobClient
 from jobs.errors import JobError
 from jobs.job import Job, ModelInfo
@@ -121,8 +124,11 @@ async def _wanted(asking: Asking, body: ImagesIn) -> _Wanted:
         raise invalid("n", f"The prompt names {len(classes)} classes: n must be {len(classes)} or more.")
     side = side_of(body.size, model.resolution, here.settings.max_side)
     if side**2 * count > MAX_SHEET**2:
-        most = int((MAX_SHEET**2 / count) ** 0.5)
+        most = math.isqrt(MAX_SHEET**2 // count)
         raise invalid("size", f"{count} images of {side}x{side} are too many pixels: {most}x{most} at most.")
+    if body.output_format not in (None, "png") and side**2 > MAX_ENCODED:
+        most = math.isqrt(MAX_ENCODED)
+        raise invalid("size", f"A {body.output_format} may have {most}x{most} pixels at most; a png more.")
     return _Wanted(
         model=model,
         classes=tuple(classes[place % len(classes)] for place in range(count)),
@@ -155,7 +161,7 @@ async def _ordered(asking: Asking, body: ImagesIn, wanted: _Wanted) -> AsyncIter
                 class_id=class_id,
                 class_weights=None,
                 start=0,
-                listed=True,
+                listed=body.listed,
                 count=count,
                 seed=wanted.seed,
                 truncation=body.truncation,
@@ -233,7 +239,9 @@ async def _with_bytes(
     async def begin(_: Place) -> Drawn:
         return Drawn(pieces())
 
-    memory = pictures.memory_of_grid(wanted.model.resolution, len(pngs), wanted.side) + 48 * pixels
+    memory = pictures.memory_of_grid(wanted.model.resolution, len(pngs), wanted.model.resolution)
+    # and one file at a time, of three bytes a pixel at most: in its parts, whole, in base64 and in JSON
+    memory += pictures.memory_of_grid(wanted.model.resolution, 1, wanted.side, wanted.format) + 24 * pixels
     drawings, caller = state(asking.request).drawings, counted_as(asking.request, asking.caller)
     return DrawnResponse(
         asking.request, drawings, memory, caller, begin, headers={}, media_type="application/json"
@@ -241,9 +249,12 @@ async def _with_bytes(
 
 
 def _file(png: bytes, wanted: _Wanted) -> Generator[bytes, None, bytes]:
-    """Pauses between the steps, and at the end the file. TODO(formats): pictures.grid does all of this."""
-    parts: list[bytes] = []
-    for piece in pictures.grid([png], wanted.side, "lanczos"):
+    """Pauses between the steps, and at the end the file, with its recipe."""
+    text, parts = text_of(png), []
+    side = wanted.side if wanted.side != wanted.model.resolution else None
+    if text is not None and side is not None:
+        text = with_enlargement(text, side, "lanczos")
+    for piece in pictures.grid([png], side, "lanczos", text, wanted.format, wanted.quality):
         parts.append(piece)
         yield b""
     return b"".join(parts)

@@ -39,7 +39,11 @@ const inspector = new Inspector({
   moved: (job, k, sight) => history.replaceState({ looking: true }, "", linkTo(job, k, sight)),
   closed: () => {
     // the address of an open image is a step in the history, so that Back closes it
-    if (history.state?.looking) history.back();
+    if (!history.state?.looking) return;
+    const held = document.activeElement;
+    // a browser that comes to an address like #explore focuses what is called so
+    addEventListener("popstate", () => setTimeout(() => held.focus({ preventScroll: true })), { once: true });
+    history.back();
   },
 });
 const grids = new Grids({ keep: (job) => past.add(job), open: (job, k) => look(job, k) });
@@ -160,6 +164,11 @@ async function make(order) {
 }
 
 async function again(spec) {
+  // what lies between images is no class of the form
+  if (spec.morph || spec.class_weights) {
+    await explore.take(spec);
+    return goTo("explore");
+  }
   goTo("create");
   await form.fill(spec);
   $("#form").scrollIntoView({ block: "nearest" });

@@ -120,6 +120,14 @@ export class Explore {
     announce(`${this.ends.length} images to explore`);
   }
 
+  /** Takes the ends of a job, in place of those that are there. */
+  async take(spec) {
+    const ends = spec.morph ? spec.morph.ends.map(endFrom) : [endOf(spec, 0)];
+    this.truncation.value = String(spec.truncation);
+    this.truncation.dispatchEvent(new Event("input"));
+    await this.useModel(spec.model, ends.slice(0, MOST));
+  }
+
   choose(tool) {
     this.tool?.rest();
     this.tool = tool;
@@ -191,10 +199,13 @@ function endOf(spec, k) {
     return { class_id: spec.class_id, ...mixed, seed: spec.seed, index: (spec.start ?? 0) + k };
   }
   const { ends } = spec.morph;
-  const end = ends[Math.min(Math.round((k * (ends.length - 1)) / Math.max(spec.count - 1, 1)), ends.length - 1)];
-  const classes = Object.entries(end.class_weights).sort((a, b) => b[1] - a[1]);
-  const mixed = classes.length > 1 ? { class_weights: end.class_weights } : {};
-  return { class_id: Number(classes[0][0]), ...mixed, seed: end.seed, index: end.index };
+  return endFrom(ends[Math.min(Math.round((k * (ends.length - 1)) / Math.max(spec.count - 1, 1)), ends.length - 1)]);
+}
+
+/** An end as the service tells of it. */
+function endFrom({ class_weights, seed, index }) {
+  const classes = Object.entries(class_weights).sort((a, b) => b[1] - a[1]);
+  return { class_id: Number(classes[0][0]), ...(classes.length > 1 ? { class_weights } : {}), seed, index };
 }
 
 function kept() {

@@ -96,7 +96,7 @@ export class Card {
       icon("again"),
       h("span", {}, `seed ${spec.seed}`),
     );
-    const first = spec.start > 0 ? ` · ${spec.count === 1 ? "" : "from "}image ${spec.start + 1}` : "";
+    const first = spec.start > 0 && !spec.morph ? ` · ${spec.count === 1 ? "" : "from "}index ${spec.start}` : "";
     const more = `${first}${spec.truncation === 1 ? "" : ` · truncation ${spec.truncation}`}`;
     return h("p", { class: "facts" }, seed, h("span", {}, `${spoken(spec.model)}${more}`));
   }

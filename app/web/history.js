@@ -25,7 +25,7 @@ export class History {
     this.store = new Store();
     this.cards = new Map(); // by job id
     this.most = PAGE;
-    this.older = undefined; // the cursor of the service's jobs not read yet; null: all are
+    this.forgetList();
     this.cardActions = {
       open: actions.open,
       again: actions.again,
@@ -61,15 +61,23 @@ export class History {
   useKey(key) {
     for (const card of this.cards.values()) card.stop?.();
     this.cards.clear();
-    this.older = undefined;
+    this.forgetList();
     this.store.open(key);
     this.render();
+  }
+
+  forgetList() {
+    this.older = undefined; // the cursor of the service's jobs not read yet; null: all are
+    this.listed = new Set(); // ids of those read
+    this.readTo = ""; // when the last of them was made
   }
 
   // --- jobs come in ------------------------------------------------------
 
   /** Keeps a job that this page ordered, and shows it on top. Returns its card. */
   add(job, marks = {}) {
+    this.listed.add(job.id);
+    if (!this.store.entries.has(job.id)) this.most += 1; // it pushes none of those shown away
     this.store.put(job, { mine: true, ...marks });
     this.render();
     return this.cards.get(job.id) ?? this.cardOf(this.store.get(job.id));
@@ -80,11 +88,13 @@ export class History {
     const query = new URLSearchParams({ limit, ...(this.older ? { cursor: this.older } : {}) });
     const page = await getJobs(`jobs?${query}`);
     for (const job of page.jobs) {
+      this.listed.add(job.id);
       if (!this.store.wants(job)) continue;
       this.store.put(job);
       this.cards.get(job.id)?.told(job);
     }
     this.older = page.next ?? null;
+    this.readTo = this.older === null ? "" : page.jobs.at(-1).created_at;
     this.render();
   }
 
@@ -140,6 +150,7 @@ export class History {
     const matching = this.matching();
     const roots = matching.slice(0, this.most).map((entry) => this.cardOf(entry).root);
     for (const child of [...root.children]) if (!roots.includes(child)) child.remove();
+    for (const entry of matching.slice(0, this.most)) this.check(entry);
     roots.forEach((card, place) => {
       if (root.children[place] !== card) root.insertBefore(card, root.children[place] ?? null);
     });
@@ -157,6 +168,14 @@ export class History {
     const waiting = this.waiting().length;
     $("#cancel-waiting").hidden = waiting === 0;
     $("#cancel-waiting span").textContent = `Cancel all waiting (${waiting})`;
+  }
+
+  /** A job that should be in the service's list, and is not, may be forgotten: a browser keeps its images longer. */
+  check(entry) {
+    if (this.older === undefined || this.listed.has(entry.id) || entry.created_at <= this.readTo) return;
+    this.listed.add(entry.id); // once is enough
+    const card = this.cards.get(entry.id);
+    if (!card.gone && ended(card.job)) card.look();
   }
 
   filter() {

@@ -90,7 +90,7 @@ export class Inspector {
     this.picture.alt = `${name}, image ${k + 1} of ${spec.count}`;
     this.showPicture();
 
-    const file = `${spec.class_name}-${spec.seed}-${k}.png`;
+    const file = `${spec.class_name}-${spec.seed}-${spec.morph ? k : (spec.start ?? 0) + k}.png`;
     Object.assign($("#download"), { href: at(job.links.images[k]), download: file });
     $("#job-link").href = at(job.links.self);
     $("#spec").textContent = specText(spec, k);

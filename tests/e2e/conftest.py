@@ -177,9 +177,10 @@ class Visit:
         self.page.get_by_role("radio", name=class_name, exact=True).check(force=True)
         self.page.get_by_label("Images", exact=False).and_(self.page.locator("#count")).fill(str(count))
         self.page.get_by_label("Seed", exact=True).fill(seed)
-        before = self.page.locator(".job").count()
+        newest = "document.querySelector('#jobs .job')?.getAttribute('aria-labelledby')"
+        before = self.page.evaluate(newest)
         self.page.get_by_role("button", name="Generate").click()
-        self.page.locator(".job").nth(before).wait_for()
+        self.page.wait_for_function(f"(before) => (({newest}) ?? null) !== before", arg=before)
         if wait:
             self.page.locator(".job:first-child[data-state=succeeded]").wait_for()
             shown = ".job:first-child .tile[data-state=ready]"
@@ -198,6 +199,12 @@ class Visit:
         """Reload the page; from now on the service lists no jobs."""
         self.page.route("**/jobs?*", lambda route: route.fulfill(json={"jobs": [], "next": None}))
         self.page.reload()
+
+    def empty(self) -> None:
+        """Reload the page with an empty history, and a service that lists no jobs."""
+        self.page.evaluate("localStorage.clear()")
+        self.forget()
+        self.page.locator("#service[data-state=ready]").wait_for()
 
     def age(self) -> None:
         """Let the images of all jobs that the browser keeps expire; a reload shows it."""

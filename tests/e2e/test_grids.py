@@ -26,11 +26,11 @@ def sheets(visitor: Visit) -> Page:
 
 def choose(page: Page, *names: str) -> None:
     """Chooses these classes alone."""
-    for box in page.get_by_role("checkbox", checked=True).all():
-        if box.get_attribute("name") == "grid-class":
-            box.uncheck(force=True)
+    classes = page.locator("#grid-classes")
+    for value in classes.locator("input:checked").evaluate_all("boxes => boxes.map((box) => box.value)"):
+        classes.locator(f'input[value="{value}"]').press("Space")
     for name in names:
-        page.locator("#grid-classes").get_by_role("checkbox", name=name, exact=True).check(force=True)
+        classes.get_by_role("checkbox", name=name, exact=True).press("Space")
 
 
 def finished(page: Page, images: int) -> None:

@@ -46,10 +46,6 @@ def test_the_same_images_are_made_again_after_the_service_forgot_them(
     job = card(page, "cat")
     expect(job).to_have_attribute("data-state", "expired")
     expect(job.locator(".status")).to_contain_text("images have expired")
-    expect(job.locator(".piece")).to_have_count(4)
-    drawn = job.locator(".piece").first.evaluate("piece => getComputedStyle(piece).backgroundImage")
-    assert drawn.startswith('url("data:image/')
-    expect(job).to_contain_text("and 2 more")
     expect(job.locator(".status")).to_contain_text("no worker here has loaded attentive")
     job.get_by_role("button", name="Make again").click()
     expect(job.locator(".status")).to_contain_text("No worker here has loaded attentive now")
@@ -65,6 +61,24 @@ def test_the_same_images_are_made_again_after_the_service_forgot_them(
     assert pictures(visitor, again) == first
     assert all("404" in error for error in visitor.errors)
     visitor.errors.clear()
+
+
+def test_what_has_expired_is_shown_by_its_thumbnail(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.generate("dog", 6)
+    expect(card(page, "dog").locator(".status")).to_contain_text("kept until")
+    visitor.age()
+    visitor.forget()
+    job = card(page, "dog")
+    expect(job).to_have_attribute("data-state", "expired")
+    expect(job.locator(".piece")).to_have_count(4)
+    pictures = job.locator(".piece").evaluate_all(
+        "all => all.map((one) => getComputedStyle(one).backgroundImage)"
+    )
+    assert all(picture.startswith('url("data:image/') for picture in pictures)
+    expect(job).to_contain_text("and 2 more")
+    expect(job.locator(".status")).to_contain_text("the same spec makes the same ones again")
 
 
 def test_another_version_of_the_model_is_told_before_it_is_made_again(visit: Visitor) -> None:
@@ -89,7 +103,7 @@ def test_another_version_of_the_model_is_told_before_it_is_made_again(visit: Vis
 def test_jobs_are_found_by_class_model_and_seed(visit: Visitor) -> None:
     visitor = visit()
     page = visitor.page
-    visitor.forget()
+    visitor.empty()
     for name, seed in (("cat", "42"), ("cat", "7"), ("dog", "42"), ("cat", "427")):
         visitor.generate(name, 1, seed=seed)
     to_history(page)
@@ -109,7 +123,7 @@ def test_jobs_are_found_by_class_model_and_seed(visit: Visitor) -> None:
 def test_favourites_hiding_and_clearing(visit: Visitor) -> None:
     visitor = visit()
     page = visitor.page
-    visitor.forget()
+    visitor.empty()
     for name in ("ship", "truck", "horse"):
         visitor.generate(name, 1)
     to_history(page)
@@ -149,7 +163,7 @@ def test_favourites_hiding_and_clearing(visit: Visitor) -> None:
 def test_all_that_waits_is_cancelled_at_once(visit: Visitor, service: Service) -> None:
     visitor = visit()
     page = visitor.page
-    visitor.forget()
+    visitor.empty()
     expect(page.get_by_role("button", name="Cancel all waiting")).to_be_hidden()
     service.signal_worker(signal.SIGSTOP)
     try:

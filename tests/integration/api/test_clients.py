@@ -104,6 +104,8 @@ def test_our_own_client(documented_api: str, tmp_path: Path) -> None:
     assert str(names) in said
     assert [size_of(tmp_path / "cats" / name) for name in names] == [(32, 32), (32, 32)]
     assert size_of(tmp_path / "figure.png")[0] > 256
+    with Image.open(tmp_path / "way.webp") as film:
+        assert (film.format, getattr(film, "n_frames", 1)) == ("WEBP", 8)
 
 
 def test_openai(documented_api: str, tmp_path: Path) -> None:

@@ -274,3 +274,29 @@ async def test_a_morph_is_a_film_with_its_attention_and_an_archive(client: httpx
     np.testing.assert_array_equal(pixels(painted.content)[2], pixels(alone.content)[0])
     with zipfile.ZipFile(io.BytesIO((await client.get(job["links"]["archive"])).content)) as archive:
         assert archive.namelist() == [f"cat_to_dog-seed1-{k:04}.png" for k in range(5)]
+
+
+def lives(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+async def test_a_client_that_leaves_ends_its_film(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    job = await finished(client, count=2)
+    # it is asked for its codecs first, and then sleeps over the film
+    script = (
+        f'case "$2" in -encoders) exit 0;; esac; echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid'
+    )
+    (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{script}\nexec sleep 600\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    asking = asyncio.create_task(client.get(job["links"]["film"], params={"format": "mp4"}))
+    async with asyncio.timeout(30):
+        while not (tmp_path / "pid").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        asking.cancel()
+        number = int((tmp_path / "pid").read_text())
+        while lives(number):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    assert (await client.get(job["links"]["film"])).status_code == 200
