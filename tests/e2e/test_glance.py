@@ -180,14 +180,14 @@ def test_all_images_of_a_job_are_painted_at_once(visit: Visitor) -> None:
         "paints => paints.map((paint) => getComputedStyle(paint).backgroundPosition)"
     )
     assert places == ["0% 0%", "50% 0%", "100% 0%", "0% 100%", "50% 100%"]
-    grids = [request for request in visitor.requests if "/grid" in request.url]
+    grids = [request for request in visitor.requests if "/grid?" in request.url]
     assert len(grids) == 1
     button.click()
     expect(card.locator(".tile.painted")).to_have_count(0)
     expect(card.locator(".note")).to_be_hidden()
     button.click()
     expect(card.locator(".tile.painted")).to_have_count(5)
-    assert len([request for request in visitor.requests if "/grid" in request.url]) == 1
+    assert len([request for request in visitor.requests if "/grid?" in request.url]) == 1
     card.locator(".tile").nth(2).click()
     expect(visitor.page.locator("#inspector-facts")).to_contain_text("Image 3 of 5")
 
