@@ -192,6 +192,7 @@ def _shown(route: BaseRoute, *, with_keys: bool) -> BaseRoute:
     shown = copy.copy(route)
     shown.methods = route.methods - {"HEAD"}
     shown.operation_id = client_name(route)
+    shown.summary = route.summary or client_name(route).replace("_", " ").capitalize()
     if with_keys and not isinstance(route, KeyedRoute):
         shown.openapi_extra = {"security": [], **(route.openapi_extra or {})}
     return shown

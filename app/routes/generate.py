@@ -43,7 +43,7 @@ _ALL_DEFAULTS = GenerateIn.model_validate({})  # a request without a body
 
 
 @dataclass(frozen=True)
-class _Asking:
+class Asker:
     """Who asks for a job, and what its headers ask for."""
 
     request: Request
@@ -54,28 +54,27 @@ class _Asking:
     included: Included  # "base64": the answer holds the images
 
 
-async def _asking(
-    request: Request,
-    included: Included = None,
-    prefer: Annotated[
-        tuple[str, ...],
-        Header(
-            alias="Prefer",
-            description="RFC 7240: hold the answer for up to n seconds (60 at most). With "
-            "`on-disconnect=cancel` the job is cancelled if the client closes its connection meanwhile.",
-            examples=[["wait=30"]],
-        ),
-    ] = (),
-    key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            description="The same key and request answer the same job.",
-            json_schema_extra={"pattern": f"^{negotiation.IDEMPOTENCY_KEY.pattern}$"},
-        ),
-    ] = None,
-) -> _Asking:
-    return _Asking(
+Prefer = Annotated[
+    tuple[str, ...],
+    Header(
+        alias="Prefer",
+        description="RFC 7240: hold the answer for up to n seconds (60 at most). With "
+        "`on-disconnect=cancel` the job is cancelled if the client closes its connection meanwhile.",
+        examples=[["wait=30"]],
+    ),
+]
+Key = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="The same key and request answer the same job.",
+        json_schema_extra={"pattern": f"^{negotiation.IDEMPOTENCY_KEY.pattern}$"},
+    ),
+]
+
+
+async def _asking(request: Request, included: Included = None, prefer: Prefer = (), key: Key = None) -> Asker:
+    return Asker(
         request,
         await paced(request),
         negotiation.preferred_wait(prefer, state(request).settings.max_wait),
@@ -85,7 +84,7 @@ async def _asking(
     )
 
 
-Asking = Annotated[_Asking, Depends(_asking)]
+Asking = Annotated[Asker, Depends(_asking)]
 
 
 @router.post("/morph", status_code=202, dependencies=ANSWERS_JOB, responses=_RESPONSES)
@@ -114,7 +113,7 @@ async def generate(asking: Asking, body: GenerateAnyIn) -> Response:
 
 
 async def _take(
-    asking: _Asking,
+    asking: Asker,
     body: Order,
     spec_of: Callable[[ModelInfo, int], JobSpec],
     seeds: Sequence[int | None] = (),
@@ -124,7 +123,7 @@ async def _take(
 
 
 async def order(
-    asking: _Asking,
+    asking: Asker,
     body: Order,
     spec_of: Callable[[ModelInfo, int], JobSpec],
     seeds: Sequence[int | None] = (),
@@ -182,7 +181,7 @@ def generate_spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority
     )
 
 
-async def _create(asking: _Asking, spec: JobSpec, asked: str | None) -> tuple[Job, bytes | None]:
+async def _create(asking: Asker, spec: JobSpec, asked: str | None) -> tuple[Job, bytes | None]:
     store, caller, key = state(asking.request).store, asking.caller, asking.key
     pays = counted_as(asking.request, caller)
     if not asking.wait:
@@ -199,7 +198,7 @@ async def _create(asking: _Asking, spec: JobSpec, asked: str | None) -> tuple[Jo
         raise
 
 
-async def _answer(asking: _Asking, job: Job, png: bytes | None) -> Response:
+async def _answer(asking: Asker, job: Job, png: bytes | None) -> Response:
     request, here = asking.request, state(asking.request)
     headers = {"Location": f"{request.scope.get('root_path', '')}/jobs/{job.id}", "Vary": "Accept, Prefer"}
     if asking.wait is not None:

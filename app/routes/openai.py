@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from app import pictures, rate
-from app.deps import Caller, Store, UseSettings, charge, counted_as, served_model, state
+from app import negotiation, pictures, rate
+from app.deps import Caller, Store, UseSettings, charge, counted_as, paced, served_model, state
 from app.disconnect import while_connected
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import RETRY_AFTER, Unavailable, Unsuccessful
@@ -32,7 +32,7 @@ from app.openai import (
     side_of,
 )
 from app.orders import Format, GenerateAnyIn, ImagesIn
-from app.routes.generate import Asking, generate_spec, order
+from app.routes.generate import Asker, Key, Prefer, generate_spec, order
 from app.routes.jobs import MAX_ENCODED, MAX_SHEET, image_of
 from app.routes.models import list_models
 from app.schemas import ModelOut
@@ -79,6 +79,14 @@ class _Wanted:
         return f"?{urlencode(asked)}" if asked else ""
 
 
+async def _asking(request: Request, prefer: Prefer = (), key: Key = None) -> Asker:
+    wait = negotiation.preferred_wait(prefer, state(request).settings.max_wait)
+    return Asker(request, await paced(request), wait, False, negotiation.checked_key(key), None)
+
+
+Asking = Annotated[Asker, Depends(_asking)]
+
+
 @router.post("/images/generations", responses=_errors(400, 401, 403, 404, 409, 410, 413, 429, 503))
 async def create_images(asking: Asking, body: ImagesIn) -> ImagesOut:
     """Images of a class, or of several, when they are made. Whoever leaves earlier has the jobs cancelled.
@@ -112,7 +120,7 @@ async def create_images(asking: Asking, body: ImagesIn) -> ImagesOut:
     return Response(content, media_type="application/json")  # type: ignore[return-value]
 
 
-async def _wanted(asking: Asking, body: ImagesIn) -> _Wanted:
+async def _wanted(asking: Asker, body: ImagesIn) -> _Wanted:
     """Raises NoWorker, UnknownModel, Invalid."""
     here = state(asking.request)
     models = await here.store.models()
@@ -147,7 +155,7 @@ def _seed(key: str | None) -> int:
 
 
 @asynccontextmanager
-async def _ordered(asking: Asking, body: ImagesIn, wanted: _Wanted) -> AsyncIterator[list[Job]]:
+async def _ordered(asking: Asker, body: ImagesIn, wanted: _Wanted) -> AsyncIterator[list[Job]]:
     """A job for each class; they are cancelled where what is inside fails, unless a key may find them again.
 
     Raises what app.routes.generate.order does, and TooManyRequests.
@@ -218,7 +226,7 @@ def _listed(wanted: _Wanted, jobs: dict[int, Job]) -> Iterator[ImageOut]:
 
 
 async def _with_bytes(
-    asking: Asking, wanted: _Wanted, answer: ImagesOut, images: list[ImageOut], pngs: list[bytes]
+    asking: Asker, wanted: _Wanted, answer: ImagesOut, images: list[ImageOut], pngs: list[bytes]
 ) -> Response:
     """The answer with every image in it, written image by image."""
     head = answer.model_dump_json(exclude={"data"}).removesuffix("}")

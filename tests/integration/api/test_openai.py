@@ -138,6 +138,7 @@ async def test_an_address_has_the_same_file(of: Of, client: httpx.AsyncClient, a
         ({"prompt": "cat", "output_compression": 50}, None, "for webp and jpeg"),
         ({"prompt": "cat", "extra_body": {"sead": 7}}, "sead", "Did you mean 'seed'"),
         ({"prompt": "cat", "stream": True}, "stream", "POST /generate"),
+        ({"prompt": "cat", "extra_query": {"images": "base64"}}, "images", "takes none"),
     ],
 )
 async def test_what_cannot_be_is_refused(

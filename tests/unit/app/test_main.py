@@ -163,6 +163,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "Prefer",
         "Idempotency-Key",
         "seeds",
+        "images",
     }
     for status in ("401", "403", "413", "422", "429", "503"):
         problem = post["responses"][status]["content"]["application/problem+json"]
