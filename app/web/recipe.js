@@ -20,17 +20,22 @@ export async function recipeText(file) {
  * An image is a job of one, which starts at its index.
  */
 export function specOf(text) {
-  let told;
+  let spec = null;
   try {
     // a seed may have more digits than a JavaScript number keeps
-    told = JSON.parse(text.replace(/"seed":\s*(\d+)/g, '"seed":"$1"'));
+    spec = specFrom(JSON.parse(text.replace(/"seed":\s*(\d+)/g, '"seed":"$1"')));
   } catch {
-    told = null;
+    // no JSON, or of other shapes
   }
+  if (spec === null) throw new Error("The recipe in this file cannot be read: it is damaged, or of a later version.");
+  return spec;
+}
+
+function specFrom(told) {
   const whole = (value) => Number.isInteger(value) && value >= 0;
   const seeded = (value) => typeof value === "string" && /^\d{1,19}$/.test(value);
   const fits =
-    typeof told?.model === "string" &&
+    typeof told.model === "string" &&
     typeof told.model_hash === "string" &&
     typeof told.class_name === "string" &&
     whole(told.class_id) &&
@@ -39,7 +44,7 @@ export function specOf(text) {
     told.truncation <= 1 &&
     whole(told.index ?? told.count) &&
     (told.ends ?? []).every((end) => seeded(end.seed) && whole(end.index));
-  if (!fits) throw new Error("The recipe in this file cannot be read: it is damaged, or of a later version.");
+  if (!fits) return null;
   const spec = { count: 1, class_weights: null, morph: null, start: told.index ?? told.start ?? 0 };
   for (const name of ["model", "model_hash", "precision", "class_id", "class_name", "seed", "truncation", "count"]) {
     if (told[name] !== undefined) spec[name] = told[name];

@@ -141,6 +141,8 @@ def test_a_recipe_of_another_version_says_that_it_is_not_the_same(visit: Visitor
         ({"seed": "abc"}, "cannot be read"),
         ({"truncation": 7}, "cannot be read"),
         ({"index": None}, "cannot be read"),
+        ({"ends": 3}, "cannot be read"),
+        ({"ends": [{"seed": 1, "index": 0}]}, "cannot be read"),
         ("not JSON", "cannot be read"),
         ("[]", "cannot be read"),
         (b"GIF89a", "does not say how it was made"),
