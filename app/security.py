@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.addresses import address_of
-from app.errors import LONGEST_NAME, Invalid, TooManyRequests, Unauthorised, cut
+from app.errors import Invalid, TooManyRequests, Unauthorised
+from app.findings import LONGEST_NAME, cut
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 

@@ -88,6 +88,12 @@ def image_spec(spec: JobSpec, image: int) -> ImageSpec:
             )
 
 
+def map_of(model: BatchEngine, pending: PendingJob, image: int) -> AttentionMap | None:
+    """The map of an image whose job asks for maps; made alone, as GET /attention has one made."""
+    layer = pending.spec.attention
+    return model.attention(image_spec(pending.spec, image), layer)[1] if layer else None
+
+
 def class_name(spec: JobSpec, image: int) -> str:
     """Of image `image` of a job: of its class, or of what it lies between."""
     if len(spec.ends) > 1:

@@ -21,7 +21,7 @@ from typing import Final, Generic, TypeVar
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
 from worker.calls import Call, CallQueue, settle
-from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob, image_spec
+from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob, image_spec, map_of
 
 log = logging.getLogger(__name__)
 
@@ -337,11 +337,7 @@ class Scheduler(Generic[S]):
             with self._at_work():
                 specs = [image_spec(pending.spec, image) for pending, image in batch]
                 pixels = model.sample(specs)
-                # one at a time, as GET /attention has them made: the same map to the last bit
-                maps = [
-                    model.attention(wanted, pending.spec.attention)[1] if pending.spec.attention else None
-                    for (pending, _), wanted in zip(batch, specs, strict=True)
-                ]
+                maps = [map_of(model, pending, image) for pending, image in batch]
         except DeviceLost:
             raise
         except Exception as error:  # an error of the network fails a job, not the worker  # noqa: BLE001
