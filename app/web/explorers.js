@@ -64,7 +64,10 @@ export function inWords(explore, ends, weights) {
     shares.set(name, (shares.get(name) ?? 0) + weights[k]);
   });
   const parts = [...shares].filter(([, share]) => share > 0.005).sort((a, b) => b[1] - a[1]);
-  return parts.map(([name, share]) => (parts.length === 1 ? name : `${Math.round(100 * share)} % ${name}`)).join(", ");
+  if (parts.length === 1) return parts[0][0];
+  const rounded = parts.map(([, share]) => Math.round(100 * share));
+  rounded[0] += 100 - rounded.reduce((sum, share) => sum + share, 0); // together they are the whole
+  return parts.map(([name], k) => `${rounded[k]} % ${name}`).join(", ");
 }
 
 /** From image to image along a slider. */
