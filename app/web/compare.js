@@ -93,6 +93,7 @@ class Side {
       tabIndex: 0,
       role: "application",
       "aria-roledescription": "attention map",
+      "aria-label": "Image to compare",
       "aria-describedby": "pair-help",
     }, this.picture, this.canvas, this.status);
     this.title = h("h3", {});

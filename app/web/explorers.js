@@ -85,7 +85,8 @@ export class Morph extends Tool {
     this.slider = h("input", { type: "range", min: "0", value: "0", "aria-label": "Way from image to image",
       oninput: () => this.draw() });
     this.ticks = h("div", { class: "ticks", "aria-hidden": "true" });
-    this.playButton = h("button", { type: "button", onclick: () => this.play(!this.playing) });
+    this.playButton = h("button", { type: "button", onclick: () => this.play(!this.playing) },
+      icon("play"), h("span", {}, "Play"));
     this.loop = h("input", { type: "checkbox", onchange: () => this.update() });
     this.lookAt = this.lookButton();
     this.format = h("select", { "aria-label": "Format of the film", onchange: () => this.offerFilm() },
