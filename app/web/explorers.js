@@ -2,7 +2,7 @@
 
 import { at } from "./api.js";
 import { h, icon, spoken } from "./dom.js";
-import { Live, Prefill, Wanted, paint } from "./frames.js";
+import { Drawn, Live, Prefill, Wanted, paint } from "./frames.js";
 
 const LEG = 16; // steps from one image to the next
 const FPS = 12;
@@ -80,7 +80,15 @@ export class Morph extends Tool {
 
   constructor(explore) {
     super(explore);
-    this.canvas = h("canvas", { class: "picture", role: "img", width: 64, height: 64 });
+    this.canvas = h("canvas", { class: "picture", role: "img", width: 64, height: 64,
+      onclick: ({ offsetX: x, offsetY: y }) => this.lookFrom(x / this.canvas.clientWidth, y / this.canvas.clientHeight),
+      onkeydown: (event) => this.key(event) });
+    this.point = [0.5, 0.5]; // whose attention is shown, in shares of the image's side
+    this.attend = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() },
+      icon("eye"), h("span", {}, "Attention"));
+    this.note = h("p", { class: "hint", hidden: true },
+      "Click on the image, or move the point by the arrow keys: the heat shows where it attends, all along the way. " +
+      "The film shows it too.");
     this.readout = h("p", { class: "readout" });
     this.slider = h("input", { type: "range", min: "0", value: "0", "aria-label": "Way from image to image",
       oninput: () => this.draw() });
@@ -95,9 +103,9 @@ export class Morph extends Tool {
     this.film = h("a", { class: "button", "data-keyed": "", "aria-disabled": "true" },
       icon("download"), h("span", {}, "Film"));
     this.root = h("div", { class: "morph" },
-      h("div", { class: "frame" }, this.canvas, this.bar), this.slider, this.ticks, this.readout,
+      h("div", { class: "frame" }, this.canvas, this.bar), this.slider, this.ticks, this.readout, this.note,
       h("div", { class: "doing" }, this.playButton, h("label", { class: "check" }, this.loop, "There and round again"),
-        this.lookAt, h("span", { class: "joined" }, this.format, this.film)));
+        this.attend, this.lookAt, h("span", { class: "joined" }, this.format, this.film)));
   }
 
   get legs() {
@@ -124,8 +132,40 @@ export class Morph extends Tool {
     const marks = round ? [...ends, ends[0]] : ends;
     this.ticks.replaceChildren(...marks.map((end) => h("span", {}, spoken(this.explore.classes[end.class_id].name))));
     const wanted = Array.from({ length: count }, (_, k) => Wanted.between(model, ends, this.weights(k), truncation));
-    this.fill(ends, { frames: count, loop: round }, wanted);
+    this.attend.hidden = model.attention.length === 0;
+    this.fill(ends, { frames: count, loop: round, attention: this.attends }, wanted);
     this.draw();
+  }
+
+  /** Whether the picture shows where a point attends. */
+  get attends() {
+    return this.attend.getAttribute("aria-pressed") === "true" && !this.attend.hidden;
+  }
+
+  toggle() {
+    this.attend.setAttribute("aria-pressed", String(!this.attends));
+    this.note.hidden = !this.attends;
+    this.canvas.tabIndex = this.attends ? 0 : -1;
+    this.update(); // a job makes its maps with its images, or none
+  }
+
+  lookFrom(x, y) {
+    if (!this.attends) return;
+    this.point = [x, y].map((share) => Math.min(Math.max(share, 0), 1 - 1e-6));
+    this.offerFilm();
+    this.draw();
+  }
+
+  key(event) {
+    const by = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] }[event.key];
+    if (by === undefined || !this.attends) return;
+    event.preventDefault();
+    this.lookFrom(...this.point.map((share, axis) => share + by[axis] / 16));
+  }
+
+  /** The point in pixels of the image, "x,y". */
+  get pixel() {
+    return this.point.map((share) => Math.floor(share * this.state.model.resolution)).join(",");
   }
 
   came(k) {
@@ -138,12 +178,22 @@ export class Morph extends Tool {
     const words = inWords(this.explore, this.state.ends, this.weights(k));
     this.readout.textContent = words;
     this.slider.setAttribute("aria-valuetext", words);
-    this.canvas.setAttribute("aria-label", words);
+    this.canvas.setAttribute("aria-label", this.attends ? `${words}; where ${this.pixel} attends` : words);
     this.live.want(this.wanted[k], (made) => {
       this.shown = made;
       this.lookAt.disabled = false;
-      paint(this.canvas, made.bitmap);
+      if (!this.attends || this.painted?.made === undefined) paint(this.canvas, made.bitmap);
+      if (this.attends) this.drawAttention(k);
     });
+  }
+
+  drawAttention(k) {
+    const { job } = this.prefill;
+    if (job?.state !== "succeeded") return;
+    const url = at(job.links.attention);
+    url.search = new URLSearchParams({ image: k, view: "overlay", points: this.pixel, size: 384 });
+    this.painted = new Drawn(url.href);
+    this.live.want(this.painted, ({ bitmap }) => this.attends && paint(this.canvas, bitmap));
   }
 
   play(on) {
@@ -175,7 +225,9 @@ export class Morph extends Tool {
   whole(there = true) {
     this.film.setAttribute("aria-disabled", String(!there));
     this.film.removeAttribute("href");
-    if (there) this.offerFilm();
+    if (!there) return;
+    this.offerFilm();
+    if (this.attends) this.draw();
   }
 
   offerFilm() {
@@ -183,7 +235,8 @@ export class Morph extends Tool {
     if (job === null || job.state !== "succeeded") return;
     const url = at(job.links.film);
     const there = this.loop.checked && this.state.ends.length > 2;
-    const shown = { format: this.format.value, size: 256, resample: "lanczos" };
+    const how = this.attends ? { attention: this.pixel } : { resample: "lanczos" };
+    const shown = { format: this.format.value, size: 256, ...how };
     url.search = new URLSearchParams(shown.format === "strip" ? shown : { ...shown, fps: FPS, bounce: !there });
     this.film.href = url.href;
     this.film.download = `${job.spec.class_name}.${{ apng: "png", strip: "png" }[shown.format] ?? shown.format}`;

@@ -46,6 +46,10 @@ export class Wanted {
     return new Wanted(model, "generate", { ...rest, start, count, truncation });
   }
 
+  request(signal) {
+    return ask(this.path, { method: "POST", headers: AT_ONCE, body: JSON.stringify(this.body), signal });
+  }
+
   /** The picture, if it was made before: { bitmap, job: its address, k: its number there }. */
   get made() {
     return kept.get(this.key);
@@ -55,6 +59,17 @@ export class Wanted {
     kept.set(this.key, { bitmap, job, k });
     if (kept.size > KEPT) kept.delete(kept.keys().next().value);
     return this.made;
+  }
+}
+
+/** A picture that the service draws at an address. */
+export class Drawn extends Wanted {
+  constructor(link) {
+    super({}, link, {});
+  }
+
+  request(signal) {
+    return ask(this.path, { signal });
   }
 }
 
@@ -105,8 +120,7 @@ export class Live {
 /** The picture of `wanted`, made by the service unless it was before. */
 export async function fetched(wanted, signal) {
   if (wanted.made !== undefined) return wanted.made;
-  const body = JSON.stringify(wanted.body);
-  const response = await ask(wanted.path, { method: "POST", headers: AT_ONCE, body, signal });
+  const response = await wanted.request(signal);
   if (response.status === 202) throw new Error("The service is busy: the picture did not come in time.");
   return wanted.keep(await createImageBitmap(await response.blob()), response.headers.get("Location"), 0);
 }

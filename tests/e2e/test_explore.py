@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import pytest
+from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -69,6 +71,27 @@ def test_playing_moves_on_and_stops(visit: Visitor, service: Service) -> None:
     page.wait_for_function("() => document.querySelector('#explore .morph [type=range]').value > 3")
     page.get_by_role("button", name="Pause").click()
     assert page.get_by_role("button", name="Play").is_visible()
+
+
+def test_a_morph_shows_where_a_point_attends_and_so_does_its_film(visit: Visitor, service: Service) -> None:
+    visitor = explore(visit, service)
+    page = visitor.page
+    slide(page, 8)
+    plain = page.evaluate(PICTURE)
+    page.get_by_role("button", name="Attention").last.click()
+    page.wait_for_function(f"(was) => ({PICTURE})() !== was", arg=plain)
+    canvas = page.locator("#explore .picture")
+    expect(canvas).to_have_attribute("aria-label", re.compile("where 16,16 attends"))
+    middle = page.evaluate(PICTURE)
+    canvas.press("ArrowLeft")
+    page.wait_for_function(f"(was) => ({PICTURE})() !== was", arg=middle)
+    film = page.get_by_role("link", name="Film")
+    expect(film).to_have_attribute("href", re.compile("attention=14%2C16"))
+    address = film.get_attribute("href")
+    assert address is not None
+    assert page.request.get(address).headers["content-type"] == "image/webp"
+    page.get_by_role("button", name="Attention").last.click()
+    page.wait_for_function(f"(was) => ({PICTURE})() === was", arg=plain)
 
 
 def test_the_plane_is_dragged_by_a_finger_and_moved_by_keys(visit: Visitor, service: Service) -> None:
