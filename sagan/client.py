@@ -90,7 +90,7 @@ class Job(JobState):
 
     def cancel(self) -> Job:
         """Images that no forward has begun are never made."""
-        self.told = self._run(self._core.ask("DELETE", f"/jobs/{self.id}")).json()
+        self.told = self._run(self._core.cancel(self)).told
         return self
 
     def events(self) -> Iterator[dict[str, Any]]:
@@ -111,7 +111,7 @@ class Job(JobState):
                             yield news
                 if self.ended:
                     return
-            except httpx.TransportError:
+            except httpx.RequestError:
                 self.refresh()  # raises Unreachable where the service is gone
             time.sleep(_AGAIN)
 
@@ -181,7 +181,7 @@ class Client:
                     continue
                 try:
                     reply = self._http.send(step)
-                except httpx.TransportError as error:
+                except httpx.RequestError as error:
                     step = steps.throw(error)
                 else:
                     step = steps.send(reply)
@@ -249,7 +249,7 @@ class AsyncJob(JobState):
         return self
 
     async def cancel(self) -> AsyncJob:
-        self.told = (await self._run(self._core.ask("DELETE", f"/jobs/{self.id}"))).json()
+        self.told = (await self._run(self._core.cancel(self))).told
         return self
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:
@@ -269,7 +269,7 @@ class AsyncJob(JobState):
                             yield news
                 if self.ended:
                     return
-            except httpx.TransportError:
+            except httpx.RequestError:
                 await self.refresh()
             await asyncio.sleep(_AGAIN)
 
@@ -335,7 +335,7 @@ class AsyncClient:
                     continue
                 try:
                     reply = await self._http.send(step)
-                except httpx.TransportError as error:
+                except httpx.RequestError as error:
                     step = steps.throw(error)
                 else:
                     step = steps.send(reply)

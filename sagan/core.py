@@ -10,7 +10,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
@@ -32,6 +32,7 @@ View = Literal["figure", "overlay", "heatmap"]
 FIRST_POLL: Final = 0.05  # seconds; each wait is half as long again, up to the longest
 LONGEST_POLL: Final = 1.0
 TRIES: Final = 3  # of a request that got no answer
+_LONGEST_NAME: Final = 80  # bytes that a class takes in a file's name
 ENDED: Final = ("succeeded", "failed", "cancelled")
 
 
@@ -89,6 +90,13 @@ class JobState:
     def __init__(self, told: dict[str, Any]) -> None:
         self.told = told  # as in docs/api.md
 
+    @classmethod
+    def reading(cls, told: Mapping[str, Any]) -> JobState:
+        """Raises KeyError, TypeError, ValueError where that tells of no job."""
+        job = cls(dict(told))
+        _ = job.id, job.state, job.done, job.count, job.seed, job.spec["class_name"]
+        return job
+
     @property
     def id(self) -> str:
         return str(self.told["id"])
@@ -123,7 +131,9 @@ class JobState:
     def name_of(self, k: int, ending: str = "png") -> str:
         """File name that says class, seed and index."""
         spec = self.told["spec"]
-        name = re.sub(r"[^\w.-]+", "_", str(spec["class_name"])).strip("._")[:80] or "class"
+        name = re.sub(r"[^\w.-]+", "_", str(spec["class_name"])).strip("._")
+        # a name has 255 bytes in all, and a letter up to 4
+        name = name.encode()[:_LONGEST_NAME].decode(errors="ignore") or "class"
         return f"{name}-{spec['seed']}-{spec.get('start', 0) + k:04}.{ending}"
 
     def __repr__(self) -> str:
@@ -137,8 +147,10 @@ class Core:
 
     def __init__(self, url: str, key: str | None, timeout: float) -> None:
         self._base = url.rstrip("/")
-        if not re.fullmatch(r"https?://[^\s/?#]+[^\s?#]*", self._base):
+        if not _is_address(self._base):
             raise SaganError(f"{url!r} is no address such as http://127.0.0.1:8000.")
+        if key and not re.fullmatch(r"[\x20-\x7e]+", key):
+            raise SaganError("The key has other characters than ASCII's visible ones: see how it was read.")
         self._headers = {"User-Agent": "sagan-client"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self._timeout = timeout
 
@@ -161,7 +173,7 @@ class Core:
         while True:
             try:
                 response = yield self.request(method, path, **more)
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 tries += 1
                 # every POST has an Idempotency-Key: a second one finds the first one's job
                 if tries == TRIES or monotonic() > deadline:
@@ -177,13 +189,28 @@ class Core:
             wait = refused.retry_after
             if refused.status not in (429, 503) or wait is None or monotonic() + wait > deadline:
                 raise refused
-            yield wait
+            yield max(wait, FIRST_POLL)  # Retry-After: 0 is no call to ask without a pause
+
+    def read(self, method: str, path: str, of: Callable[[Any], T], **more: Any) -> Steps[T]:
+        """What `of` makes of an answer in JSON. Raises as `ask`, and Unreachable for any other answer."""
+        response = yield from self.ask(method, path, **more)
+        try:
+            return of(response.json())
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise self._of_another(response, path) from error
+
+    def _of_another(self, response: httpx.Response, path: str) -> Unreachable:
+        kind = response.headers.get("content-type", "something without a type")
+        return Unreachable(
+            f"{self._base}{path} answered {response.status_code} with {kind}, as no sagan service does. "
+            "Is the address right?"
+        )
 
     def order(self, path: str, body: Mapping[str, Any], key: str | None) -> Steps[JobState]:
         """A new job; that of an earlier request where the key is the same."""
         told = {name: value for name, value in body.items() if value is not None}
         headers = {"Idempotency-Key": key or str(uuid.uuid4())}
-        return JobState((yield from self.ask("POST", path, json=told, headers=headers)).json())
+        return (yield from self.read("POST", path, JobState.reading, json=told, headers=headers))
 
     def generate(self, class_: str | int | None, wish: Wish, key: str | None) -> Steps[JobState]:
         if (class_ is None) == (wish.get("class_weights") is None):
@@ -191,26 +218,39 @@ class Core:
         return (yield from self.order("/generate", {"class_id": class_, **wish}, key))
 
     def job(self, job_id: str) -> Steps[JobState]:
-        return JobState((yield from self.ask("GET", f"/jobs/{quote(job_id, safe='')}")).json())
+        return (yield from self.read("GET", f"/jobs/{quote(job_id, safe='')}", JobState.reading))
+
+    def cancel(self, job: JobState) -> Steps[JobState]:
+        return (yield from self.read("DELETE", f"/jobs/{job.id}", JobState.reading))
 
     def jobs(self, limit: int) -> Steps[list[JobState]]:
         found: list[JobState] = []
         cursor: str | None = None
         while len(found) < limit:
             asked = {"limit": min(100, limit - len(found)), "cursor": cursor}
-            page = (yield from self.ask("GET", "/jobs", params=asked)).json()
-            found += map(JobState, page["jobs"])
-            cursor = page["next"]
+            page, cursor = yield from self.read(
+                "GET",
+                "/jobs",
+                lambda told: ([*map(JobState.reading, told["jobs"])], told["next"]),
+                params=asked,
+            )
+            found += page
             if cursor is None:
                 break
         return found
 
     def models(self) -> Steps[list[Model]]:
-        return [Model.reading(one) for one in (yield from self.ask("GET", "/models")).json()["models"]]
+        return (yield from self.read("GET", "/models", lambda told: [*map(Model.reading, told["models"])]))
 
     def classes(self, model: str | None) -> Steps[list[str]]:
-        told = (yield from self.ask("GET", "/classes", params={"model": model})).json()
-        return [one["name"] for one in told["classes"]]
+        return (
+            yield from self.read(
+                "GET",
+                "/classes",
+                lambda told: [str(one["name"]) for one in told["classes"]],
+                params={"model": model},
+            )
+        )
 
     def wait(self, job: JobState, timeout: float | None) -> Steps[None]:
         """Until the job has succeeded. Raises JobFailed, JobCancelled, WaitTimeout."""
@@ -226,7 +266,10 @@ class Core:
         check(job)
 
     def bytes_of(self, path: str, **params: object) -> Steps[bytes]:
-        return (yield from self.ask("GET", path, params=params)).content
+        response = yield from self.ask("GET", path, params=params)
+        if not response.headers.get("content-type", "").startswith(("image/", "video/")):
+            raise self._of_another(response, path)  # a proxy's page, say: no picture to be saved
+        return response.content
 
     def image(self, job: JobState, k: int, size: int | None, resample: str) -> Steps[bytes]:
         asked = {} if size is None else {"size": size, "resample": resample}
@@ -246,8 +289,12 @@ class Core:
             raise SaganError("A map is an array: pip install numpy.") from error
         headers = {"Accept": "application/x-npy"}
         params = {"image": k, "layer": layer}
-        answer = yield from self.ask("GET", f"/attention/{job.id}/map", params=params, headers=headers)
-        found: NDArray[np.float16] = numpy.load(io.BytesIO(answer.content), allow_pickle=False)
+        path = f"/attention/{job.id}/map"
+        answer = yield from self.ask("GET", path, params=params, headers=headers)
+        try:
+            found: NDArray[np.float16] = numpy.load(io.BytesIO(answer.content), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise self._of_another(answer, path) from error
         return found
 
     def save(self, job: JobState, folder: Path, size: int | None) -> Steps[list[Path]]:
@@ -276,6 +323,19 @@ class Core:
             except NotNow:
                 continue
         return found
+
+
+def _is_address(url: str) -> bool:
+    if not re.fullmatch(r"(?i:https?)://[^\s/?#]+[^\s?#]*", url):
+        return False
+    try:
+        parts = httpx.URL(url)
+        # as the socket will: no empty label, none of more than 63 letters
+        parts.raw_host.decode("ascii").encode("idna")
+        host = parts.host  # which is decoded to be sent
+    except (httpx.InvalidURL, ValueError):
+        return False
+    return bool(host)
 
 
 def check(job: JobState) -> None:

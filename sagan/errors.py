@@ -1,7 +1,7 @@
 """What may go wrong between a client and the service.
 
 SaganError
-├── Unreachable           no answer: wrong address, no network, too slow
+├── Unreachable           no answer, or that of something else: wrong address, no network, too slow
 ├── Refused               an answer that says no: status, type, detail, retry_after
 │   ├── KeyRefused            401, 403
 │   ├── NotThere              404  no such class, model, job, image or layer

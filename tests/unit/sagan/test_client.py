@@ -14,6 +14,7 @@ from sagan.client import (
     AsyncClient,
     Client,
     Expired,
+    Job,
     JobCancelled,
     JobFailed,
     KeyRefused,
@@ -39,6 +40,10 @@ def told(state: str = "queued", done: int = 0, **changes: Any) -> dict[str, Any]
 
 def job(state: str = "queued", done: int = 0) -> httpx.Response:
     return httpx.Response(200, json=told(state, done))
+
+
+def picture(content: bytes) -> httpx.Response:
+    return httpx.Response(200, content=content, headers={"Content-Type": "image/png"})
 
 
 def problem(status: int, *, wait: int | None = None) -> httpx.Response:
@@ -127,10 +132,62 @@ def test_nobody_answers() -> None:
     assert len(service.asked) == 3
 
 
-@pytest.mark.parametrize("url", ["sagan.test", "ftp://sagan.test", "http://", "http://a b", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("sagan.test", "ftp://sagan.test", "http://", "http://a b", "", "http://[::1", "http://a:port"),
+        *("http://\0", "http://a..b", f"http://{'a' * 64}", "http://xn--", "http://a\u200bb", "http://:80"),
+    ],
+)
 def test_no_address(url: str) -> None:
     with pytest.raises(SaganError, match="no address such as"):
         Client(url)
+
+
+@pytest.mark.parametrize("url", ["HTTP://sagan.test", "http://[::1]:8000", "http://bücher.test/sagan/"])
+def test_an_address(url: str) -> None:
+    http = httpx.Client(transport=httpx.MockTransport(Service(job())))
+    assert Client(url, http=http).job("abcdefgh").state == "queued"
+
+
+@pytest.mark.parametrize("key", ["clé", "a\nb"])
+def test_a_key_that_no_request_can_carry(key: str) -> None:
+    with pytest.raises(SaganError, match="ASCII"):
+        Client("http://sagan.test", key)
+
+
+OF_ANOTHER = [b"<html>", b"", b"[]", b"null", b"{}", b"\xff", b"[" * 100_000, b'{"jobs": 1, "models": 1}']
+
+
+@pytest.mark.parametrize("body", OF_ANOTHER, ids=lambda body: repr(body[:9]))
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *(Client.models, Client.classes, Client.jobs),
+        *(lambda client: client.job("x"), lambda client: client.generate("cat")),
+        *(lambda client: Job(client, told()).grid(), lambda client: Job(client, told()).map()),
+        lambda client: Job(client, told()).cancel(),
+    ],
+)
+def test_an_answer_of_somebody_else_is_no_answer(ask: Callable[[Client], object], body: bytes) -> None:
+    answer = httpx.Response(200, content=body, headers={"Content-Type": "text/html"})
+    with pytest.raises(Unreachable, match="text/html, as no sagan service does"):
+        ask(Service(answer).client())
+
+
+def test_an_answer_that_cannot_be_unpacked() -> None:
+    def packed(request: httpx.Request) -> httpx.Response:
+        raise httpx.DecodingError("no gzip", request=request)
+
+    with pytest.raises(Unreachable, match="no gzip"):
+        Service(*[packed] * 3).client().models()
+
+
+def test_retry_after_0_is_no_busy_loop() -> None:
+    service = Service(*[problem(503, wait=0)] * 100)
+    with pytest.raises(Unavailable):
+        service.client(timeout=0.2).models()
+    assert len(service.asked) <= 6
 
 
 def test_a_class_or_a_mixture() -> None:
@@ -183,8 +240,8 @@ def test_a_broken_stream_of_events_goes_on_where_it_broke() -> None:
 def test_images_are_told_once_whatever_their_order() -> None:
     service = Service(
         *(job(), events(*RUNNING, *END)),
-        *(problem(409, wait=1), httpx.Response(200, content=b"second")),
-        *(httpx.Response(200, content=b"first"), job("succeeded", 2)),
+        *(problem(409, wait=1), picture(b"second")),
+        *(picture(b"first"), job("succeeded", 2)),
     )
     assert list(service.client().generate("cat").stream()) == [(1, b"second"), (0, b"first")]
 
@@ -212,14 +269,21 @@ def test_events_of_several_lines() -> None:
 
 def test_saved_names_are_names(tmp_path: Path) -> None:
     done = told("succeeded", 2, class_name="../great white shark, ü/", start=37)
-    service = Service(httpx.Response(200, json=done), *[httpx.Response(200, content=b"png")] * 2)
+    service = Service(httpx.Response(200, json=done), *[picture(b"png")] * 2)
     paths = service.client().generate("cat").save(tmp_path / "new")
     assert [path.name for path in paths] == [f"great_white_shark_ü-7-00{k}.png" for k in (37, 38)]
     assert sorted((tmp_path / "new").iterdir()) == paths
 
 
+@pytest.mark.parametrize("name", ["犬" * 300, "\U0001f408" * 100, "a" * 1000, "犬" * 26 + "xx", "/", ".."])
+def test_a_saved_name_of_any_class_fits_a_file_system(name: str, tmp_path: Path) -> None:
+    done = told("succeeded", 1, class_name=name, count=1, seed=2**63 - 1)
+    [path] = Service(httpx.Response(200, json=done), picture(b"png")).client().generate("cat").save(tmp_path)
+    assert path.read_bytes() == b"png"
+
+
 def test_points_and_defaults_of_attention() -> None:
-    service = Service(job("succeeded", 2), httpx.Response(200, content=b"png"))
+    service = Service(job("succeeded", 2), picture(b"png"))
     service.client().job("abcdefgh").attention(1, points=[(1, 2), (3.5, 4)], view="overlay", layer=None)
     assert dict(service.asked[1].url.params) == {"image": "1", "points": "1,2;3.5,4", "view": "overlay"}
 
@@ -231,7 +295,7 @@ async def test_the_same_awaited() -> None:
 
     service = Service(
         *(problem(503, wait=0), httpx.ReadError("x"), job(), httpx.Response(200, content=parts())),
-        *(job("running", 1), events(*END), httpx.Response(200, content=b"png"), problem(404)),
+        *(job("running", 1), events(*END), picture(b"png"), problem(404)),
     )
     http = httpx.AsyncClient(transport=httpx.MockTransport(service))
     async with AsyncClient("http://sagan.test", timeout=5, http=http) as client:
