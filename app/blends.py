@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.errors import Invalid, NoAttention, NotFound, UnknownClass
 from app.orders import FRAMES, MOST_CLASSES, MorphIn, OfClasses
-from jobs.classes import between, class_number
+from jobs.classes import between, class_number, mixture
 from jobs.job import Draw, JobSpec, ModelInfo
 
 
@@ -41,8 +41,9 @@ def draw_of(asked: OfClasses, seed: int | None, index: int, model: ModelInfo) ->
         if class_id in shares:
             raise Invalid(f"class_weights names the class {model.classes[class_id]!r} twice.")
         shares[class_id] = weight / total
-    names = " + ".join(model.classes[class_id] for class_id in shares)
-    return Draw(tuple(shares.items()), names, seed, index)
+    # the order in which a request names them says nothing; a share too small for a number is none
+    classes = tuple((class_id, share) for class_id, share in sorted(shares.items()) if share > 0)
+    return Draw(classes, mixture([model.classes[class_id] for class_id, _ in classes]), seed, index)
 
 
 def heaviest(draw: Draw) -> int:

@@ -31,7 +31,8 @@ def told(error: RequestValidationError) -> tuple[str, list[dict[str, str]]]:
     ]
     said = "; ".join(dict.fromkeys(f"{item['at']}: {item['message']}" for item in found))
     more = f"; and {len(findings) - FINDINGS} more" if len(findings) > FINDINGS else ""
-    return f"{said.rstrip('.')}{more}.", found
+    whole = f"{said.rstrip('.')}{more}"
+    return whole if whole.endswith("?") else f"{whole}.", found
 
 
 def _place(loc: Sequence[str | int]) -> str:

@@ -1,7 +1,8 @@
 """The bodies of requests for jobs."""
 
+import json
 import re
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -88,7 +89,8 @@ class Order(BaseModel):
         try:
             return from_json(body)
         except ValueError as wrong:
-            example = '{"count": 4, "seed": 42}'
+            shown: Any = cls.model_config["json_schema_extra"]
+            example = json.dumps(shown["examples"][0])
             raise PydanticCustomError(
                 "json_invalid",
                 "Not JSON ({wrong}). Send it like {example}.",

@@ -3,8 +3,8 @@
 import hashlib
 import hmac
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 
 from fastapi import Request, Response
@@ -76,21 +76,27 @@ class KeyedRoute(APIRoute):
         async def handle_keyed(request: Request) -> Response:
             owner_of(request, request.app.state.settings.api_keys)
             if request.scope["query_string"]:
-                _check_names(request.query_params, known, has_body=self.body_field is not None)
+                _check_names(
+                    [name for name, _ in request.query_params.multi_items()],
+                    known,
+                    has_body=self.body_field is not None,
+                )
             return await handle(request)
 
         return handle_keyed
 
 
-def _check_names(given: Iterable[str], known: Sequence[str], *, has_body: bool) -> None:
-    """Raises Invalid for a query parameter that the route does not have."""
-    for name in given:
-        if name in known:
+def _check_names(given: Sequence[str], known: Sequence[str], *, has_body: bool) -> None:
+    """Raises Invalid for a query parameter that the route does not have, or is given twice."""
+    for name, times in Counter(given).items():
+        if name in known and times == 1:
             continue
         hint = f"It takes {', '.join(known)}." if known else "It takes none."
         if has_body:
             hint += " What is to be made stands in the body, as JSON."
         at, message = f"query.{cut(name, LONGEST_NAME)}", f"There is no such parameter here. {hint}"
+        if name in known:
+            message = f"It is given {times} times. Give it once."
         raise Invalid(f"{at}: {message}", errors=[{"at": at, "message": message}])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import unicodedata
 from collections.abc import Sequence
+from typing import Final
 
 
 def class_number(asked: str, names: Sequence[str]) -> int | None:
@@ -27,9 +28,23 @@ def class_number(asked: str, names: Sequence[str]) -> int | None:
     return found[0] if len(found) == 1 else None
 
 
+LONGEST: Final = 200  # characters of what is told of several classes
+
+
 def between(names: Sequence[str]) -> str:
     """What lies between classes: "cat to dog"; "cat" where all are of one."""
-    return " to ".join(name for k, name in enumerate(names) if k == 0 or name != names[k - 1])
+    return _told(" to ", [name for k, name in enumerate(names) if k == 0 or name != names[k - 1]])
+
+
+def mixture(names: Sequence[str]) -> str:
+    """What is of several classes: "cat + dog"."""
+    return _told(" + ", names)
+
+
+def _told(joint: str, names: Sequence[str]) -> str:
+    """The names in one; cut where they are many: they stand in headers, titles and lists."""
+    text = joint.join(names)
+    return text if len(names) == 1 or len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def nearest_name(asked: str, names: Sequence[str]) -> str | None:

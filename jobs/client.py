@@ -401,7 +401,9 @@ class JobClient:
         return sheet or None
 
     async def _still_there(self, job: Job) -> None:
-        if job.expires_at is not None and job.done > 0:
+        # of a job that was cancelled or failed, images that were never made are no expired ones
+        ended, images = job.expires_at is not None and job.done > 0, self._keys.images(job.id)
+        if ended and (job.state == "succeeded" or not await self._redis.exists(images)):
             raise ExpiredJob(job.id)
 
 

@@ -143,6 +143,8 @@ async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
             "/jobs?limits=3",
             "query.limits: There is no such parameter here. It takes limit, cursor, seeds.",
         ),
+        ("GET", "/jobs?limit=1&limit=2", "query.limit: It is given 2 times. Give it once."),
+        ("GET", "/jobs/abcdefgh/film?format=gif&format=gif", "query.format: It is given 2 times."),
         ("GET", "/models?page=2", "query.page: There is no such parameter here. It takes none."),
         (
             "GET",

@@ -9,6 +9,10 @@ import json
 import httpx
 import numpy as np
 from PIL import Image
+from redis import Redis
+
+from app.settings import Settings
+from jobs.worker_store import WorkerStore
 
 WAIT = {"Prefer": "wait=30"}
 
@@ -145,6 +149,22 @@ async def test_an_unfinished_job_says_when_to_come_back(slow_queue: httpx.AsyncC
     assert late.status_code == 409
     assert late.json()["type"] == "urn:sagan:problem:unsuccessful"
     assert "retry-after" not in late.headers
+
+
+async def test_an_image_that_a_cancelled_job_never_made_has_not_expired(
+    slow_queue: httpx.AsyncClient, redis_url: str
+) -> None:
+    job = (await slow_queue.post("/generate/3", json={"count": 2})).json()
+    with Redis.from_url(redis_url, decode_responses=True) as redis:
+        [record] = [key for key in redis.scan_iter(f"*{job['id']}*") if redis.type(key) == "hash"]
+    worker = WorkerStore(Settings(redis_url=redis_url, namespace=record.split(":")[0]), "w", lambda: False)
+    assert worker.take(job["id"]) is not None
+    worker.save([(job["id"], 0, b"png")])
+    worker.close()
+    assert (await slow_queue.delete(job["links"]["cancel"])).json()["done"] == 1
+    made, never = [await slow_queue.get(link) for link in job["links"]["images"]]
+    assert made.content == b"png"
+    assert (never.status_code, never.json()["type"]) == (409, "urn:sagan:problem:unsuccessful")
 
 
 async def test_recent_jobs_are_paged_newest_first(slow_queue: httpx.AsyncClient) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.classes import class_number, nearest_name
+from jobs.classes import LONGEST, between, class_number, mixture, nearest_name
 
 DOGS = ("Border_collie", "bird of paradise", "1", "Café")
 
@@ -67,3 +67,12 @@ def test_the_nearest_name_is_told_as_it_is_written() -> None:
     assert nearest_name("border-colie", DOGS) == "Border_collie"
     assert nearest_name("Bird_of_Paradice", DOGS) == "bird of paradise"
     assert nearest_name("xylophone", DOGS) is None
+
+
+def test_many_classes_are_told_in_a_line() -> None:
+    assert between(["cat", "cat", "dog"]) == "cat to dog"
+    assert mixture(["cat", "dog"]) == "cat + dog"
+    assert between(["x" * 1000]) == "x" * 1000  # a name is a name
+    ends = [mixture([f"{letter} terrier {k}" for k in range(8)]) for letter in "abcdefgh" * 4]
+    assert between(ends).startswith("a terrier 0 + a terrier 1")
+    assert len(between(ends)) == LONGEST
