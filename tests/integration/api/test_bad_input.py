@@ -125,6 +125,19 @@ async def test_what_is_wrong_in_a_body_says_what_to_send(
     assert_problem(await client.post(path, content=body, headers=form), 422, "invalid", says)
 
 
+@pytest.mark.parametrize(
+    ("path", "field"), [("/generate/3", "count"), ("/generate", "class_id"), ("/morph", "ends")]
+)
+async def test_what_is_no_json_is_told_how_this_route_is_asked(
+    client: httpx.AsyncClient, path: str, field: str
+) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    reply = await client.post(path, content=b"{", headers=form)
+    assert_problem(reply, 422, "invalid", f'Send it like {{"{field}": ')
+    misnamed = await client.post("/morph", json={"ends": [], "frame": 2})
+    assert_problem(misnamed, 422, "invalid", "Did you mean 'frames'?")
+
+
 @pytest.mark.parametrize("body", [b"not json", b"null", b'{"model": "\xff"}', b"9" * 5000, DEEP, b"\x00"])
 async def test_a_body_that_is_not_valid_and_not_said_to_be_json(
     client: httpx.AsyncClient, body: bytes
