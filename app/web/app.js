@@ -296,7 +296,12 @@ onView((name, before) => {
 });
 $("#to-explore").addEventListener("click", async () => {
   const { job, k } = inspector;
+  // the address of the image is left first: that of Explore would be one beside it
+  const left = history.state?.looking
+    ? new Promise((resolve) => addEventListener("popstate", resolve, { once: true }))
+    : null;
   inspector.dialog.close();
+  await left;
   await explore.add(job, k);
   goTo("explore");
 });
