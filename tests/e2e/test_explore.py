@@ -175,7 +175,7 @@ def test_an_image_of_the_page_becomes_an_end(visit: Visitor, service: Service) -
 
 def test_one_slider_of_truncation_at_a_time(visit: Visitor, service: Service) -> None:
     page = explore(visit, service, "truncation").page
-    slider = page.get_by_label("Truncation", exact=False).and_(page.locator("[type=range]:visible"))
+    slider = page.locator("#explore [type=range]:visible")
     assert slider.count() == 1
     slider.fill("0.3")
     slider.dispatch_event("change")
