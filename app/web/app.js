@@ -11,7 +11,7 @@ import { History } from "./history.js";
 import { Inspector } from "./inspector.js";
 import { linkTo, looked, placeIn, specIn } from "./link.js";
 import { orderOf, place, sameVersion } from "./orders.js";
-import { goTo, onView, viewHash } from "./views.js";
+import { goTo, onView, view, viewHash } from "./views.js";
 
 const RETRY_MS = 2500; // while no worker has a model loaded
 const LOOK_MS = 5000; // between two looks for what is served by then
@@ -66,6 +66,9 @@ function service(state, words) {
 
 function complain(words) {
   const alert = $("#problem");
+  // by the button of Create; elsewhere, where the form is not shown, above what is
+  if (view() === "create") $("#generate").before(alert);
+  else $("#views").after(alert);
   alert.hidden = words === null;
   alert.textContent = words ?? "";
   if (words !== null) alert.scrollIntoView({ block: "nearest" });
@@ -291,12 +294,18 @@ past.tellLife();
 const listed = recent(); // with no worker there, too
 await meet();
 onView((name, before) => {
+  if (before !== null) complain(null); // it was about what is left now
   if (name === "explore") explore.show();
   else if (before === "explore") explore.hide();
 });
 $("#to-explore").addEventListener("click", async () => {
   const { job, k } = inspector;
+  // the address of the image is left first: that of Explore would be one beside it
+  const left = history.state?.looking
+    ? new Promise((resolve) => addEventListener("popstate", resolve, { once: true }))
+    : null;
   inspector.dialog.close();
+  await left;
   await explore.add(job, k);
   goTo("explore");
 });

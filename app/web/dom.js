@@ -26,8 +26,13 @@ export function icon(name) {
 
 export const $ = (selector, root = document) => root.querySelector(selector);
 
+const LONG = 90; // letters of a name: a morph of many mixtures is called after them all
+
 /** A class name for people: `Afghan_hound` is "Afghan hound". */
-export const spoken = (name) => name.replaceAll("_", " ");
+export const spoken = (name) => {
+  const words = name.replaceAll("_", " ");
+  return words.length > LONG ? `${words.slice(0, LONG - 1).trimEnd()}…` : words;
+};
 
 export const images = (count) => (count === 1 ? "1 image" : `${count} images`);
 

@@ -2,7 +2,7 @@
 
 import { getJobs } from "./api.js";
 import { $, announce, h, icon, spoken } from "./dom.js";
-import { Morph, Truncation } from "./explorers.js";
+import { Morph, Truncation, inWords } from "./explorers.js";
 import { classesOf, toBeginWith } from "./form.js";
 import { Live, Wanted, newSeed, paint } from "./frames.js";
 import { Neighbours } from "./neighbours.js";
@@ -30,6 +30,8 @@ export class Explore {
       oninput: () => (value.textContent = this.truncation.value),
       onchange: () => this.changed(),
     });
+    this.truncationField = h("div", { class: "field" },
+      h("label", { htmlFor: this.truncation.id }, "Truncation ", value), this.truncation);
     this.list = h("ol", { class: "ends" });
     this.addButton = h("button", { type: "button", onclick: () => this.add() },
       icon("add"), h("span", {}, "Another image"));
@@ -49,8 +51,7 @@ export class Explore {
       h("div", { class: "controls" },
         this.modelField,
         h("div", { class: "field" }, h("h2", {}, "Images"), this.list, this.addButton),
-        h("div", { class: "field" },
-          h("label", { htmlFor: this.truncation.id }, "Truncation ", value), this.truncation)),
+        this.truncationField),
       h("div", { class: "explorer-place" },
         h("fieldset", { class: "segments" }, h("legend", { class: "unseen" }, "What to explore"), ...radios),
         this.hint, this.problem, this.place),
@@ -111,8 +112,11 @@ export class Explore {
     else {
       const end = endOf(job.spec, k);
       const other = this.model?.name !== job.spec.model;
+      const same = (one) => JSON.stringify(placed(one)) === JSON.stringify(placed(end));
       if (other) await this.useModel(job.spec.model, [end]);
-      else this.ends = [...this.ends.filter(({ unasked }) => !unasked), end];
+      else if (this.ends.some(same)) {
+        this.ends = this.ends.map((one) => (same(one) ? end : one)); // asked for now
+      } else this.ends = [...this.ends.filter(({ unasked }) => !unasked), end];
     }
     this.ends = this.ends.slice(-MOST);
     this.fill();
@@ -133,7 +137,15 @@ export class Explore {
     this.tool = tool;
     this.place.replaceChildren(tool.root);
     this.hint.textContent = tool.words;
+    this.truncationField.hidden = tool.ownTruncation === true; // not two sliders of one name
     if (this.model !== null) this.changed();
+  }
+
+  /** As its slider would, without a new drawing of the tool. */
+  setTruncation(value) {
+    this.truncation.value = value;
+    this.truncation.dispatchEvent(new Event("input"));
+    this.drawEnds();
   }
 
   changed() {
@@ -168,7 +180,8 @@ export class Explore {
         $("button", this.list.children[Math.min(k, this.ends.length - 1)]).focus();
       });
       away.disabled = this.ends.length <= 1;
-      const from = h("p", { class: "hint" }, `seed ${end.seed}${end.index ? `, image ${end.index}` : ""}`);
+      const mixed = end.class_weights ? `${inWords(this, [end], [1])}, ` : "";
+      const from = h("p", { class: "hint" }, `${mixed}seed ${end.seed}${end.index ? `, image ${end.index}` : ""}`);
       return h("li", { class: k < used ? null : "unused" }, picture, h("div", {}, select, from), again, away);
     }));
   }
@@ -206,6 +219,11 @@ function endOf(spec, k) {
 function endFrom({ class_weights, seed, index }) {
   const classes = Object.entries(class_weights).sort((a, b) => b[1] - a[1]);
   return { class_id: Number(classes[0][0]), ...(classes.length > 1 ? { class_weights } : {}), seed, index };
+}
+
+/** What makes an end the image that it is. */
+function placed({ class_id, class_weights, seed, index }) {
+  return [class_weights ?? class_id, String(seed), index];
 }
 
 function kept() {

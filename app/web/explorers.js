@@ -60,8 +60,10 @@ export class Tool {
 export function inWords(explore, ends, weights) {
   const shares = new Map();
   ends.forEach((end, k) => {
-    const name = spoken(explore.classes[end.class_id].name);
-    shares.set(name, (shares.get(name) ?? 0) + weights[k]);
+    for (const [id, part] of Object.entries(end.class_weights ?? { [end.class_id]: 1 })) {
+      const name = spoken(explore.classes[id].name);
+      shares.set(name, (shares.get(name) ?? 0) + part * weights[k]);
+    }
   });
   const parts = [...shares].filter(([, share]) => share > 0.005).sort((a, b) => b[1] - a[1]);
   if (parts.length === 1) return parts[0][0];
@@ -96,6 +98,7 @@ export class Morph extends Tool {
     this.playButton = h("button", { type: "button", onclick: () => this.play(!this.playing) },
       icon("play"), h("span", {}, "Play"));
     this.loop = h("input", { type: "checkbox", onchange: () => this.update() });
+    this.loopLabel = h("label", { class: "check" }, this.loop, "On to the first again");
     this.lookAt = this.lookButton();
     this.format = h("select", { "aria-label": "Format of the film", onchange: () => this.offerFilm() },
       ...Object.entries({ webp: "WebP", gif: "GIF", apng: "APNG", mp4: "MP4", strip: "Strip" }).map(([value, name]) =>
@@ -104,8 +107,8 @@ export class Morph extends Tool {
       icon("download"), h("span", {}, "Film"));
     this.root = h("div", { class: "morph" },
       h("div", { class: "frame" }, this.canvas, this.bar), this.slider, this.ticks, this.readout, this.note,
-      h("div", { class: "doing" }, this.playButton, h("label", { class: "check" }, this.loop, "There and round again"),
-        this.attend, this.lookAt, h("span", { class: "joined" }, this.format, this.film)));
+      h("div", { class: "doing" }, this.playButton, this.loopLabel, this.attend, this.lookAt,
+        h("span", { class: "joined" }, this.format, this.film)));
   }
 
   get legs() {
@@ -126,6 +129,7 @@ export class Morph extends Tool {
     const { model, ends, truncation } = this.state;
     this.play(false);
     if (ends.length < 2) return void this.explore.add();
+    this.loopLabel.hidden = ends.length < 3; // two are there and back anyway
     const round = this.loop.checked && ends.length > 2;
     const count = LEG * this.legs + (round ? 0 : 1);
     this.slider.max = String(count - 1);
@@ -249,6 +253,7 @@ export class Truncation extends Tool {
   title = "Truncation";
   words = "Move the truncation: the same seeds from what is typical of the class to all that the model can make.";
   used = 1;
+  ownTruncation = true;
 
   constructor(explore) {
     super(explore);
@@ -256,6 +261,7 @@ export class Truncation extends Tool {
     this.value = h("output", {});
     this.slider = h("input", {
       type: "range", min: "0.05", max: "1", step: "0.05", value: "0.7", oninput: () => this.draw(),
+      onchange: () => explore.setTruncation(this.slider.value),
     });
     this.root = h("div", { class: "truncation" }, h("div", { class: "frame" }, this.canvas),
       h("label", {}, "Truncation ", this.value, this.slider));

@@ -185,8 +185,9 @@ export class Prefill {
       try {
         await this.fetch(k, signal);
       } catch (problem) {
-        // the images that `done` counts need not be the first: the next news asks again
+        // the images that `done` counts need not be the first: the next news asks again, not each of the others now
         if (problem.status !== 409 || ended(this.job)) throw problem;
+        return;
       }
     }
   }

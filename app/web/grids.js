@@ -120,7 +120,7 @@ export class Grids {
     const classes = this.kind === "classes";
     const { length } = this.chosen;
     for (const box of this.boxes) box.disabled = classes && length >= MOST && !box.checked;
-    $("#grid-chosen").textContent = classes ? `${length} of ${MOST}` : "";
+    $("#grid-chosen").textContent = classes ? `${length}, at most ${MOST}` : "";
     $("#grid-names").textContent = this.chosen.map(({ name }) => spoken(name)).join(", ");
     $("#grid-columns-value").textContent = $("#grid-columns").value;
     $("#grid-truncation-value").textContent = $("#grid-truncation").value;
@@ -199,7 +199,7 @@ export class Grids {
   lay(count) {
     const columns = Array.from({ length: count }, (_, k) => h("th", { scope: "col" }, String(k + 1)));
     $("#grid-sheet").replaceChildren(
-      h("caption", {}, this.title),
+      h("caption", {}, h("span", {}, this.title)),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, this.corner), ...columns)),
       h("tbody", {}, ...this.rows.map((row) => {
         row.tiles = Array.from({ length: count }, (_, k) => this.cell(row, k));

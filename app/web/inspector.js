@@ -83,7 +83,8 @@ export class Inspector {
     this.pins.set(pins);
     const name = spoken(spec.class_name);
     $("#inspector-title").textContent = name;
-    $("#inspector-facts").textContent = `Image ${k + 1} of ${spec.count} · seed ${spec.seed}`;
+    const index = spec.start > 0 && !spec.morph ? ` · index ${spec.start + k}` : "";
+    $("#inspector-facts").textContent = `Image ${k + 1} of ${spec.count}${index} · seed ${spec.seed}`;
     $("#previous").disabled = k === 0;
     $("#next").disabled = k >= done - 1;
     this.stage.setAttribute("aria-label", `${name}, image ${k + 1}`);

@@ -49,7 +49,10 @@ function wayOf({ ends, loop, weights }, k, count) {
  */
 export function specIn(search) {
   const query = new URLSearchParams(search);
-  if (!query.has("class") && !query.has("ends")) return null;
+  if (!query.has("class") && !query.has("ends")) {
+    if (!["classes", "model", "seed", "image"].some((key) => query.has(key))) return null;
+    throw new Error("The link cannot be followed: it names no class. It may have been cut off when it was copied.");
+  }
   const whole = (key, otherwise, least, most) => {
     if (!query.has(key)) return otherwise;
     const value = Number(query.get(key));

@@ -60,3 +60,33 @@ def test_axe_finds_nothing_in_any_view(visit: Visitor, scheme: str, width: int) 
     expect(page.locator(".job[data-state=expired]").first).to_be_visible()
     page.get_by_role("button", name="Hide").first.click()
     assert findings(page) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1440])
+def test_axe_finds_nothing_in_any_tool_of_explore(visit: Visitor, scheme: str, width: int) -> None:
+    visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
+    page = visitor.page
+    page.get_by_role("link", name="Explore", exact=True).click()
+    page.get_by_role("button", name="Another image", exact=True).click()
+    for tool in ("morph", "plane", "truncation", "neighbours"):
+        page.locator(f"#explore [name=explorer][value={tool}]").check(force=True)
+        expect(page.locator("#explore .loading")).to_be_hidden(timeout=30_000)
+        assert findings(page) == [], tool
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1440])
+def test_axe_finds_nothing_in_any_view_of_an_image(visit: Visitor, scheme: str, width: int) -> None:
+    visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
+    page = visitor.page
+    visitor.generate("cat", 1)
+    visitor.open(0)
+    visitor.move(0.5, 0.5)
+    page.locator("#stage").press("Enter")  # a pinned point
+    for view in ("overlay", "heatmap", "image", "mean", "flow", "all"):
+        page.locator(f"#inspector [name=view][value={view}]").check(force=True)
+        expect(page.locator("#stage-status")).to_be_hidden()
+        assert findings(page) == [], view
+    page.get_by_text("Spec", exact=True).click()
+    assert findings(page) == []

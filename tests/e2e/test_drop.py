@@ -170,3 +170,14 @@ def test_a_file_that_cannot_be_made_again_says_why(
     expect(page.locator("#problem")).to_contain_text(says)
     expect(page.locator("#problem")).to_be_in_viewport()
     assert visitor.orders == []
+
+
+@pytest.mark.parametrize("view", ["Explore", "Sheets", "History"])
+def test_a_wrong_file_is_told_of_in_any_view(visit: Visitor, view: str) -> None:
+    page = visit().page
+    page.get_by_role("link", name=view, exact=True).click()
+    page.locator("#file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"plain text"})
+    expect(page.locator("#problem")).to_contain_text("not a picture that can be read here")
+    expect(page.locator("#problem")).to_be_in_viewport()
+    page.get_by_role("link", name="Create", exact=True).click()
+    expect(page.locator("#problem")).to_be_hidden()

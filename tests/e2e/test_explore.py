@@ -150,7 +150,7 @@ def test_a_neighbour_is_the_next_middle_and_back_leads_back(visit: Visitor, serv
     )
 
 
-def test_an_image_of_the_page_becomes_an_end(visit: Visitor) -> None:
+def test_an_image_of_the_page_becomes_an_end(visit: Visitor, service: Service) -> None:
     visitor = visit()
     visitor.generate("ship", 2, seed="77")
     visitor.open(1)
@@ -160,11 +160,51 @@ def test_an_image_of_the_page_becomes_an_end(visit: Visitor) -> None:
     ends.nth(1).wait_for()  # a second one to lie between
     assert ends.first.locator("select").evaluate("select => select.selectedOptions[0].text") == "ship"
     assert ends.first.locator(".hint").inner_text() == "seed 77, image 1"
+    assert page.url == f"{service.url}#explore"  # not the address of the image beside it
     page.get_by_role("link", name="Create").click()
     visitor.open(0)
     page.locator("#to-explore").click()
     ends.nth(1).get_by_text("seed 77").wait_for()  # in place of the one that nobody chose
     assert ends.count() == 2
+    page.get_by_role("link", name="Create").click()
+    visitor.open(0)
+    page.locator("#to-explore").click()
+    page.locator("#explore:not([hidden])").wait_for()
+    assert ends.count() == 2  # it is there already
+
+
+def test_one_slider_of_truncation_at_a_time(visit: Visitor, service: Service) -> None:
+    page = explore(visit, service, "truncation").page
+    slider = page.locator("#explore [type=range]:visible")
+    assert slider.count() == 1
+    slider.fill("0.3")
+    slider.dispatch_event("change")
+    page.locator("#explore [name=explorer][value=morph]").check(force=True)
+    assert page.locator("#explore-truncation").input_value() == "0.3"
+
+
+def test_a_way_round_is_offered_where_there_is_one(visit: Visitor, service: Service) -> None:
+    page = explore(visit, service).page
+    way = page.get_by_label("On to the first again")
+    assert way.count() == 1
+    assert not way.is_visible()  # between two images it is there and back
+    page.get_by_role("button", name="Another image", exact=True).click()
+    way.check()
+    assert page.locator("#explore .ticks span").count() == 4
+
+
+def test_an_end_that_is_a_mixture_says_so(visit: Visitor, service: Service) -> None:
+    visitor = explore(visit, service)
+    page = visitor.page
+    ends = [{"class_id": 3, "class_weights": {"3": 0.6, "5": 0.4}, "seed": 7, "index": 0}]
+    page.evaluate(
+        "(kept) => sessionStorage.setItem('sagan.explore', kept)",
+        json.dumps({"model": "attentive", "ends": ends}),
+    )
+    page.reload()
+    hint = page.locator("#explore .ends .hint").first
+    hint.wait_for()
+    assert hint.inner_text() == "60 % cat, 40 % dog, seed 7"
 
 
 def test_looking_inside_a_frame_shows_its_attention(visit: Visitor, service: Service) -> None:

@@ -44,7 +44,7 @@ def test_classes_by_images_of_one_seed(visit: Visitor, how: dict[str, object]) -
     visitor = visit(**how)
     page = sheets(visitor)
     choose(page, "cat", "dog", "ship")
-    expect(page.locator("#grid-chosen")).to_have_text("3 of 8")
+    expect(page.locator("#grid-chosen")).to_have_text("3, at most 8")
     page.get_by_label("Columns").fill("4")
     page.get_by_label("Seed of all rows").fill("9007199254740993")  # beyond 2^53
     page.get_by_role("button", name="Make sheet").click()
@@ -128,7 +128,7 @@ def test_a_sheet_is_cancelled_with_all_its_jobs(visit: Visitor, service: Service
 def test_eight_rows_are_the_most_and_none_is_told(visit: Visitor) -> None:
     page = sheets(visit())
     choose(page, "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse")
-    expect(page.locator("#grid-chosen")).to_have_text("8 of 8")
+    expect(page.locator("#grid-chosen")).to_have_text("8, at most 8")
     expect(page.get_by_role("checkbox", name="ship")).to_be_disabled()
     choose(page)
     expect(page.locator("#grid-problem")).to_have_text("Choose what the rows are: one at least.")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ("class=cat&seed=9223372036854775808", "whole, from 0 to 9223372036854775807"),
         ("class=cat&seed=1&count=8&image=70", 'its image is "70"'),
         ("class=cat&seed=1&count=0", 'its count is "0"'),
+        ("model=attentive&seed=abc", "names no class"),
         ("class=cat&seed=1&truncation=2", "must be above 0 and at most 1"),
         ("class=cat&seed=1&image=0&pins=3", 'its pins are "3"'),
         ("class=cat&seed=1&image=0&pins=1,1;2,2;3,3;4,4;5,5;6,6", "5 points at most"),
