@@ -87,9 +87,11 @@ class Enlarging(nn.Module):
 
 
 class Rows(nn.Module):
-    """A linear layer, [B, in] -> [B, out], as a 1×1 convolution over a map of B pixels.
+    """A linear layer, [B, in] -> [B, out], as a 1×1 convolution over B maps of one pixel.
 
-    Its weights are laid out once too, and it gives a row the same result among any number of rows.
+    Its weights are laid out once too, and it gives a row the same result among any number of rows. As one map
+    of B pixels it does as well, but from four on oneDNN wants another layout and makes it anew at each call,
+    which took up to a third of a forward.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
@@ -97,5 +99,4 @@ class Rows(nn.Module):
         self.convolution = Convolution(weight[:, :, None, None], bias, 1)
 
     def forward(self, rows: Tensor) -> Tensor:
-        grid = rows[None, None].permute(0, 3, 1, 2)  # [1, in, 1, B], channels_last as it lies
-        return cast(Tensor, self.convolution(grid)).permute(0, 2, 3, 1)[0, 0]
+        return cast(Tensor, self.convolution(rows[:, :, None, None])).flatten(1)
