@@ -240,7 +240,8 @@ export class Morph extends Tool {
     const url = at(job.links.film);
     const there = this.loop.checked && this.state.ends.length > 2;
     const how = this.attends ? { attention: this.pixel } : { resample: "lanczos" };
-    const shown = { format: this.format.value, size: 256, ...how };
+    const packed = this.format.value === "webp" ? { quality: 90 } : {}; // lossless it is ten times as large
+    const shown = { format: this.format.value, size: 256, ...how, ...packed };
     url.search = new URLSearchParams(shown.format === "strip" ? shown : { ...shown, fps: FPS, bounce: !there });
     this.film.href = url.href;
     this.film.download = `${job.spec.class_name}.${{ apng: "png", strip: "png" }[shown.format] ?? shown.format}`;

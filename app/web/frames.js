@@ -110,10 +110,23 @@ export class Live {
         // one that was overtaken is shown while the newer one is not there: a drag is seen as it goes
         if (this.latest === wanted || this.latest?.made === undefined) show(made);
       } catch (problem) {
-        if (problem.name !== "AbortError") this.failed(problem);
+        if (problem.name === "AbortError") continue;
+        this.failed(problem);
+        if (problem.retryAfter) await this.pause(problem.retryAfter);
+        // over a limit, say: what is still wanted is asked for again
+        if (problem.retryAfter && this.latest === wanted) this.waiting ??= { wanted, show };
       }
     }
     this.running = null;
+  }
+
+  /** Waits so many seconds, or until another picture is wanted. */
+  pause(seconds) {
+    this.running.since = -Infinity;
+    return new Promise((resolve) => {
+      setTimeout(resolve, 1000 * seconds);
+      this.running.stop.signal.addEventListener("abort", resolve);
+    });
   }
 }
 

@@ -174,7 +174,10 @@ class Visit:
 
     def generate(self, class_name: str, count: int, seed: str = "", wait: bool = True) -> None:
         """Fill in the form as a person does, press Generate, and wait until every image is shown."""
-        self.page.get_by_role("radio", name=class_name, exact=True).check(force=True)
+        # not by coordinates: pictures of classes that come meanwhile move them
+        radio = self.page.get_by_role("radio", name=class_name, exact=True)
+        radio.dispatch_event("click")
+        assert radio.is_checked()
         self.page.get_by_label("Images", exact=False).and_(self.page.locator("#count")).fill(str(count))
         self.page.get_by_label("Seed", exact=True).fill(seed)
         newest = "document.querySelector('#jobs .job')?.getAttribute('aria-labelledby')"
@@ -202,7 +205,8 @@ class Visit:
 
     def empty(self) -> None:
         """Reload the page with an empty history, and a service that lists no jobs."""
-        self.page.evaluate("localStorage.clear()")
+        # until the reload nothing more is kept, such as a thumbnail of a job that was listed
+        self.page.evaluate("() => { localStorage.clear(); Storage.prototype.setItem = () => {}; }")
         self.forget()
         self.page.locator("#service[data-state=ready]").wait_for()
 

@@ -27,8 +27,7 @@ def findings(page: Page) -> list[str]:
     return found + ([f"{wide} pixels wide"] if wide > shown else [])
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1440])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 320), ("light", 1440)])
 def test_axe_finds_nothing_in_any_view(visit: Visitor, scheme: str, width: int) -> None:
     visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
     page = visitor.page
@@ -62,8 +61,7 @@ def test_axe_finds_nothing_in_any_view(visit: Visitor, scheme: str, width: int) 
     assert findings(page) == []
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1440])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 320), ("light", 1440)])
 def test_axe_finds_nothing_in_any_tool_of_explore(visit: Visitor, scheme: str, width: int) -> None:
     visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
     page = visitor.page
@@ -75,8 +73,7 @@ def test_axe_finds_nothing_in_any_tool_of_explore(visit: Visitor, scheme: str, w
         assert findings(page) == [], tool
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [320, 1440])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 320), ("light", 1440)])
 def test_axe_finds_nothing_in_any_view_of_an_image(visit: Visitor, scheme: str, width: int) -> None:
     visitor = visit(viewport={"width": width, "height": 800}, color_scheme=scheme, reduced_motion="reduce")
     page = visitor.page

@@ -144,7 +144,7 @@ def test_favourites_hiding_and_clearing(visit: Visitor) -> None:
     expect(page.locator(".job")).to_have_count(1)
     page.get_by_text("Favourites", exact=True).click()
     expect(page.locator(".job h3")).to_have_text(["truck"])
-    page.get_by_text("All", exact=True).click()
+    page.get_by_role("search", name="History").get_by_text("All", exact=True).click()
 
     page.get_by_role("button", name="Clear history").click()
     expect(page.locator(".job h3")).to_have_text(["truck"])  # a favourite stays

@@ -15,6 +15,26 @@ if TYPE_CHECKING:
     ("query", "says"),
     [
         ("class=cat&seed=abc", 'its seed is "abc"'),
+        ("class=unicorn&seed=1", 'no class "unicorn"'),
+        ("class=cat&seed=1&model=nobody", 'the model "nobody"'),
+    ],
+)
+def test_a_link_that_cannot_be_followed_says_why(
+    visit: Visitor, service: Service, query: str, says: str
+) -> None:
+    visitor = visit(f"{service.url}?{query}")
+    expect(visitor.page.locator("#problem")).to_contain_text(says)
+    expect(visitor.page.locator("#problem")).to_be_in_viewport()
+    assert visitor.orders == []
+
+
+def test_each_part_of_a_link_that_cannot_be_is_told(visit: Visitor) -> None:
+    page = visit().page
+    read = """async (query) => {
+        const { specIn } = await import("./static/link.js");
+        try { return JSON.stringify(specIn(`?${query}`)); } catch (wrong) { return wrong.message; }
+    }"""
+    for query, says in (
         ("class=cat&seed=9223372036854775808", "whole, from 0 to 9223372036854775807"),
         ("class=cat&seed=1&count=8&image=70", 'its image is "70"'),
         ("class=cat&seed=1&count=0", 'its count is "0"'),
@@ -29,17 +49,8 @@ if TYPE_CHECKING:
         ("ends=3;5", "such as 3@1.0;5@2.0"),
         ("ends=3@1.0;5@2.0&frames=1", 'its frames is "1"'),
         ("ends=3@1.0;5@2.0&weights=1,0;1", "a number for each of the ends"),
-        ("class=unicorn&seed=1", 'no class "unicorn"'),
-        ("class=cat&seed=1&model=nobody", 'the model "nobody"'),
-    ],
-)
-def test_a_link_that_cannot_be_followed_says_why(
-    visit: Visitor, service: Service, query: str, says: str
-) -> None:
-    visitor = visit(f"{service.url}?{query}")
-    expect(visitor.page.locator("#problem")).to_contain_text(says)
-    expect(visitor.page.locator("#problem")).to_be_in_viewport()
-    assert visitor.orders == []
+    ):
+        assert says in page.evaluate(read, query), query
 
 
 def test_a_link_of_another_version_says_so_where_the_image_is_shown(visit: Visitor, service: Service) -> None:

@@ -115,7 +115,7 @@ async def test_a_body_that_is_not_valid(client: httpx.AsyncClient, body: bytes, 
             "There are class_id, class_weights, truncation, model, listed, priority, count, seed, start.",
         ),
         ("/generate/3", b'{"class_id": 3}', "The class stands in the path here."),
-        ("/generate/3", b"seed=3", 'Send it like {"count": 4, "seed": 42}.'),
+        ("/generate/3", b"seed=3", 'Send it like {"count": 4, "seed": 42, "truncation": 0.8}.'),
     ],
 )
 async def test_what_is_wrong_in_a_body_says_what_to_send(
