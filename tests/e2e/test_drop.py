@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngImageFile, PngInfo
-from playwright.sync_api import Page, expect
+from playwright.sync_api import FilePayload, Page, expect
 
 if TYPE_CHECKING:
     from tests.e2e.conftest import Visit, Visitor
@@ -171,14 +171,11 @@ def test_a_file_that_cannot_be_made_again_says_why(visit: Visitor) -> None:
 
 def test_a_wrong_file_is_told_of_in_any_view(visit: Visitor) -> None:
     page = visit().page
+    wrong: FilePayload = {"name": "x.png", "mimeType": "image/png", "buffer": b"plain text"}
     for view in ("Explore", "Sheets", "History"):
-        told_of_in(page, view)
-
-
-def told_of_in(page: Page, view: str) -> None:
-    page.get_by_role("link", name=view, exact=True).click()
-    page.locator("#file").set_input_files({"name": "x.png", "mimeType": "image/png", "buffer": b"plain text"})
-    expect(page.locator("#problem")).to_contain_text("not a picture that can be read here")
-    expect(page.locator("#problem")).to_be_in_viewport()
-    page.get_by_role("link", name="Create", exact=True).click()
+        page.get_by_role("link", name=view, exact=True).click()
+        page.locator("#file").set_input_files(wrong)
+        expect(page.locator("#problem"), view).to_contain_text("not a picture that can be read here")
+        expect(page.locator("#problem"), view).to_be_in_viewport()
+        page.get_by_role("link", name="Create", exact=True).click()
     expect(page.locator("#problem")).to_be_hidden()
