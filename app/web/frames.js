@@ -174,20 +174,21 @@ export class Prefill {
   /** Fetches what is made by now. */
   async grown(job) {
     this.job = job;
-    this.news = true;
-    if (this.fetching) return;
-    this.fetching = true;
-    const { signal } = this.turn;
+    const { turn } = this; // an earlier one may still be fetching: its news are not these
+    turn.news = true;
+    if (turn.fetching) return;
+    turn.fetching = true;
+    const { signal } = turn;
     try {
-      while (this.news && !signal.aborted) {
-        this.news = false;
+      while (turn.news && !signal.aborted) {
+        turn.news = false;
         await this.fetchAll(signal);
       }
       if (!signal.aborted && ended(this.job)) this.ended(null);
     } catch (problem) {
       if (!signal.aborted) this.ended(problem);
     } finally {
-      this.fetching = false;
+      turn.fetching = false;
     }
   }
 
