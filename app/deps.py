@@ -14,6 +14,7 @@ from app.pace import Pace
 from app.schemas import Seeds
 from app.settings import Settings
 from app.streams import Streams
+from app.webhooks import Webhooks
 from jobs.client import JobClient
 from jobs.errors import UnknownJob
 from jobs.job import Job, ModelInfo
@@ -30,6 +31,7 @@ class State(Protocol):
     metrics: Metrics
     streams: Streams
     pace: Pace
+    webhooks: Webhooks
 
 
 def state(request: Request) -> State:
@@ -90,10 +92,15 @@ async def _found(
     job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
 ) -> Job:
     caller = await caller_of(request)
+    return await state(request).store.get(checked_id(job_id), caller)
+
+
+def checked_id(job_id: str) -> str:
+    """Itself. Raises UnknownJob."""
     # a malformed id is unknown to everybody, and must never become part of a key in Redis
     if not _JOB_ID.fullmatch(job_id):
         raise UnknownJob(job_id[:64])
-    return await state(request).store.get(job_id, caller)
+    return job_id
 
 
 # the job of the path; 404 unless it is the caller's, 410 once expired

@@ -1,4 +1,4 @@
-"""What a request asks of its job beside the images: by when, and how to follow it."""
+"""What a request asks of its job beside the images: by when, who is told, and how to follow it."""
 
 import re
 from typing import Final
@@ -6,7 +6,8 @@ from typing import Final
 from fastapi import Request
 
 from app.errors import Invalid
-from app.orders import LONGEST_LIFE, Order
+from app.orders import LONGEST_LIFE, JobOrder, Order
+from app.webhooks import Webhooks
 from jobs.job import Context, Terms
 
 # as other services have it: 90, 90s, 1m30s, 1h
@@ -21,7 +22,11 @@ def terms_of(request: Request, body: Order) -> Terms:
         key=getattr(scope.get("sagan.key"), "id", ""),
         traceparent=scope.get("sagan.traceparent", ""),
     )
-    return Terms(context, _expires_in(request, body))
+    webhook = None
+    if isinstance(body, JobOrder) and body.webhook is not None:
+        webhooks: Webhooks = request.app.state.webhooks
+        webhook = webhooks.read(body.webhook, body.webhook_events)
+    return Terms(context, _expires_in(request, body), webhook)
 
 
 def _expires_in(request: Request, body: Order) -> float | None:

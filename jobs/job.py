@@ -90,12 +90,25 @@ class Context:
 NOWHERE: Final = Context()  # of a job that is not to be followed
 
 
+HookEvent = Literal["start", "progress", "end"]
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """Who is told of a job."""
+
+    url: str
+    receiver: str  # the URL's scheme, host and port: what is slow or away as one
+    events: tuple[HookEvent, ...]
+
+
 @dataclass(frozen=True)
 class Terms:
     """What is asked of a job beside its images."""
 
     context: Context = NOWHERE
     expires_in: float | None = None  # seconds from its creation, after which it is cancelled; None: it waits
+    webhook: Webhook | None = None
 
 
 USUAL: Final = Terms()

@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
 from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms
 from jobs.keys import Keys
-from jobs.records import CONTEXT, SPEC, read_context, read_job
+from jobs.records import CONTEXT, SPEC, read_context, read_job, webhook_field
 from jobs.settings import QueueSettings
 from jobs.wire import (
     attention_message,
@@ -38,7 +38,18 @@ def _read(name: str, prelude: str = "") -> str:
     return prelude + files("jobs").joinpath("lua", f"{name}.lua").read_text()
 
 
-NAMES: Final = ("create", "end", "take", "begin", "save", "release", "recount", "expire")
+NAMES: Final = (
+    "create",
+    "end",
+    "take",
+    "begin",
+    "save",
+    "release",
+    "recount",
+    "expire",
+    "hook_claim",
+    "hook_settle",
+)
 _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
     **{name: _read(name, _PRELUDE) for name in NAMES},
@@ -157,7 +168,7 @@ class Scripts:
             job.spec.format,
             "1" if job.spec.listed else "",
             "" if job.terms.expires_in is None else f"{job.terms.expires_in:.3f}",
-            _extras(job.terms, context),
+            _extras(job, context),
         )
 
     def end(self, job_id: str, state: Literal["failed", "cancelled"], reason: str = "") -> Call[bool]:
@@ -252,11 +263,13 @@ class Scripts:
         return Call("recount", [self._keys.prefix], bool)
 
 
-def _extras(terms: Terms, context: str) -> str:
+def _extras(job: NewJob, context: str) -> str:
     """Further fields of a job's record, as JSON of field, value, field, ...; "": none."""
     fields: list[str] = []
-    if terms.context != NOWHERE:
+    if job.terms.context != NOWHERE:
         fields += ["context", context]
+    if job.terms.webhook is not None:
+        fields += ["webhook", webhook_field(job.terms.webhook, job.caller or job.owner)]
     return json.dumps(fields) if fields else ""
 
 

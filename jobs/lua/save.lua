@@ -6,10 +6,10 @@ local result_ttl, record_ttl = tonumber(ARGV[2]), tonumber(ARGV[3])
 local goes_on = {}
 for i = 4, #ARGV, 3 do
   local id = ARGV[i]
-  local record = redis.call('HMGET', job(id), 'state', 'count')
+  local record = redis.call('HMGET', job(id), 'state', 'count', 'webhook')
   local open_still = is_open(record[1])
   if open_still then
-    if record[1] == 'queued' then run(id) end  -- Redis came back with an older state
+    if record[1] == 'queued' then run(id, record[3]) end  -- Redis came back with an older state
     if redis.call('HSETNX', images(id), ARGV[i + 1], ARGV[i + 2]) == 1 then
       local done = redis.call('HLEN', images(id))
       redis.call('HSET', job(id), 'done', done, 'attempts', 0)
@@ -18,6 +18,11 @@ for i = 4, #ARGV, 3 do
         open_still = false
       elseif ARGV[i + 3] ~= id then
         tell(id, 'running', done)  -- once for all its images of this call
+        if record[3] then
+          local started = redis.call('HGET', job(id), 'started_at') or ''
+          local changes = cjson.encode({'running', '', tostring(done), '0', started, '', ''})
+          tell_hook(id, record[3], 'progress', 'progress-' .. done, changes)
+        end
       end
     end
   end
