@@ -1,0 +1,487 @@
+"""Webhooks: the outbox in Redis, what is sent from it, and that neither a killed API nor Redis loses any."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from prometheus_client import CollectorRegistry
+from redis import Redis
+from standardwebhooks import WebhookVerificationError
+
+from app.sender import Sender
+from app.settings import Settings
+from app.webhooks import WebhookOut
+from jobs.client import JobClient
+from jobs.hooks import Claimed, Hooks
+from jobs.job import HookEvent, Job, JobSpec, Terms, Webhook
+from jobs.worker_store import WorkerStore
+from receiving import SECRETS, answers, certify, receiving
+from serve.private_redis import PrivateRedis, free_port
+from served import Api, beat
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on PATH")
+
+SPEC = JobSpec("tiny", "0" * 64, "float32", 0, "cat", count=3, seed=7, truncation=1.0)
+ALL: tuple[HookEvent, ...] = ("start", "progress", "end")
+_namespaces = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return certify(tmp_path_factory.mktemp("receiver"))
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = PrivateRedis(tmp_path_factory.mktemp("webhooks"))
+    server.start()
+    yield server.url
+    server.stop()
+
+
+class Outbox:
+    """A service without a worker: jobs are begun and made by hand."""
+
+    def __init__(self, url: str, namespace: str, **settings: object) -> None:
+        common = {"webhook_secret": ",".join(SECRETS), "webhook_allowed": "127.0.0.0/8", "worker_ttl": 600}
+        given: dict[str, Any] = {**common, **settings}
+        self.settings = Settings(redis_url=url, namespace=namespace, **given)
+        self.store = JobClient.open(self.settings)
+        self.worker = WorkerStore(self.settings, "by hand", lambda: False)
+        self.hooks = Hooks(self.settings)
+        self.redis = Redis.from_url(url)
+        self._made = itertools.count()
+
+    async def order(
+        self,
+        url: str | None = "https://hooks.test/a?token=secret",
+        events: Sequence[HookEvent] = ALL,
+        caller: str = "somebody",
+        count: int = 3,
+    ) -> Job:
+        receiver = (url or "").partition("?")[0].rpartition("/")[0]
+        webhook = None if url is None else Webhook(url, receiver, tuple(events))
+        spec = JobSpec(**{**vars(SPEC), "count": count})
+        job, _ = await self.store.create(spec, caller, terms=Terms(webhook=webhook))
+        return job
+
+    async def cancelled(self, number: int, url: str, caller: str = "somebody") -> None:
+        """So many jobs that tell of their end."""
+        jobs = await asyncio.gather(*(self.order(url, ("end",), caller) for _ in range(number)))
+        await asyncio.gather(*(self.store.cancel(job.id, caller) for job in jobs))
+
+    def begin(self, *jobs: Job) -> None:
+        ids = [job.id for job in jobs]
+        assert self.worker.begin(ids, len(ids), [])() == set(ids)
+
+    def save(self, job: Job, *images: int) -> None:
+        self.worker.save([(job.id, image, b"PNG") for image in images])
+
+    async def claim(self, most: int = 100, lease: float = 60, of_receiver: int = 100) -> Claimed:
+        return await self.hooks.claim(most, lease, 100, of_receiver, [])
+
+    async def log(self, job: Job) -> WebhookOut:
+        return WebhookOut.of(await self.hooks.log(job.id, job.owner))
+
+    @property
+    def left(self) -> set[str]:
+        """The keys of the outbox, without the logs."""
+        keys = self.redis.keys(f"{self.settings.namespace}:hook*")
+        found = {key.decode().split(":", 1)[1] for key in keys if isinstance(key, bytes)}
+        return {key for key in found if not key.startswith(("hook-log:", "hooks:bell"))}
+
+    async def close(self) -> None:
+        await self.store.close()
+        await self.hooks.close()
+        self.worker.close()
+        self.redis.close()
+
+
+@asynccontextmanager
+async def outbox_at(url: str, **settings: object) -> AsyncIterator[Outbox]:
+    outbox = Outbox(url, f"hooks{next(_namespaces)}", **settings)
+    yield outbox
+    await outbox.close()
+
+
+@pytest.fixture
+async def outbox(redis_url: str) -> AsyncIterator[Outbox]:
+    async with outbox_at(redis_url) as outbox:
+        yield outbox
+
+
+async def test_events_come_in_order_and_progress_is_the_newest(outbox: Outbox) -> None:
+    job = await outbox.order()
+    assert (await outbox.claim()).deliveries == []
+    outbox.begin(job)
+    [start] = (await outbox.claim()).deliveries
+    assert (start.event, start.event_id, start.tries) == ("start", f"{job.id}-start", 0)
+    assert (start.job.state, start.job.done, start.job.finished_at) == ("running", 0, None)
+    assert start.job.started_at == start.at
+    outbox.save(job, 0)
+    outbox.save(job, 1)
+    assert (await outbox.claim()).deliveries == []  # in order: the start is on its way
+    await outbox.hooks.settle(start, "done")
+    [progress] = (await outbox.claim()).deliveries
+    assert (progress.event_id, progress.job.done) == (f"{job.id}-progress-2", 2)
+    outbox.save(job, 2)
+    await outbox.hooks.settle(progress, "again", 60)  # the end is new, and is tried at once
+    [end] = (await outbox.claim()).deliveries
+    assert (end.event_id, end.job.state, end.job.done) == (f"{job.id}-end", "succeeded", 3)
+    assert end.job == await outbox.store.get(job.id, job.owner)
+    await outbox.hooks.settle(end, "done")
+    assert (await outbox.claim()).deliveries == []
+    assert outbox.left == set()
+
+
+async def test_a_job_without_a_webhook_leaves_nothing_and_one_tells_what_was_asked(outbox: Outbox) -> None:
+    plain, ends = await outbox.order(None), await outbox.order(events=("end",))
+    late = await outbox.order(events=("end",))
+    outbox.begin(plain, ends)
+    outbox.save(plain, 0, 1, 2)
+    outbox.save(ends, 0)
+    assert outbox.left == set()
+    outbox.worker.fail(ends.id, "a reason")
+    await outbox.store.cancel(late.id, late.owner)
+    found = (await outbox.claim()).deliveries
+    assert [(one.job.state, one.job.error) for one in found] == [("failed", "a reason"), ("cancelled", None)]
+    assert found[1].job.started_at is None
+
+
+async def test_a_lease_ends_and_another_delivers_the_same(outbox: Outbox) -> None:
+    job = await outbox.order(events=("end",))
+    await outbox.store.cancel(job.id, job.owner)
+    [first] = (await outbox.claim(lease=0.05)).deliveries
+    await anyio.sleep(0.06)
+    [second] = (await outbox.claim()).deliveries
+    assert second.event_id == first.event_id
+    await outbox.hooks.settle(first, "again", 0)  # too late: the second one has it
+    assert (await outbox.claim()).deliveries == []
+    await outbox.hooks.settle(second, "again", 0.05)
+    claimed = await outbox.claim()
+    assert claimed.deliveries == []
+    assert claimed.wait == pytest.approx(0.05, abs=0.05)
+    await anyio.sleep(0.06)
+    [third] = (await outbox.claim()).deliveries
+    assert third.tries == 1
+    await outbox.hooks.settle(third, "back")  # not tried: the process ends
+    [fourth] = (await outbox.claim()).deliveries
+    assert fourth.tries == 1
+    await outbox.hooks.settle(fourth, "gone")
+    assert outbox.left == set()
+    assert (await outbox.log(job)).webhook is None
+
+
+async def test_one_receiver_and_one_caller_hold_up_nobody(outbox: Outbox) -> None:
+    for caller, name, number in (("a", "slow", 210), ("a", "quick", 5), ("b", "slow", 5)):
+        await outbox.cancelled(number, f"https://{name}.test/x", caller)
+    claimed = await outbox.hooks.claim(100, 60, 6, 4, [])
+    urls = [(one.job.owner, one.url) for one in claimed.deliveries]
+    assert urls.count(("a", "https://slow.test/x")) == 4  # as many as one receiver may have
+    assert urls.count(("a", "https://quick.test/x")) == 2  # and with these the caller has all
+    assert urls.count(("b", "https://slow.test/x")) == 4
+    trying = [one.lane for one in claimed.deliveries]
+    again = (await outbox.hooks.claim(100, 60, 6, 4, trying)).deliveries
+    assert again == []
+    assert await outbox.hooks.waiting("a") == (220, 215)
+    assert len((await outbox.hooks.claim(3, 60, 100, 100, [])).deliveries) == 3
+
+
+async def test_what_has_expired_is_forgotten(outbox: Outbox) -> None:
+    jobs = [await outbox.order(events=("end",)) for _ in range(2)]
+    for job in jobs:
+        await outbox.store.cancel(job.id, job.owner)
+    [one] = (await outbox.claim(most=1)).deliveries
+    for job in jobs:
+        assert outbox.redis.ttl(f"{outbox.settings.namespace}:hook:{job.id}") > 0
+        outbox.redis.delete(f"{outbox.settings.namespace}:job:{job.id}")
+    await outbox.hooks.settle(one, "again", 1)
+    assert (await outbox.claim()).deliveries == []
+    assert outbox.left == set()
+
+
+@asynccontextmanager
+async def sending(outbox: Outbox, certificate: Path) -> AsyncIterator[CollectorRegistry]:
+    """A sender whose names are all 127.0.0.1."""
+
+    async def resolve(name: str, port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    registry = CollectorRegistry()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(certificate / "certificate.pem"))
+        sender = Sender(outbox.settings, outbox.hooks, registry, resolve)
+    sender.start()
+    yield registry
+    await sender.stop()
+
+
+async def until(outbox: Outbox, job: Job, attempts: int) -> WebhookOut:
+    with anyio.fail_after(20):
+        while len((log := await outbox.log(job)).attempts) < attempts or log.waiting:  # noqa: ASYNC110
+            await anyio.sleep(0.01)
+    return log
+
+
+async def test_a_receiver_verifies_what_it_is_told(outbox: Outbox, certificate: Path) -> None:
+    async with receiving(certificate) as receiver, sending(outbox, certificate) as registry:
+        job = await outbox.order(f"https://hooks.test:{receiver.port}/a?token=secret")
+        outbox.begin(job)
+        await receiver.until(1)
+        outbox.save(job, 0)
+        await receiver.until(2)
+        outbox.save(job, 1, 2)
+        log = await until(outbox, job, 3)
+    events = [[told.verified(secret) for secret in SECRETS] for told in receiver.told]
+    assert all(one == other for one, other in events)  # either secret: the old one may go
+    assert [one["type"] for one, _ in events] == ["job.started", "job.progress", "job.succeeded"]
+    assert [one["data"]["done"] for one, _ in events] == [0, 1, 3]
+    end = events[-1][0]
+    assert end["data"]["id"] == job.id
+    assert end["data"]["links"]["self"] == f"/jobs/{job.id}"
+    assert end["timestamp"] == end["data"]["finished_at"]
+    told = receiver.told[-1]
+    assert told.path == "/a?token=secret"
+    assert told.headers["webhook-id"] == f"{job.id}-end"
+    with pytest.raises(WebhookVerificationError):
+        told.verified("whsec_" + 43 * "C" + "=")
+    assert [(one.event, one.status, one.outcome) for one in log.attempts] == [
+        (event, 204, "delivered") for event in ALL
+    ]
+    assert log.webhook == f"https://hooks.test:{receiver.port}/a"
+    assert (log.waiting, log.next_try) == ([], None)
+    assert registry.get_sample_value("sagan_webhook_attempts_total", {"outcome": "delivered"}) == 3
+    assert registry.get_sample_value("sagan_webhook_attempts_total", {"outcome": "given_up"}) == 0
+
+
+async def test_what_fails_is_tried_again_until_it_is_given_up(redis_url: str, certificate: Path) -> None:
+    async with (
+        outbox_at(redis_url, webhook_retries="0.01,0.02") as outbox,
+        receiving(certificate) as receiver,
+        sending(outbox, certificate) as registry,
+    ):
+        url = f"https://hooks.test:{receiver.port}/a"
+        receiver.then = [answers(500), answers(302, location="https://other.test/"), answers(200)]
+        job = await outbox.order(url, ("end",))
+        await outbox.store.cancel(job.id, job.owner)
+        log = await until(outbox, job, 3)
+        assert [(one.status, one.outcome) for one in log.attempts] == [
+            (500, "failed"),
+            (302, "failed"),
+            (200, "delivered"),
+        ]
+        assert log.attempts[1].reason == "it answered 302, and redirects are not followed"
+        assert {told.headers["webhook-id"] for told in receiver.told} == {f"{job.id}-end"}
+        assert {json.dumps(told.verified(), sort_keys=True) for told in receiver.told} == {
+            json.dumps(receiver.told[0].verified(), sort_keys=True)
+        }
+
+        receiver.then = 3 * [answers(400)]
+        job = await outbox.order(url, ("start", "end"))
+        outbox.begin(job)
+        log = await until(outbox, job, 3)
+        assert [one.outcome for one in log.attempts] == ["failed", "failed", "given up"]
+        outbox.save(job, 0, 1, 2)  # the next event has tries of its own
+        assert (await until(outbox, job, 4)).attempts[-1].outcome == "delivered"
+
+        receiver.then = [answers(410)]
+        job = await outbox.order(url, ("start", "end"))
+        outbox.begin(job)
+        assert [one.outcome for one in (await until(outbox, job, 1)).attempts] == ["gone"]
+        outbox.save(job, 0, 1, 2)
+
+        receiver.then = [answers(503, retry_after="1")]
+        job = await outbox.order(url, ("end",))
+        await outbox.store.cancel(job.id, job.owner)
+        log = await until(outbox, job, 2)
+        first, second = log.attempts
+        assert (second.at - first.at).total_seconds() >= 1
+        assert outbox.left == set()
+        assert registry.get_sample_value("sagan_webhook_attempts_total", {"outcome": "gone"}) == 1
+    assert len(receiver.told) == 3 + 4 + 1 + 2
+
+
+async def test_a_slow_receiver_holds_up_no_other(redis_url: str, certificate: Path) -> None:
+    async def never(_: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(30)
+
+    async with (
+        outbox_at(redis_url, webhook_timeout=20, webhook_retries="60") as outbox,
+        receiving(certificate) as slow,
+        receiving(certificate) as quick,
+        sending(outbox, certificate),
+    ):
+        slow.then = [never for _ in range(12)]
+        for receiver, number in ((slow, 12), (quick, 5)):
+            await outbox.cancelled(number, f"https://hooks.test:{receiver.port}/a")
+        await quick.until(5)
+        assert len(slow.told) == 4
+        trying = await outbox.hooks.waiting("somebody")
+        assert trying[0] >= 12
+    # what it had in hand when it was stopped went back, and is due at once
+    async with receiving(certificate, port=slow.port) as again, outbox_of(outbox) as later:
+        async with sending(later, certificate):
+            await again.until(12)
+        assert len({told.headers["webhook-id"] for told in again.told}) == 12
+
+
+@asynccontextmanager
+async def outbox_of(other: Outbox) -> AsyncIterator[Outbox]:
+    """Another process of the same service."""
+    outbox = Outbox(other.settings.redis_url, other.settings.namespace)
+    yield outbox
+    await outbox.close()
+
+
+# names of the internet, as the resolver of this machine might answer them
+RESOLVER = """
+import socket
+found = socket.getaddrinfo
+def getaddrinfo(name, *more, **named):
+    return found("127.0.0.2" if str(name).rstrip(".") == "hooks.test" else name, *more, **named)
+socket.getaddrinfo = getaddrinfo
+"""
+
+
+class Asking:
+    """`sagan api` with webhooks, and a worker whose work is done by hand."""
+
+    def __init__(self, folder: Path, url: str, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate / "certificate.pem"))
+        self._folder, self._url = folder, url
+        beat(url, "sagan")
+        self.said = ""
+        self.api = self.start()
+
+    def start(self) -> Api:
+        self.api = Api(
+            self._folder,
+            self._url,
+            before=RESOLVER,
+            webhook_secret=",".join(SECRETS),
+            webhook_allowed="127.0.0.2",
+            webhook_retries=",".join(20 * ["0.5"]),
+            webhook_timeout=1,
+            max_webhooks=4,
+        )
+        return self.api
+
+    def ask(self, path: str, **body: object) -> tuple[int, Any]:
+        data = json.dumps(body).encode() if body else None
+        request = urllib.request.Request(self.api.url + path, data)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as reply:
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+
+@pytest.fixture
+async def killed(redis: PrivateRedis) -> AsyncIterator[Outbox]:
+    """The outbox of an API that a test kills."""
+    outbox = Outbox(redis.url, "sagan")
+    yield outbox
+    await outbox.close()
+
+
+@pytest.fixture
+def asking(
+    tmp_path: Path, redis: PrivateRedis, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Asking]:
+    asking = Asking(tmp_path, redis.url, certificate, monkeypatch)
+    yield asking
+    asking.api.close()
+
+
+async def test_a_webhook_is_delivered_though_the_api_is_killed_and_redis_restarts(
+    redis: PrivateRedis, asking: Asking, killed: Outbox, certificate: Path
+) -> None:
+    port, outbox = free_port(), killed
+    url = f"https://HOOKS.test.:{port}/a?token=secret"
+    status, ordered = asking.ask("/generate/cat", count=3, webhook=url, webhook_events=["end", "start"])
+    assert status == 202
+    job = await outbox.store.get(ordered["id"], "everybody")
+    outbox.begin(job)
+
+    async def failed(times: int) -> WebhookOut:
+        with anyio.fail_after(20):
+            while len((log := await outbox.log(job)).attempts) < times:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        return log
+
+    log = await failed(1)
+    assert log.attempts[0].outcome == "failed"
+    assert "refused" in str(log.attempts[0].reason) or "connection" in str(log.attempts[0].reason)
+    outbox.save(job, 0, 1, 2)
+    assert (await outbox.log(job)).waiting == ["start", "end"]
+
+    asking.api.process.send_signal(signal.SIGKILL)
+    asking.api.process.wait()
+    assert "secret" not in asking.api.output
+    assert job.id in asking.api.output
+    redis.kill()
+    redis.start()
+    async with receiving(certificate, "127.0.0.2", port) as receiver:
+        api = asking.start()
+        await receiver.until(2)
+        assert [told.verified()["type"] for told in receiver.told] == ["job.started", "job.succeeded"]
+        assert receiver.told[0].headers["webhook-id"] == log.attempts[0].id
+        assert receiver.told[0].headers["host"] == f"hooks.test:{port}"
+        with anyio.fail_after(20):
+            while (told := asking.ask(f"/jobs/{job.id}/webhooks")[1])["waiting"]:  # noqa: ASYNC110
+                await anyio.sleep(0.05)
+        assert [attempt["outcome"] for attempt in told["attempts"]][-2:] == ["delivered", "delivered"]
+        assert told["webhook"] == f"https://hooks.test:{port}/a"
+        assert api.counted('sagan_webhook_attempts_total{outcome="delivered"}') == 2
+        refusals(asking)
+        await shares(asking, outbox)
+    assert "secret" not in api.output
+
+
+def refusals(asking: Asking) -> None:
+    """What cannot be asked for is told in a sentence."""
+    for body, said in (
+        ({"webhook": "https://0x7f.1/"}, "body.webhook: A webhook cannot go there: write an address as four"),
+        (
+            {"webhook": "https://[::1]/"},
+            "body.webhook: A webhook cannot go there: it does not resolve to public",
+        ),
+        ({"webhook": "ftp://a.example/"}, "write https:// before the name"),
+        ({"webhook": "https://a.example/" + 3000 * "a"}, "body.webhook: String should have at most 2048"),
+        ({"webhook": 7}, "body.webhook"),
+        ({"webhook_events": ["end"]}, "webhook_events goes with webhook"),
+        ({"webhook": "https://a.example/", "webhook_events": []}, "body.webhook_events"),
+        ({"webhook": "https://a.example/", "webhook_events": ["done"]}, "'start', 'progress' or 'end'"),
+        ({"webhook": "https://a.example/", "webhook_event": ["end"]}, "Did you mean 'webhook_events'?"),
+    ):
+        for path, more in (("/generate/cat", {}), ("/morph", {"ends": [{"class_id": "cat"}] * 2})):
+            status, problem = asking.ask(path, **body, **more)
+            assert (status, problem["status"]) == (422, 422)
+            assert said in problem["detail"]
+    assert asking.ask("/jobs/nobody-knows-it/webhooks")[0] == 404
+    assert asking.ask("/jobs/a.b/webhooks")[0] == 404
+    assert asking.ask("/v1/images/generations", prompt="cat", webhook="https://a.example/")[0] == 400
+
+
+async def shares(asking: Asking, outbox: Outbox) -> None:
+    """A caller may have half of what may wait, 2 of 4; one key is one webhook."""
+    for _ in range(2):
+        status, told = asking.ask("/generate/cat", webhook="https://hooks.test:1024/", webhook_events=["end"])
+        assert status == 202
+        await outbox.store.cancel(told["id"], "everybody")
+    status, problem = asking.ask("/generate/cat", webhook="https://hooks.test:1024/")
+    assert status == 429
+    assert "2 webhooks of your jobs wait to be delivered" in problem["detail"]
+    assert asking.ask("/generate/cat", count=1)[0] == 202
