@@ -197,10 +197,10 @@ class JobClient:
         return job, None
 
     @_shares_a_call
-    async def get(self, job_id: str, owner: str) -> Job:
-        """The job as it is now. Raises UnknownJob, ExpiredJob."""
+    async def get(self, job_id: str, owner: str | None) -> Job:
+        """The job as it is now; owner: None for whoever's it is. Raises UnknownJob, ExpiredJob."""
         now, (record,) = await self._commands.ask((("HGETALL", self._keys.job(job_id)),))
-        if not record or record[b"owner"].decode() != owner:
+        if not record or owner not in (None, record[b"owner"].decode()):
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
         if _expired(job, now):

@@ -17,7 +17,7 @@ from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
 from app.orders import GenerateAnyIn, GenerateIn, MorphIn, OfClasses, Order
 from app.routes.jobs import Included, included_images, picture_of, present
 from app.schemas import JobOut
-from app.security import KeyedRoute
+from app.security import KeyedRoute, key_of
 from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
 from jobs.job import Job, JobSpec, ModelInfo, new_job_id
 
@@ -135,7 +135,8 @@ async def order(
     """
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
-    priority = _priority(body, here.settings.ceiling_of(asking.caller))
+    ceiling = key_of(asking.request).max_priority
+    priority = _priority(body, here.settings.max_priority if ceiling is None else ceiling)
     spec = spec_of(model, priority)
     asked = None
     if asking.key is not None:
