@@ -67,6 +67,7 @@ from jobs.errors import (
     OlderWorkers,
     Overloaded,
     QueueFull,
+    QuotaReached,
     UnknownJob,
 )
 
@@ -307,6 +308,10 @@ def problem_of(error: Exception) -> Problem:
             return Gone(str(error))
         case QueueFull():
             return QueueIsFull(str(error), retry_after=RETRY_AFTER)
+        case QuotaReached():
+            if not error.ever:
+                return QuotaTooSmall(str(error))
+            return QuotaSpent(str(error), retry_after=error.today.resets_in)
         case IdempotencyConflict():
             return KeyReused(str(error))
         case AttentionFailed():

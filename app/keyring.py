@@ -169,7 +169,7 @@ class Keyring:
             audit.info("key removed", extra={"key": key_id, "owner": old[key_id].owner})
 
     def _read_file(self) -> None:
-        """The operator's file, if it is another than before. The last reading holds where it cannot be read."""
+        """The operator's file, where it has changed. The last reading holds where it cannot be read."""
         assert self._file is not None
         try:
             found = self._file.stat()

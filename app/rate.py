@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import TooManyRequests
 from jobs.client import JobClient
+from jobs.job import DAY, Quota, Today
 
 _UNIT: Final = 2**22  # pixels of a drawing that cost a unit
 _TOLD: Final = "sagan.told"  # in the scope of a request: what its caller may still have, by name
@@ -40,6 +41,11 @@ def tell(request: Request, name: str, seconds: int, limit: int, left: int, reset
     """Let the answer say that of `limit` in so many seconds `left` are left."""
     told = request.scope.setdefault(_TOLD, {})
     told[name] = f'"{name}";q={limit};w={seconds}', f'"{name}";r={max(0, left)};t={resets_in}'
+
+
+def tell_of_day(request: Request, quota: Quota, today: Today) -> None:
+    """Let the answer say what is left of a key's images of the day."""
+    tell(request, "day", DAY, quota.images, quota.images - today.images, today.resets_in)
 
 
 class RateHeaders:

@@ -15,9 +15,9 @@ from prometheus_client import Counter as Count
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.addresses import address_of
-from app.errors import Invalid, MissingScope, TooManyRequests, Unauthorised
+from app.errors import Invalid, MissingScope, NoBroker, TooManyRequests, Unauthorised
 from app.findings import LONGEST_NAME, cut
-from app.keyring import Key, Keyring
+from app.keyring import OPEN, Key, Keyring
 from jobs.api_keys import SCOPES
 from jobs.api_keys import Scope as KeyScope
 
@@ -79,21 +79,23 @@ class Gate:
             registry=registry,
         )
 
-    async def key_of(self, request: Request) -> Key:
-        """The key of the request. Raises Unauthorised, TooManyRequests; NoBroker, KeysUnread."""
+    async def admit(self, request: Request, needed: KeyScope) -> Key:
+        """The request's key. Raises Unauthorised, MissingScope, TooManyRequests; NoBroker, KeysUnread."""
         try:
-            return await self.keyring.admit(_given(request))
+            key = await self.keyring.admit(_given(request))
+        except NoBroker:
+            if needed != "metrics":
+                raise
+            return OPEN  # what it tells is nobody's, and that the broker is away
         except Unauthorised as refused:
             if refused.reason != "absent":
                 self._wrong.count(address_of(request))
             self._note(request, refused.reason, refused.key)
             raise
-
-    def check(self, request: Request, key: Key, needed: KeyScope) -> None:
-        """Raises MissingScope."""
         if needed not in key.scopes:
             self._note(request, "scope", key.id)
             raise MissingScope(needed, [scope for scope in SCOPES if scope in key.scopes])
+        return key
 
     def _note(self, request: Request, reason: str, key: str) -> None:
         self._refused.labels(reason).inc()
@@ -126,8 +128,7 @@ class KeyedRoute(APIRoute):
 
         async def handle_keyed(request: Request) -> Response:
             gate: Gate = request.app.state.gate
-            key = request.scope[KEY] = await gate.key_of(request)
-            gate.check(request, key, needed)
+            request.scope[KEY] = await gate.admit(request, needed)
             if request.scope["query_string"]:
                 _check_names(
                     [name for name, _ in request.query_params.multi_items()],
