@@ -12,7 +12,7 @@ from typing import Any, Final, ParamSpec
 import typer
 from typer.core import TyperGroup
 
-from cli import images, measuring, service, training
+from cli import images, keys, measuring, service, training
 from cli.common import fail, refuse
 from cli.streams import forgiving
 
@@ -80,6 +80,8 @@ class _App(typer.Typer):
 app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=_ABOUT)
 data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into one file.")
 app.add_typer(data, name="data")
+api_keys = typer.Typer(no_args_is_help=True, help="Keys of a service: who may ask for what, and how much.")
+app.add_typer(api_keys, name="keys")
 
 
 def _with(extra: str, command: Callable[P, None]) -> Callable[P, None]:
@@ -101,3 +103,5 @@ def _with(extra: str, command: Callable[P, None]) -> Callable[P, None]:
 for _extra, _command in COMMANDS:
     app.command()(_with(_extra, _command))
 data.command()(_with("train", training.pack))
+for _name, _command in (("create", keys.create), ("list", keys.list_keys), ("revoke", keys.revoke)):
+    api_keys.command(_name)(_with("api", _command))
