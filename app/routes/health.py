@@ -11,9 +11,11 @@ from app.deps import Store, UseMetrics, served_model
 from app.docs import problems
 from app.errors import RETRY_AFTER, NoBroker, NoWorker
 from app.schemas import LiveOut, ReadyOut, SeenOut
+from app.security import KeyedRoute, needs
 from jobs.job import WorkerInfo
 
 router = APIRouter(tags=["health"])
+keyed = APIRouter(tags=["health"], route_class=KeyedRoute)
 
 ANSWERS_WITHIN: Final = 1.5  # seconds; whoever asks for readiness waits a second or two
 
@@ -64,7 +66,10 @@ async def seen(request: Request) -> SeenOut:
     )
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@keyed.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **problems(401)}
+)
+@needs("metrics")
 async def metrics(store: Store, metrics: UseMetrics) -> Response:
     """Prometheus: this process' requests, and the jobs, queue and workers in Redis."""
     return Response(await metrics.render(store), headers={"Content-Type": CONTENT_TYPE_LATEST})
