@@ -61,7 +61,7 @@ class Keyed:
         """Wait until both refuse the key."""
         async with asyncio.timeout(ENOUGH):
             for client in (self.first, self.second):
-                while (await client.get("/jobs", headers={"X-API-Key": key})).status_code != 401:
+                while (await client.get("/jobs", headers={"X-API-Key": key})).status_code != 401:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
 
 
