@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,6 @@ from cli.common import console, fail, tell
 
 if TYPE_CHECKING:
     from jobs.key_stores import KeyStore
-    from jobs.settings import QueueSettings
 
 T = TypeVar("T")
 
@@ -128,9 +126,10 @@ def _with_store(file: Path | None, use: Callable[[KeyStore], Awaitable[T]]) -> T
     """What `use` makes of the place where keys are. Ends with a sentence where that fails."""
     from jobs.errors import BrokerUnavailable, JobError
     from jobs.key_stores import FileKeys, RedisKeys
+    from serve.running import queue_settings
 
     async def run() -> T:
-        store: KeyStore = RedisKeys(_queue()) if file is None else FileKeys(file)
+        store: KeyStore = RedisKeys(queue_settings()) if file is None else FileKeys(file)
         try:
             return await use(store)
         finally:
@@ -149,18 +148,6 @@ def _with_store(file: Path | None, use: Callable[[KeyStore], Awaitable[T]]) -> T
         fail(said if said.endswith(".") else f"{said}.")
     except OSError as error:
         fail(error)
-
-
-def _queue() -> QueueSettings:
-    """The service's Redis: that of SAGAN_REDIS_URL, or the private one of a `sagan serve` that runs here."""
-    from jobs.settings import QueueSettings, read_settings
-    from serve.private_redis import running_url
-
-    settings = read_settings(QueueSettings)
-    private = Path(os.environ.get("SAGAN_STATE_DIR") or ".sagan") / "redis"
-    if os.environ.get("SAGAN_REDIS_URL") or (url := running_url(private)) is None:
-        return settings
-    return settings.model_copy(update={"redis_url": url})
 
 
 def _table(told: Iterable[dict[str, Any]]) -> Table:

@@ -67,19 +67,6 @@ def server_command() -> str:
     return str(get_binary_path())
 
 
-def running_url(folder: Path) -> str | None:
-    """The address of the server on the data in `folder`; None: none runs, or it is another user's."""
-    try:
-        told = dict(
-            line.split(" ", 1) for line in (folder / "redis.conf").read_text().splitlines() if " " in line
-        )
-        if not Path(told["unixsocket"]).is_socket():
-            return None
-        return f"unix://:{told['requirepass']}@{told['unixsocket']}"
-    except (OSError, KeyError):
-        return None
-
-
 def free_port() -> int:
     """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:
@@ -249,6 +236,17 @@ class PrivateRedis:
         end(self._process, seconds)
         self._process = None
         self.socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
+
+
+def url_in(folder: Path) -> str | None:
+    """The address of the server that runs on the data in `folder`; None: none does, or not for this user."""
+    try:
+        lines = (folder / "redis.conf").read_text().splitlines()
+    except OSError:
+        return None
+    told = dict(line.split(" ", 1) for line in lines if " " in line and not line.startswith("#"))
+    place, password = told.get("unixsocket", ""), told.get("requirepass", "")
+    return f"unix://:{password}@{place}" if place and Path(place).exists() else None
 
 
 def _socket_folder() -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from typer.testing import CliRunner, Result
 
 from cli import app
 from jobs.api_keys import WELL_FORMED
-from serve.private_redis import running_url
 
 
 @pytest.fixture
@@ -84,15 +82,3 @@ def test_a_place_that_cannot_be_read_is_told_in_a_line(
         said = sagan(*arguments, code=2).stderr
         assert "SAGAN_REDIS_URL" in said
         assert "hush" not in said
-
-
-def test_the_private_redis_of_a_service_that_runs_is_found(tmp_path: Path) -> None:
-    assert running_url(tmp_path) is None
-    path = tmp_path / "redis.sock"
-    (tmp_path / "redis.conf").write_text(
-        f'# a comment\nport 0\nunixsocket {path}\nrequirepass hush\nsave ""\n'
-    )
-    assert running_url(tmp_path) is None  # it has ended
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        assert running_url(tmp_path) == f"unix://:hush@{path}"
