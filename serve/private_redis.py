@@ -67,19 +67,6 @@ def server_command() -> str:
     return str(get_binary_path())
 
 
-def running_url(folder: Path) -> str | None:
-    """The address of the server on the data in `folder`; None: none runs, or it is another user's."""
-    try:
-        told = dict(
-            line.split(" ", 1) for line in (folder / "redis.conf").read_text().splitlines() if " " in line
-        )
-        if not Path(told["unixsocket"]).is_socket():
-            return None
-        return f"unix://:{told['requirepass']}@{told['unixsocket']}"
-    except (OSError, KeyError):
-        return None
-
-
 def free_port() -> int:
     """A free TCP port of 127.0.0.1."""
     with socket.socket() as probe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from datetime import timedelta
@@ -115,6 +116,10 @@ async def test_junk_does_not_make_it_read_at_every_request(serve: ClientFactory,
         for number in range(200):
             assert await asked(client, f"junk-{number}") == 401
         assert keys.looks - before <= 2  # those that come with time
+        before = keys.looks
+        wrong = [make_key("eve", keys.now)[1] for _ in range(100)]
+        assert set(await asyncio.gather(*(asked(client, key) for key in wrong))) == {401}
+        assert keys.looks - before < 50  # whoever comes meanwhile shares a reading
 
 
 @pytest.mark.parametrize("setting", ["require_keys", "keys_file"])
