@@ -8,7 +8,7 @@ from fastapi import Request
 from app.errors import Invalid
 from app.orders import LONGEST_LIFE, JobOrder, Order
 from app.webhooks import Webhooks
-from jobs.job import Context, Terms
+from jobs.job import Context, Quota, Terms
 
 # as other services have it: 90, 90s, 1m30s, 1h
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII | re.IGNORECASE)
@@ -22,11 +22,13 @@ def terms_of(request: Request, body: Order) -> Terms:
         key=getattr(scope.get("sagan.key"), "id", ""),
         traceparent=scope.get("sagan.traceparent", ""),
     )
+    images: int | None = getattr(scope.get("sagan.key"), "quota", None)
+    quota = None if images is None else Quota(context.key, images)
     webhook = None
     if isinstance(body, JobOrder) and body.webhook is not None:
         webhooks: Webhooks = request.app.state.webhooks
         webhook = webhooks.read(body.webhook, body.webhook_events)
-    return Terms(context, _expires_in(request, body), webhook)
+    return Terms(context, _expires_in(request, body), quota, webhook)
 
 
 def _expires_in(request: Request, body: Order) -> float | None:

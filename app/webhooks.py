@@ -82,8 +82,8 @@ class Webhooks:
                 retry_after=30,
             )
 
-    async def log_of(self, job_id: str, owner: str) -> WebhookOut:
-        """Raises UnknownJob."""
+    async def log_of(self, job_id: str, owner: str | None) -> WebhookOut:
+        """owner: None: whoever's it is. Raises UnknownJob."""
         return WebhookOut.of(await self.hooks.log(job_id, owner))
 
 

@@ -111,8 +111,11 @@ class Hooks:
         """Return when something new is due, or after some seconds; of several processes one hears it."""
         await self._redis.blpop([self._keys.hook_bell], timeout=RINGS)
 
-    async def log(self, job_id: str, owner: str) -> HookLog:
-        """What became of a job's webhook, also once its images have expired. Raises UnknownJob."""
+    async def log(self, job_id: str, owner: str | None) -> HookLog:
+        """What became of a job's webhook, also once its images have expired. Raises UnknownJob.
+
+        owner: None: whoever's it is.
+        """
 
         async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
@@ -122,7 +125,7 @@ class Hooks:
                 return list(await pipe.execute())
 
         record, attempts, waits = await self._turns.take(ask)
-        if (record[0] or b"").decode() != owner:
+        if record[0] is None or owner not in (None, record[0].decode()):
             raise UnknownJob(job_id)
         if record[1] is None:
             return HookLog(None, [], attempts)
