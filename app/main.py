@@ -5,7 +5,6 @@ import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -21,6 +20,7 @@ from app.docs import describe
 from app.drawing import Drawings
 from app.entrance import Doorkeeper
 from app.errors import handle_errors
+from app.exposition import Exposition
 from app.metrics import Metrics, Observe
 from app.origins import Origins
 from app.pace import Pace
@@ -32,8 +32,8 @@ from app.settings import Settings
 from app.streams import Streams
 from app.unbroken import Unbroken
 from app.v1 import Versioned
-from app.work import resting
 from jobs.client import JobClient
+from jobs.exposition import build_version
 from jobs.pubsub import cancel
 from jobs.settings import read_settings
 
@@ -59,21 +59,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     """The app; no connection is opened before its lifespan starts. settings: None reads the environment."""
     settings = settings or read_settings(Settings)
     metrics = Metrics()
+    exposition = Exposition(metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
-        store = app.state.store = JobClient.open(settings, resting)
+        store = app.state.store = JobClient.open(settings, metrics.waiting)
         drawings = app.state.drawings = Drawings(
             memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
             at_once=container.cores(),
             most=settings.max_drawings,
         )
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
+        publishing = asyncio.create_task(exposition.publish(store), name="metrics")
         doorkeeper = Doorkeeper(
             settings,
             on_stop=store.stop_waiting,
             ended=metrics.connections_ended,
             shed=metrics.requests_shed,
+            refusals=metrics.refusals,
         )
         try:
             # what a lifespan yields is each connection's state: the server's protocol finds it there
@@ -81,13 +84,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 with _collecting_less():
                     yield {"doorkeeper": doorkeeper}
         finally:
-            await cancel(following)
+            await cancel(following, publishing)
+            await exposition.leave(store)
             drawings.close()
             await store.close()
 
     app = FastAPI(
         title="Sagan",
-        version=_version(),
+        version=build_version(),
         description="Images of a class, on demand, and what the network attended to while it made them.",
         lifespan=lifespan,
         openapi_url=None,  # app.docs has both: FastAPI's page loads from a CDN, and its document knows no /v1
@@ -96,8 +100,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics
+    app.state.exposition = exposition
     app.state.wrong_keys = WrongKeys(settings.wrong_keys)
-    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
+    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller, metrics.streams)
     app.state.pace = Pace()
     handle_errors(app)
     for resource in (generate, jobs, exports, attention, attention_grid, models, openai, health):
@@ -155,10 +160,3 @@ def _show_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
-
-
-def _version() -> str:
-    try:
-        return version("sagan-service")
-    except PackageNotFoundError:
-        return "0"  # run from a checkout that was not installed
