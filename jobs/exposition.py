@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import platform
 import re
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from typing import Final
 
 from prometheus_client import disable_created_metrics
 from prometheus_client.core import InfoMetricFamily, Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from prometheus_client.samples import Exemplar, Sample
 
 # seconds; from an answer out of memory to a job that waited behind a full queue
 SECONDS: Final = (
@@ -69,16 +70,37 @@ async def read_worker(path: str) -> Sequence[Metric]:
         async with asyncio.timeout(ANSWERS_WITHIN):
             reader, writer = await asyncio.open_unix_connection(path)
             try:
-                text = (await reader.read()).decode()
+                told = await reader.read()
             finally:
                 writer.close()
-    except (OSError, TimeoutError):
+        return heard(told)
+    except (OSError, TimeoutError, ValueError):  # ValueError: cut off, as the worker ended
         return ()
-    return await asyncio.to_thread(_parse, text)  # some milliseconds
 
 
-def _parse(text: str) -> Sequence[Metric]:
-    try:
-        return tuple(text_string_to_metric_families(text))  # type: ignore[no-untyped-call]
-    except ValueError:  # cut off: the worker ended meanwhile
-        return ()
+def tell(families: Iterable[Metric]) -> bytes:
+    """Families as JSON: a tenth of the work of reading OpenMetrics."""
+    return json.dumps(
+        [
+            (family.name, family.documentation, family.type, [_told(sample) for sample in family.samples])
+            for family in families
+        ]
+    ).encode()
+
+
+def _told(sample: Sample) -> tuple[object, ...]:
+    shown = sample.exemplar
+    return sample.name, sample.labels, sample.value, shown and (shown.labels, shown.value, shown.timestamp)
+
+
+def heard(told: bytes) -> Sequence[Metric]:
+    """The families of `tell`. Raises ValueError."""
+    found = []
+    for name, text, kind, samples in json.loads(told):
+        family = Metric(name, text, kind)
+        family.samples = [
+            Sample(series, labels, value, exemplar=Exemplar(*shown) if shown else None)
+            for series, labels, value, shown in samples
+        ]
+        found.append(family)
+    return found

@@ -66,8 +66,8 @@ def run(host: str, port: int, workers: int, root_path: str | None) -> None:
 def counting_together() -> Iterator[None]:
     """The processes started meanwhile share their counts, so that a scrape of any of them shows the sum.
 
-    By prometheus_client's files: a process that ends leaves what it counted. Prometheus would take a smaller sum
-    for a new start, and count all of it again.
+    By prometheus_client's files: a process that ends leaves what it counted. Prometheus would take a smaller
+    sum for a new start, and count all of it again.
     """
     with tempfile.TemporaryDirectory(prefix="sagan-metrics-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # before they import prometheus_client

@@ -15,11 +15,10 @@ import torch
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.exposition import start_http_server
-from prometheus_client.openmetrics.exposition import generate_latest
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from jobs.exposition import SECONDS, build_info, exemplar_of
+from jobs.exposition import SECONDS, build_info, exemplar_of, tell
 from jobs.job import ModelInfo
 from jobs.settings import METRICS_SOCKET
 from worker.engine import EngineError, NotAnImage, recording
@@ -233,7 +232,7 @@ class _Teller(ThreadingUnixStreamServer):
 
             def handle(self) -> None:
                 with suppress(OSError):
-                    self.wfile.write(generate_latest(registry))  # type: ignore[no-untyped-call]
+                    self.wfile.write(tell(registry.collect()))
 
         super().__init__(path, Tell)
 
