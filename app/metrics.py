@@ -57,6 +57,8 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        for reason in ("slow", "evicted", "refused"):  # an increase from nothing is none to Prometheus
+            self.connections_ended.labels(reason)
         self.requests_shed = Counter(
             "sagan_http_requests_shed",
             "Requests refused unread, because too many were in work; not among those answered",
