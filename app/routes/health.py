@@ -5,10 +5,11 @@ from typing import Final
 
 from fastapi import APIRouter, Request, Response
 
+from app.addresses import address_of
 from app.deps import Store, served_model, state
 from app.docs import problems
 from app.errors import RETRY_AFTER, NoBroker, NoWorker
-from app.schemas import LiveOut, ReadyOut
+from app.schemas import LiveOut, ReadyOut, SeenOut
 from jobs.job import WorkerInfo
 
 router = APIRouter(tags=["health"])
@@ -46,6 +47,20 @@ async def ready(store: Store) -> ReadyOut:
 def _idles(worker: WorkerInfo) -> str | None:
     """Why a living worker makes nothing; None: it does."""
     return worker.stuck if worker.consuming else "it is not connected to the queue"
+
+
+@router.get("/health/seen")
+async def seen(request: Request) -> SeenOut:
+    """What this service takes you for, behind proxies too: `sagan doctor` compares it with what should be."""
+    names = {name for name in request.headers if name.startswith("x-forwarded-") or name == "forwarded"}
+    return SeenOut(
+        address=address_of(request),
+        scheme=request.url.scheme,
+        host=request.headers.get("host", ""),
+        prefix=request.scope.get("root_path", ""),
+        proxied=request.scope.get("sagan.proxied", False),
+        forwarded=sorted(names),
+    )
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
