@@ -117,6 +117,14 @@ class Spent:
     resets_in: int  # seconds
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What became of a job when an image of it was stored."""
+
+    goes_on: bool  # False: it has ended, with this image or before, or is unknown
+    ended: tuple[float, float] | None = None  # with this image: seconds that it waited, and took altogether
+
+
 Created = tuple[Job, bool] | QueueFull | QuotaReached | IdempotencyConflict  # the job, and whether it is new
 
 
@@ -202,14 +210,11 @@ class Scripts:
         args += [*entering, *survived]
         return Call("begin", args, lambda answer: {job_id.decode() for job_id in answer})
 
-    def save(self, images: Sequence[tuple[str, int, bytes]]) -> Call[list[bool]]:
-        """Store images (job, index, PNG), those of one job side by side; the last of a job ends it.
-
-        Answers for each image whether its job goes on.
-        """
+    def save(self, images: Sequence[tuple[str, int, bytes]]) -> Call[list[Saved]]:
+        """Store images (job, index, PNG), those of one job side by side; the last of a job ends it."""
         times = (self._settings.result_ttl, self._settings.record_ttl)
         parts = [part for image in images for part in image]
-        return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(bool, answer)))
+        return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(_saved, answer)))
 
     def claim_attention(
         self, job: Job, image: int, layer: str, caller: str, seconds: int, format: int = PLAIN
@@ -273,6 +278,12 @@ def _extras(job: NewJob, context: str) -> str:
     if job.terms.webhook is not None:
         fields += ["webhook", webhook_field(job.terms.webhook, job.caller or job.owner)]
     return json.dumps(fields) if fields else ""
+
+
+def _saved(answer: Any) -> Saved:
+    return (
+        Saved(False, (float(answer[0]), float(answer[1]))) if isinstance(answer, list) else Saved(answer == 1)
+    )
 
 
 def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Created:
