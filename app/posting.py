@@ -95,7 +95,7 @@ class Poster:
             return Answer(reason=str(error))
         except TimeoutError:
             return Answer(reason=f"no answer within {self._seconds:g} s")
-        except (httpx.HTTPError, OSError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
             return Answer(reason=_cut(f"no answer: {str(error) or type(error).__name__}"))
 
     async def _send(

@@ -140,10 +140,9 @@ class Sender:
 
     async def _deliver(self, delivery: Delivery, now: datetime) -> None:
         """now: by Redis' clock."""
+        began = monotonic()
         try:
-            began = monotonic()
-            body = self._body(delivery)
-            answer = await self._poster.post(delivery.url, self._headers(delivery, now, body), body.encode())
+            answer = await self._try(delivery, now)
             await self._settle(delivery, answer, now, monotonic() - began)
         except asyncio.CancelledError:
             with suppress(JobError, RedisError, OSError):
@@ -151,8 +150,14 @@ class Sender:
             raise
         except (JobError, RedisError, OSError) as error:  # its lease ends, and it is tried again
             log.warning("Redis could not be told of a webhook: %s", error, extra=_fields(delivery))
-        except Exception:
+
+    async def _try(self, delivery: Delivery, now: datetime) -> Answer:
+        try:
+            body = self._body(delivery)
+            return await self._poster.post(delivery.url, self._headers(delivery, now, body), body.encode())
+        except Exception:  # it counts as a try: one that breaks each time must come to its end
             log.exception("a webhook broke on our side", extra=_fields(delivery))
+            return Answer(reason="it broke on our side; the server's log has it under the job's id")
 
     def _body(self, delivery: Delivery) -> str:
         state = {"start": "started", "progress": "progress", "end": delivery.job.state}[delivery.event]

@@ -214,9 +214,11 @@ async def test_what_has_expired_is_forgotten(outbox: Outbox) -> None:
 
 @asynccontextmanager
 async def sending(outbox: Outbox, certificate: Path) -> AsyncIterator[CollectorRegistry]:
-    """A sender whose names are all 127.0.0.1."""
+    """A sender whose names are all 127.0.0.1, but for one that breaks the resolver."""
 
     async def resolve(name: str, port: int) -> list[str]:
+        if name == "broken.test":
+            raise RuntimeError("a mistake of ours")
         return ["127.0.0.1"]
 
     registry = CollectorRegistry()
@@ -301,6 +303,10 @@ async def test_what_fails_is_tried_again_until_it_is_given_up(redis_url: str, ce
         outbox.begin(job)
         assert [one.outcome for one in (await until(outbox, job, 1)).attempts] == ["gone"]
         outbox.save(job, 0, 1, 2)
+
+        job = await outbox.order("https://broken.test/", ("end",))
+        await outbox.store.cancel(job.id, job.owner)
+        assert [one.outcome for one in (await until(outbox, job, 3)).attempts] == ["failed", "failed", "given up"]
 
         receiver.then = [answers(503, retry_after="1")]
         job = await outbox.order(url, ("end",))
