@@ -1,4 +1,4 @@
-"""What watching costs: logs, metrics, traces, keys, webhooks, results elsewhere; each alone, and all together.
+"""What watching costs: logs, metrics, traces, keys, webhooks, results elsewhere; alone and together.
 
     python -m benchmarks.watching [--seconds 5] [--rounds 3] [--clients 8]
 
