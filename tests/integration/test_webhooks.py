@@ -306,7 +306,11 @@ async def test_what_fails_is_tried_again_until_it_is_given_up(redis_url: str, ce
 
         job = await outbox.order("https://broken.test/", ("end",))
         await outbox.store.cancel(job.id, job.owner)
-        assert [one.outcome for one in (await until(outbox, job, 3)).attempts] == ["failed", "failed", "given up"]
+        assert [one.outcome for one in (await until(outbox, job, 3)).attempts] == [
+            "failed",
+            "failed",
+            "given up",
+        ]
 
         receiver.then = [answers(503, retry_after="1")]
         job = await outbox.order(url, ("end",))
