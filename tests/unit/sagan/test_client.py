@@ -91,10 +91,8 @@ def test_two_orders_have_two_keys_and_a_key_of_ones_own_is_sent() -> None:
 
 def test_who_is_to_be_told_is_passed_on() -> None:
     service = Service(job(), job())
-    client, told = (
-        service.client(),
-        {"webhook": "https://example.com/hook", "webhook_events": ["start", "end"]},
-    )
+    client = service.client()
+    told: dict[str, Any] = {"webhook": "https://example.com/hook", "webhook_events": ["start", "end"]}
     client.generate("cat", webhook="https://example.com/hook", webhook_events=["start", "end"])
     client.morph([{"class_id": "cat"}, {"class_id": "dog"}], **told)
     assert [json.loads(request.content).items() >= told.items() for request in service.asked] == [True, True]
