@@ -245,3 +245,17 @@ async def test_names_are_resolved_as_the_system_does(monkeypatch: pytest.MonkeyP
             await names.resolve("b.example", 443)
         assert await waiting == []
     assert await names.resolve("c.example", 443) == []
+
+
+async def test_a_receiver_may_have_an_address_of_ipv6(certificate: Path, tls: ssl.SSLContext) -> None:
+    try:
+        server = receiving(certificate, "::1")
+        receiver = await server.__aenter__()
+    except OSError:
+        pytest.skip("there is no IPv6 here")
+    poster = Poster(Receivers(["::1"]), 5, tls, Resolver(["::1"]))
+    assert (await poster.post(f"https://hooks.test:{receiver.port}/", {}, b"{}")).delivered
+    await server.__aexit__(None, None, None)
+    async with receiving(None, "::1") as plain:
+        assert (await poster.post(f"http://[::1]:{plain.port}/", {}, b"{}")).delivered
+        assert plain.told[0].headers["host"] == f"[::1]:{plain.port}"
