@@ -64,8 +64,11 @@ Caller = Annotated[str, Depends(caller_of)]
 
 
 def counted_as(request: Request, owner: str) -> str:
-    """Who pays for what the request has computed: the key's owner, or without keys the client's address."""
-    owner = security.key_of(request).owner  # who asks, also where an admin looks at what is another's
+    """Who pays for what the request has computed of an owner's job: who asks, and that may be an admin.
+
+    The owner that the key has, or without keys the client's address.
+    """
+    owner = security.key_of(request).owner
     return address_of(request) if owner == EVERYBODY else owner
 
 
