@@ -12,7 +12,7 @@ from typing import Any, Final, ParamSpec
 import typer
 from typer.core import TyperGroup
 
-from cli import images, measuring, operating, service, training
+from cli import images, keys, measuring, operating, service, training
 from cli.common import fail, refuse
 from cli.streams import forgiving
 
@@ -83,6 +83,8 @@ data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into
 app.add_typer(data, name="data")
 queue = typer.Typer(no_args_is_help=True, help="Everybody's jobs, in Redis: list, inspect, cancel.")
 app.add_typer(queue, name="queue")
+api_keys = typer.Typer(no_args_is_help=True, help="Keys of a service: who may ask for what, and how much.")
+app.add_typer(api_keys, name="keys")
 
 
 def _with(extra: str, command: Callable[P, None]) -> Callable[P, None]:
@@ -107,3 +109,5 @@ data.command()(_with("train", training.pack))
 queue.command("list")(_with("api", operating.list_jobs))
 queue.command()(_with("api", operating.inspect))
 queue.command()(_with("api", operating.cancel))
+for _name, _command in (("create", keys.create), ("list", keys.list_keys), ("revoke", keys.revoke)):
+    api_keys.command(_name)(_with("api", _command))

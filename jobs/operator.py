@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from redis import Redis
 
+from jobs.api_keys import owner_name
 from jobs.errors import NewerFormat
 from jobs.job import ENDED, Job, State, WorkerInfo
 from jobs.keys import Keys
@@ -33,7 +34,9 @@ class Row:
         """Whether it is a caller's: an owner, an address, the id of a key; or the first letters of one."""
         names = (self.job.owner, self.caller, self.job.context.key)
         return any(
-            name == caller or (len(caller) >= SHORTEST and name.startswith(caller)) for name in names if name
+            name in (caller, owner_name(caller)) or (len(caller) >= SHORTEST and name.startswith(caller))
+            for name in names
+            if name
         )
 
 

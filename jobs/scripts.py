@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from importlib.resources import files
@@ -16,8 +16,8 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from redis.exceptions import NoScriptError
 
-from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
-from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms
+from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, QuotaReached, ShareFull
+from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms, Today
 from jobs.keys import Keys
 from jobs.records import CONTEXT, SPEC, read_context, read_job
 from jobs.settings import QueueSettings
@@ -114,7 +114,7 @@ class Saved:
     ended: tuple[float, float] | None = None  # with this image: seconds that it waited, and took altogether
 
 
-Created = tuple[Job, bool] | QueueFull | IdempotencyConflict  # the job, and whether it is new
+Created = tuple[Job, bool] | QueueFull | QuotaReached | IdempotencyConflict  # the job, and whether it is new
 
 
 class Scripts:
@@ -262,6 +262,8 @@ def _extras(terms: Terms, context: str) -> str:
     fields: list[str] = []
     if terms.context != NOWHERE:
         fields += ["context", context]
+    if terms.quota is not None:  # create.lua counts it
+        fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
     return json.dumps(fields) if fields else ""
 
 
@@ -278,13 +280,15 @@ def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Crea
             lives = job.terms.expires_in
             deadline = None if lives is None else created_at + timedelta(seconds=lives)
             context = job.terms.context
-            return Job(
-                job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context
-            ), True
+            made = Job(job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context)
+            return (replace(made, today=Today(*map(int, record))) if record else made), True
         case b"full":
             return QueueFull(int(detail))
         case b"share":
             return ShareFull(int(detail))
+        case b"quota":
+            assert job.terms.quota is not None
+            return QuotaReached(job.spec.count, job.terms.quota, Today(int(detail), *map(int, record)))
         case b"conflict":
             return IdempotencyConflict(str(job.idempotency_key))
         case _:  # "again" or "known"

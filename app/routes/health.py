@@ -10,9 +10,11 @@ from app.deps import Store, served_model, state
 from app.docs import problems
 from app.errors import RETRY_AFTER, NoBroker, NoWorker
 from app.schemas import LiveOut, ReadyOut, SeenOut
+from app.security import KeyedRoute, needs
 from jobs.job import WorkerInfo
 
 router = APIRouter(tags=["health"])
+keyed = APIRouter(tags=["health"], route_class=KeyedRoute)
 
 ANSWERS_WITHIN: Final = 1.5  # seconds; whoever asks for readiness waits a second or two
 
@@ -63,7 +65,10 @@ async def seen(request: Request) -> SeenOut:
     )
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@keyed.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **problems(401)}
+)
+@needs("metrics")
 async def metrics(request: Request, store: Store) -> Response:
     """For Prometheus: requests; of one API service on a Redis the queue; under `sagan serve` the worker.
 
