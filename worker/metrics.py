@@ -75,6 +75,12 @@ class WorkerMetrics:
         self._took = self._histogram("sagan_job_seconds", "From a job's order to its last image in Redis")
         self._forward = self._histogram("sagan_forward_seconds", "A forward of the network")
         self._size = self._histogram("sagan_forward_images", "Images in a forward", IMAGES)
+        self.storing = Histogram(
+            "sagan_store_seconds",
+            "From a forward's end to its images in the store, encoding included",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self._images = self._counter("sagan_images", "Images made")
         self._busy = self._counter("sagan_device_busy_seconds", "Seconds in forwards and attention maps")
         self._maps = self._counter("sagan_attention_maps", "Attention maps made")

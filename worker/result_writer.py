@@ -32,7 +32,7 @@ class ResultWriter:
 
     def take(self, images: Sequence[Made]) -> None:
         """Store the images of a forward; a job ends when its last image is stored."""
-        self._work.put(partial(self._store_all, images))
+        self._work.put(partial(self._store_all, images, monotonic()))
 
     def do(self, work: Callable[[], None]) -> None:
         """Call a function after all that was taken before. It may wait for Redis, and must not raise."""
@@ -47,9 +47,11 @@ class ResultWriter:
         while (work := self._work.get()) is not None:
             work()
 
-    def _store_all(self, images: Sequence[Made]) -> None:
+    def _store_all(self, images: Sequence[Made], since: float) -> None:
+        """since: monotonic() of the forward's end."""
         try:
             self._save(images)
+            self._metrics.storing.observe(monotonic() - since)
         except Stopping as stopping:
             _end(images, stopping)
         except Exception as error:  # the thread must go on for other jobs
