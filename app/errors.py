@@ -32,6 +32,7 @@
         ├── NoWorker
         ├── TooMuchAsked     of Redis, or of this process
         ├── NoBroker
+        ├── NoStore          of images and maps
         ├── Busy             too many drawings wait
         ├── TooManyConnections
         └── Stopping             the server ends before the answer is there
@@ -63,6 +64,8 @@ from jobs.errors import (
     OlderWorkers,
     Overloaded,
     QueueFull,
+    ResultGone,
+    StoreUnavailable,
     UnknownJob,
 )
 
@@ -241,6 +244,10 @@ class NoBroker(Unavailable):
     slug, title = "no-broker", "The broker does not answer"
 
 
+class NoStore(Unavailable):
+    slug, title = "no-store", "The store of the results does not answer"
+
+
 class TooManyConnections(Unavailable):
     slug, title = "too-many-connections", "Too many connections"
 
@@ -270,8 +277,10 @@ def problem_of(error: Exception) -> Problem:
             return _of_http(error)
         case UnknownJob():
             return NotFound(str(error))
-        case ExpiredJob():
+        case ExpiredJob() | ResultGone():
             return Gone(str(error))
+        case StoreUnavailable():
+            return NoStore(str(error), retry_after=RETRY_AFTER)
         case QueueFull():
             return QueueIsFull(str(error), retry_after=RETRY_AFTER)
         case IdempotencyConflict():

@@ -21,6 +21,8 @@ from jobs.errors import (
     ExpiredJob,
     JobError,
     OlderWorkers,
+    PurgedJob,
+    StoreUnavailable,
     UnknownJob,
 )
 from jobs.fleet import FleetReader, format_for, newest_format
@@ -44,7 +46,8 @@ from jobs.job import (
 from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Waiting, Watch
 from jobs.records import as_time, ended_job, read_job
-from jobs.scripts import Created, NewJob, Scripts, Spent
+from jobs.results import Stores, image_name, is_reference, map_name
+from jobs.scripts import Created, NewJob, Purged, Scripts, Spent
 from jobs.settings import QueueSettings
 
 log = logging.getLogger(__name__)
@@ -85,13 +88,16 @@ class JobClient:
     def __init__(self, redis: Any, settings: QueueSettings, waiting: Waiting = nullcontext) -> None:
         """redis: from open_redis. Any: redis-py's types allow for text and bytes everywhere.
 
-        waiting: entered around every wait for a worker.
+        waiting: entered around every wait for a worker. Raises StoreUnavailable for an object store that
+        cannot be opened.
         """
         self._redis = redis
         self._settings = settings
         self._turns = Turns()
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
+        self._stores = Stores.open(settings.result_store)
+        self._waiting = waiting
         self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
         self._subscriber = Subscriber(redis, self._keys.channel(self._node), waiting)
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
@@ -196,7 +202,7 @@ class JobClient:
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
         if _expired(job, now):
-            raise ExpiredJob(job_id)
+            raise PurgedJob(job_id) if job.purged else ExpiredJob(job_id)
         late = job.deadline is not None and not job.ended and job.deadline <= now
         # workers cancel it within a second, where there are any
         if late and await self._scripts.expire().arun(self._redis):
@@ -220,21 +226,54 @@ class JobClient:
         _, (rank,) = await self._commands.ask((("ZRANK", self._keys.queued, job.id),))
         return 0 if rank is None else int(rank)
 
-    @_asks_redis
     async def image(self, job: Job, index: int) -> bytes | None:
-        """PNG of one image; None before it is made. Raises ExpiredJob."""
-        png: bytes | None = await self._redis.hget(self._keys.images(job.id), str(index))
-        if png is None:
-            await self._still_there(job)
-        return png
+        """PNG of one image; None before it is made. Raises ExpiredJob, ResultGone, StoreUnavailable."""
+        found = await self._kept(job, index)
+        return None if found is None else await self._read(found, image_name(job.id, index))
+
+    async def _read(self, kept: bytes, name: str) -> bytes:
+        """The file that Redis has, or a store has for it. Raises ResultGone, StoreUnavailable."""
+        if not is_reference(kept):
+            return kept
+        with self._waiting():
+            return await self._stores.of(kept).get(name)
+
+    async def images(self, job: Job) -> list[bytes | None]:
+        """PNG of every image; None where it is not made yet. Raises as `image`."""
+        found = await self._all_kept(job)
+        names = [image_name(job.id, index) for index in range(job.spec.count)]
+        if not any(map(is_reference, found.values())):
+            return [found.get(index) for index in range(job.spec.count)]
+        with self._waiting():
+            files = await asyncio.gather(*(self._stores.read(found[k], names[k]) for k in found))
+        read = dict(zip(found, files, strict=True))
+        return [read.get(index) for index in range(job.spec.count)]
+
+    async def address(self, job: Job, index: int, method: str, seconds: float) -> str | None:
+        """Where the store hands an image to anybody, for so long; None: it has no such address, or no image.
+
+        Raises ExpiredJob, StoreUnavailable.
+        """
+        found = await self._kept(job, index)
+        if found is None or not is_reference(found):
+            return None
+        return await self._stores.of(found).sign(method, image_name(job.id, index), seconds)
 
     @_asks_redis
-    async def images(self, job: Job) -> list[bytes | None]:
-        """PNG of every image; None where it is not made yet. Raises ExpiredJob."""
+    async def _kept(self, job: Job, index: int) -> bytes | None:
+        """An image, or the reference to it; None before it is made."""
+        found: bytes | None = await self._redis.hget(self._keys.images(job.id), str(index))
+        if found is None:
+            await self._still_there(job)
+        return found
+
+    @_asks_redis
+    async def _all_kept(self, job: Job) -> dict[int, bytes]:
+        """The images that are made, or references to them, by index."""
         found = await self._redis.hgetall(self._keys.images(job.id))
         if not found:
             await self._still_there(job)
-        return [found.get(str(index).encode()) for index in range(job.spec.count)]
+        return {int(index): kept for index, kept in found.items()}
 
     @_asks_redis
     async def recent(
@@ -269,6 +308,30 @@ class JobClient:
         await self.get(job_id, owner)
         await self._scripts.end(job_id, "cancelled").arun(self._redis)
         return await self.get(job_id, owner)
+
+    async def purge(self, job_id: str, owner: str) -> tuple[Job, bool]:
+        """Take a job's images and attention maps away; an open one is cancelled first.
+
+        The job as it is then, and whether all files are deleted: a store that does not answer has them
+        deleted by a worker when it is back. Raises UnknownJob, ExpiredJob.
+        """
+        job = await self.get(job_id, owner)
+        left, ended = await self._purge(job)
+        names = [image_name(job_id, index) for index in range(job.spec.count)]
+        names += [map_name(job_id, *place) for place in left.maps]
+        try:
+            for url in left.stores:
+                await self._stores.of(url.encode()).remove(names)
+        except StoreUnavailable:
+            return ended, False
+        return ended, True
+
+    @_asks_redis
+    async def _purge(self, job: Job) -> tuple[Purged, Job]:
+        left = await self._scripts.purge(job.id).arun(self._redis)
+        if left is None:  # by somebody else, a moment ago
+            raise PurgedJob(job.id)
+        return left, read_job(job.id, await self._redis.hgetall(self._keys.job(job.id)))
 
     @_asks_redis
     async def events(self, job_id: str, last_id: str = "0") -> list[tuple[str, dict[str, object]]]:
@@ -356,15 +419,23 @@ class JobClient:
         """Take `cost` units from what the caller may spend in this minute, unless that exceeds `limit`."""
         return await self._scripts.spend(caller, cost, limit).arun(self._redis)
 
-    @_asks_redis
     async def attention(self, job: Job, image: int, layer: str) -> AttentionMap | None:
-        """The map; None before it is made. Raises AttentionFailed, with the worker's reason."""
-        data = await self._redis.get(self._keys.attention(job.id, image, layer))
+        """The map; None before it is made.
+
+        Raises AttentionFailed, with the worker's reason, and ResultGone, StoreUnavailable.
+        """
+        data = await self._kept_map(job, image, layer)
         if data is None:
             return None
         if data.startswith(FAILED):
             raise AttentionFailed(data.removeprefix(FAILED).decode())
+        data = await self._read(data, map_name(job.id, image, layer))
         return await asyncio.to_thread(AttentionMap.from_bytes, data)  # milliseconds
+
+    @_asks_redis
+    async def _kept_map(self, job: Job, image: int, layer: str) -> bytes | None:
+        found: bytes | None = await self._redis.get(self._keys.attention(job.id, image, layer))
+        return found
 
     @_asks_redis
     async def has_attention(self, job: Job, image: int, layer: str) -> bool:
