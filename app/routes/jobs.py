@@ -171,7 +171,7 @@ async def cancel_job(
 @router.get(
     "/{job_id}/images/{index}",
     response_class=Response,
-    responses={307: {"description": "With `redirect=true`: the image in its store."}, **PICTURE},
+    responses={302: {"description": "With `redirect=true`: the image in its store."}, **PICTURE},
 )
 async def read_image(
     index: int, asked: Annotated[WantedImage, Query()], request: Request, job: Found
@@ -243,7 +243,7 @@ async def _elsewhere(request: Request, job: Job, index: int, asked: WantedImage)
     address = await state(request).store.address(job, index, request.method, seconds)
     if address is None:
         return None
-    return Response(status_code=307, headers={"Location": address, "Cache-Control": "private, no-store"})
+    return Response(status_code=302, headers={"Location": address, "Cache-Control": "private, no-store"})
 
 
 def _grid_recipe(job: Job, asked: Enlargement) -> str:
