@@ -195,13 +195,13 @@ class JobClient:
         return job, None
 
     @_shares_a_call
-    async def get(self, job_id: str, owner: str) -> Job:
-        """The job as it is now. Raises UnknownJob, ExpiredJob."""
+    async def get(self, job_id: str, owner: str, *, expired: bool = False) -> Job:
+        """The job as it is now. Raises UnknownJob, and ExpiredJob unless that is `expired` as well."""
         now, (record,) = await self._commands.ask((("HGETALL", self._keys.job(job_id)),))
         if not record or record[b"owner"].decode() != owner:
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
-        if _expired(job, now):
+        if _expired(job, now) and not expired:
             raise PurgedJob(job_id) if job.purged else ExpiredJob(job_id)
         late = job.deadline is not None and not job.ended and job.deadline <= now
         # workers cancel it within a second, where there are any
@@ -313,9 +313,9 @@ class JobClient:
         """Take a job's images and attention maps away; an open one is cancelled first.
 
         The job as it is then, and whether all files are deleted: a store that does not answer has them
-        deleted by a worker when it is back. Raises UnknownJob, ExpiredJob.
+        deleted by a worker when it is back. A second time changes nothing. Raises UnknownJob.
         """
-        job = await self.get(job_id, owner)
+        job = await self.get(job_id, owner, expired=True)
         left, ended = await self._purge(job)
         names = [image_name(job_id, index) for index in range(job.spec.count)]
         names += [map_name(job_id, *place) for place in left.maps]
@@ -329,8 +329,8 @@ class JobClient:
     @_asks_redis
     async def _purge(self, job: Job) -> tuple[Purged, Job]:
         left = await self._scripts.purge(job.id).arun(self._redis)
-        if left is None:  # by somebody else, a moment ago
-            raise PurgedJob(job.id)
+        if left is None:
+            return Purged((), ()), job
         return left, read_job(job.id, await self._redis.hgetall(self._keys.job(job.id)))
 
     @_asks_redis

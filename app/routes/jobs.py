@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import formats, negotiation, pictures, rate, recipes
 from app.addresses import address_of
-from app.deps import ANSWERS_JOB, Caller, Found, Store, charge, counted_as, state
+from app.deps import ANSWERS_JOB, Caller, Found, Known, Store, charge, counted_as, state
 from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
@@ -155,11 +155,12 @@ async def included_images(request: Request, job: Job, included: Included) -> lis
     },
 )
 async def cancel_job(
-    request: Request, response: Response, job: Found, store: Store, caller: Caller, purge: Purge = False
+    request: Request, response: Response, job: Known, store: Store, caller: Caller, purge: Purge = False
 ) -> JobOut:
     """Cancel: images that no forward has begun are never made. A job that has ended stays as it is.
 
-    With `purge=true` its images and attention maps are gone as well, and the job answers 410.
+    With `purge=true` its images and attention maps are taken away as well: the job answers 410 from then on,
+    and a second purge changes nothing.
     """
     if not purge:
         return present(request, await store.cancel(job.id, caller), None)
