@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -16,19 +15,16 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
 from jobs.errors import (
-    AttentionFailed,
     BrokerUnavailable,
     ExpiredJob,
     JobError,
     OlderWorkers,
     PurgedJob,
-    StoreUnavailable,
     UnknownJob,
 )
 from jobs.fleet import FleetReader, format_for, newest_format
 from jobs.job import (
     ENDED,
-    FAILED,
     FORMAT,
     PLAIN,
     USUAL,
@@ -43,10 +39,11 @@ from jobs.job import (
     attention_channel_key,
     new_job_id,
 )
+from jobs.kept import Kept
 from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Waiting, Watch
 from jobs.records import as_time, ended_job, read_job
-from jobs.results import Stores, image_name, is_reference, map_name
+from jobs.results import Stores
 from jobs.scripts import Created, NewJob, Purged, Scripts, Spent
 from jobs.settings import QueueSettings
 
@@ -96,8 +93,8 @@ class JobClient:
         self._turns = Turns()
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
-        self._stores = Stores.open(settings.result_store)
-        self._waiting = waiting
+        stores = Stores.open(settings.result_store)
+        self._kept = Kept(redis, self._keys, self._turns, stores, waiting)
         self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
         self._subscriber = Subscriber(redis, self._keys.channel(self._node), waiting)
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
@@ -228,52 +225,15 @@ class JobClient:
 
     async def image(self, job: Job, index: int) -> bytes | None:
         """PNG of one image; None before it is made. Raises ExpiredJob, ResultGone, StoreUnavailable."""
-        found = await self._kept(job, index)
-        return None if found is None else await self._read(found, image_name(job.id, index))
-
-    async def _read(self, kept: bytes, name: str) -> bytes:
-        """The file that Redis has, or a store has for it. Raises ResultGone, StoreUnavailable."""
-        if not is_reference(kept):
-            return kept
-        with self._waiting():
-            return await self._stores.of(kept).get(name)
+        return await self._kept.image(job, index)
 
     async def images(self, job: Job) -> list[bytes | None]:
         """PNG of every image; None where it is not made yet. Raises as `image`."""
-        found = await self._all_kept(job)
-        names = [image_name(job.id, index) for index in range(job.spec.count)]
-        if not any(map(is_reference, found.values())):
-            return [found.get(index) for index in range(job.spec.count)]
-        with self._waiting():
-            files = await asyncio.gather(*(self._stores.read(found[k], names[k]) for k in found))
-        read = dict(zip(found, files, strict=True))
-        return [read.get(index) for index in range(job.spec.count)]
+        return await self._kept.images(job)
 
     async def address(self, job: Job, index: int, method: str, seconds: float) -> str | None:
-        """Where the store hands an image to anybody, for so long; None: it has no such address, or no image.
-
-        Raises ExpiredJob, StoreUnavailable.
-        """
-        found = await self._kept(job, index)
-        if found is None or not is_reference(found):
-            return None
-        return await self._stores.of(found).sign(method, image_name(job.id, index), seconds)
-
-    @_asks_redis
-    async def _kept(self, job: Job, index: int) -> bytes | None:
-        """An image, or the reference to it; None before it is made."""
-        found: bytes | None = await self._redis.hget(self._keys.images(job.id), str(index))
-        if found is None:
-            await self._still_there(job)
-        return found
-
-    @_asks_redis
-    async def _all_kept(self, job: Job) -> dict[int, bytes]:
-        """The images that are made, or references to them, by index."""
-        found = await self._redis.hgetall(self._keys.images(job.id))
-        if not found:
-            await self._still_there(job)
-        return {int(index): kept for index, kept in found.items()}
+        """Where a store hands an image to anybody, for so long; None: nowhere (see Kept.address)."""
+        return await self._kept.address(job, index, method, seconds)
 
     @_asks_redis
     async def recent(
@@ -304,10 +264,10 @@ class JobClient:
 
     @_asks_redis
     async def cancel(self, job_id: str, owner: str) -> Job:
-        """End a job; no further image of it is made. A job that has ended stays as it is."""
-        await self.get(job_id, owner)
+        """End a job; no further image of it is made. A job that has ended, or expired, stays as it is."""
+        await self.get(job_id, owner, expired=True)
         await self._scripts.end(job_id, "cancelled").arun(self._redis)
-        return await self.get(job_id, owner)
+        return await self.get(job_id, owner, expired=True)
 
     async def purge(self, job_id: str, owner: str) -> tuple[Job, bool]:
         """Take a job's images and attention maps away; an open one is cancelled first.
@@ -317,14 +277,7 @@ class JobClient:
         """
         job = await self.get(job_id, owner, expired=True)
         left, ended = await self._purge(job)
-        names = [image_name(job_id, index) for index in range(job.spec.count)]
-        names += [map_name(job_id, *place) for place in left.maps]
-        try:
-            for url in left.stores:
-                await self._stores.of(url.encode()).remove(names)
-        except StoreUnavailable:
-            return ended, False
-        return ended, True
+        return ended, await self._kept.delete(job, left)
 
     @_asks_redis
     async def _purge(self, job: Job) -> tuple[Purged, Job]:
@@ -420,22 +373,8 @@ class JobClient:
         return await self._scripts.spend(caller, cost, limit).arun(self._redis)
 
     async def attention(self, job: Job, image: int, layer: str) -> AttentionMap | None:
-        """The map; None before it is made.
-
-        Raises AttentionFailed, with the worker's reason, and ResultGone, StoreUnavailable.
-        """
-        data = await self._kept_map(job, image, layer)
-        if data is None:
-            return None
-        if data.startswith(FAILED):
-            raise AttentionFailed(data.removeprefix(FAILED).decode())
-        data = await self._read(data, map_name(job.id, image, layer))
-        return await asyncio.to_thread(AttentionMap.from_bytes, data)  # milliseconds
-
-    @_asks_redis
-    async def _kept_map(self, job: Job, image: int, layer: str) -> bytes | None:
-        found: bytes | None = await self._redis.get(self._keys.attention(job.id, image, layer))
-        return found
+        """The map; None before it is made. Raises AttentionFailed, ResultGone, StoreUnavailable."""
+        return await self._kept.map(job, image, layer)
 
     @_asks_redis
     async def has_attention(self, job: Job, image: int, layer: str) -> bool:
@@ -466,12 +405,6 @@ class JobClient:
         """A small picture of each class, as one sheet (WebP); None: not made yet."""
         _, (sheet,) = await self._commands.ask((("GET", self._keys.previews(model.version)),))
         return sheet or None
-
-    async def _still_there(self, job: Job) -> None:
-        # of a job that was cancelled or failed, images that were never made are no expired ones
-        ended, images = job.expires_at is not None and job.done > 0, self._keys.images(job.id)
-        if ended and (job.state == "succeeded" or not await self._redis.exists(images)):
-            raise ExpiredJob(job.id)
 
 
 def _expired(job: Job, now: datetime) -> bool:

@@ -151,7 +151,7 @@ async def included_images(request: Request, job: Job, included: Included) -> lis
             "model": JobOut,
             "description": "Purged; a store that does not answer deletes the files later.",
         },
-        **problems(401, 403, 404, 410, 422, 503),
+        **problems(401, 403, 404, 422, 503),
     },
 )
 async def cancel_job(
@@ -159,8 +159,8 @@ async def cancel_job(
 ) -> JobOut:
     """Cancel: images that no forward has begun are never made. A job that has ended stays as it is.
 
-    With `purge=true` its images and attention maps are taken away as well: the job answers 410 from then on,
-    and a second purge changes nothing.
+    With `purge=true` its images and attention maps are taken away as well: it answers 410 from then on. A
+    second time changes nothing.
     """
     if not purge:
         return present(request, await store.cancel(job.id, caller), None)
