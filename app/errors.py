@@ -6,7 +6,9 @@
     ├── Unauthorised        401  no valid key where keys are set
     ├── ForeignHost         403  asked under a name that is not ours
     ├── ForeignOrigin       403  a page of another site asked
+    ├── MissingScope        403  the key may not do this
     ├── PriorityTooHigh     403  above what this caller may ask for
+    ├── QuotaTooSmall       403  more images than the key may ask for in a day
     ├── NotFound            404  no such address, job, image, layer or point
     │   ├── UnknownClass
     │   └── UnknownModel
@@ -26,13 +28,15 @@
     ├── Invalid             422  a value outside its bounds
     │   └── KeyReused            an Idempotency-Key with another request
     ├── TooManyRequests     429  with Retry-After
-    │   └── QueueIsFull
+    │   ├── QueueIsFull
+    │   └── QuotaSpent           the images of the day
     ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
         ├── TooMuchAsked     of Redis, or of this process
         ├── NoBroker
         ├── NoStore          of images and maps
+        ├── KeysUnread       a key that was not known before, while keys cannot be read
         ├── Busy             too many drawings wait
         ├── TooManyConnections
         └── Stopping             the server ends before the answer is there
@@ -64,6 +68,7 @@ from jobs.errors import (
     OlderWorkers,
     Overloaded,
     QueueFull,
+    QuotaReached,
     ResultGone,
     StoreUnavailable,
     UnknownJob,
@@ -97,6 +102,11 @@ class Problem(Exception):
 class Unauthorised(Problem):
     status, slug, title = 401, "unauthorised", "A key is needed"
 
+    def __init__(self, detail: str, *, reason: str, key: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason  # absent, unknown, expired, revoked
+        self.key = key  # its id; "": not known
+
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
 
@@ -117,8 +127,24 @@ class ForeignOrigin(Problem):
     status, slug, title = 403, "foreign-origin", "Asked by a page of another site"
 
 
+class MissingScope(Problem):
+    """The key is valid, and may not do this."""
+
+    status, slug, title = 403, "missing-scope", "Not within the scopes of the key"
+
+    def __init__(self, needed: str, scopes: Sequence[str]) -> None:
+        super().__init__(
+            f"This needs a key with the scope {needed}, and this one has {', '.join(scopes)}. "
+            "Ask whoever made it for another."
+        )
+
+
 class PriorityTooHigh(Problem):
     status, slug, title = 403, "priority-too-high", "Priority above your ceiling"
+
+
+class QuotaTooSmall(Problem):
+    status, slug, title = 403, "quota-too-small", "More images than your key has in a day"
 
 
 class NotFound(Problem):
@@ -224,6 +250,10 @@ class QueueIsFull(TooManyRequests):
     slug, title = "queue-full", "The queue is full"
 
 
+class QuotaSpent(TooManyRequests):
+    slug, title = "quota-spent", "The images of the day are spent"
+
+
 class ClientLeft(Problem):
     status, slug, title = 499, "client-left", "The client went away"
 
@@ -246,6 +276,10 @@ class NoBroker(Unavailable):
 
 class NoStore(Unavailable):
     slug, title = "no-store", "The store of the results does not answer"
+
+
+class KeysUnread(Unavailable):
+    slug, title = "keys-unread", "Keys cannot be read just now"
 
 
 class TooManyConnections(Unavailable):
@@ -283,6 +317,10 @@ def problem_of(error: Exception) -> Problem:
             return NoStore(str(error), retry_after=RETRY_AFTER)
         case QueueFull():
             return QueueIsFull(str(error), retry_after=RETRY_AFTER)
+        case QuotaReached():
+            if not error.ever:
+                return QuotaTooSmall(str(error))
+            return QuotaSpent(str(error), retry_after=error.today.resets_in)
         case IdempotencyConflict():
             return KeyReused(str(error))
         case AttentionFailed():

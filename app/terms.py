@@ -8,7 +8,7 @@ from fastapi import Request
 from app.deps import state
 from app.errors import Invalid
 from app.orders import LONGEST_LIFE, Order
-from jobs.job import Context, Terms
+from jobs.job import Context, Quota, Terms
 
 # as other services have it: 90, 90s, 1m30s, 1h
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII | re.IGNORECASE)
@@ -22,7 +22,9 @@ def terms_of(request: Request, body: Order) -> Terms:
         key=getattr(scope.get("sagan.key"), "id", ""),
         traceparent=scope.get("sagan.traceparent", ""),
     )
-    return Terms(context, _expires_in(request, body), _retention(request, body))
+    images: int | None = getattr(scope.get("sagan.key"), "quota", None)
+    quota = None if images is None else Quota(context.key, images)
+    return Terms(context, _expires_in(request, body), _retention(request, body), quota)
 
 
 def _retention(request: Request, body: Order) -> int | None:

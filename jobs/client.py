@@ -140,7 +140,7 @@ class JobClient:
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
         the same request. None: the spec itself. caller: whose share of the queue it takes; None: the owner's.
-        Raises QueueFull, ShareFull, IdempotencyConflict, OlderWorkers.
+        Raises QueueFull, ShareFull, QuotaReached, IdempotencyConflict, OlderWorkers.
         """
         new = NewJob(new_job_id(), owner, spec, idempotency_key, request, caller=caller or "", terms=terms)
         return await self._submit(new)
@@ -156,9 +156,10 @@ class JobClient:
             job, _ = await self._submit(replace(new, waiter=self._node))
             if job.id == new.id:
                 try:
-                    return await self._answered(job, watch, deadline)
+                    ended, png = await self._answered(job, watch, deadline)
                 except BrokerUnavailable:
                     return job, None  # it is recorded: an error would have it ordered twice
+                return replace(ended, today=job.today), png
         return await self.finished(job.id, new.owner, deadline - monotonic()), None
 
     @_shares_a_call
@@ -192,10 +193,13 @@ class JobClient:
         return job, None
 
     @_shares_a_call
-    async def get(self, job_id: str, owner: str, *, expired: bool = False) -> Job:
-        """The job as it is now. Raises UnknownJob, and ExpiredJob unless that is `expired` as well."""
+    async def get(self, job_id: str, owner: str | None, *, expired: bool = False) -> Job:
+        """The job as it is now; owner: None for whoever's it is.
+
+        Raises UnknownJob, and ExpiredJob unless that is `expired` as well.
+        """
         now, (record,) = await self._commands.ask((("HGETALL", self._keys.job(job_id)),))
-        if not record or record[b"owner"].decode() != owner:
+        if not record or owner not in (None, record[b"owner"].decode()):
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
         if _expired(job, now) and not expired:

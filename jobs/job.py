@@ -90,6 +90,25 @@ class Context:
 NOWHERE: Final = Context()  # of a job that is not to be followed
 
 
+DAY: Final = 86400  # seconds
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many images may be asked for with a key in a day of UTC."""
+
+    key: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Today:
+    """What was asked for with a key on this day, as of the moment of asking."""
+
+    images: int
+    resets_in: int  # seconds
+
+
 @dataclass(frozen=True)
 class Terms:
     """What is asked of a job beside its images."""
@@ -97,6 +116,7 @@ class Terms:
     context: Context = NOWHERE
     expires_in: float | None = None  # seconds from its creation, after which it is cancelled; None: it waits
     retention: int | None = None  # seconds that its images are kept after its end; None: the service's own
+    quota: Quota | None = None  # that its images are taken from; None: of none
 
 
 USUAL: Final = Terms()
@@ -120,6 +140,7 @@ class Job:
     deadline: datetime | None = None  # it is cancelled then, unless it has ended; None: it waits
     context: Context = NOWHERE
     purged: bool = False  # its owner had its images taken away
+    today: Today | None = None  # of its quota; None: it has none, or is older than this call
 
     @property
     def ended(self) -> bool:

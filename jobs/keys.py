@@ -88,6 +88,15 @@ class Keys:
         """Hash: the job of this key, and the request."""
         return f"{self.namespace}:idempotency:{owner}:{key}"
 
+    @property
+    def api_keys(self) -> str:
+        """Hash: id of an API key -> its record; and how often it has changed."""
+        return f"{self.namespace}:keys"
+
+    def quota(self, key_id: str) -> str:
+        """Counters of the images asked for with a key, without their days since 1970."""
+        return f"{self.namespace}:quota:{key_id}:"
+
     def rate(self, caller: str) -> str:
         """Counters of what the caller spends, without their minutes since 1970."""
         return f"{self.namespace}:rate:{caller}:"

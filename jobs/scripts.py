@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from importlib.resources import files
@@ -16,8 +16,8 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from redis.exceptions import NoScriptError
 
-from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
-from jobs.job import FAILED, NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms
+from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, QuotaReached, ShareFull
+from jobs.job import FAILED, NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms, Today
 from jobs.keys import Keys
 from jobs.records import CONTEXT, SPEC, read_context, read_job
 from jobs.results import REDIS, read_stores
@@ -115,7 +115,7 @@ class Purged:
     maps: Sequence[tuple[int, str]]  # image, layer
 
 
-Created = tuple[Job, bool] | QueueFull | IdempotencyConflict  # the job, and whether it is new
+Created = tuple[Job, bool] | QueueFull | QuotaReached | IdempotencyConflict  # the job, and whether it is new
 
 
 class Scripts:
@@ -176,6 +176,8 @@ class Scripts:
         fields: list[str] = []
         if terms.context != NOWHERE:
             fields += ["context", context]
+        if terms.quota is not None:  # create.lua counts it
+            fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
         if terms.retention is not None:
             fields += ["retention", str(terms.retention)]
         if self._store:
@@ -311,13 +313,15 @@ def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Crea
             lives = job.terms.expires_in
             deadline = None if lives is None else created_at + timedelta(seconds=lives)
             context = job.terms.context
-            return Job(
-                job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context
-            ), True
+            made = Job(job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context)
+            return (replace(made, today=Today(*map(int, record))) if record else made), True
         case b"full":
             return QueueFull(int(detail))
         case b"share":
             return ShareFull(int(detail))
+        case b"quota":
+            assert job.terms.quota is not None
+            return QuotaReached(job.spec.count, job.terms.quota, Today(int(detail), *map(int, record)))
         case b"conflict":
             return IdempotencyConflict(str(job.idempotency_key))
         case _:  # "again" or "known"

@@ -25,6 +25,7 @@ from jobs.deadlines import WORKER_STOPS
 from jobs.settings import QueueSettings, read_settings
 from serve.api import NotListening, accepting, listening, options
 from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
+from serve.running import state_folder
 
 if TYPE_CHECKING:
     from jobs.client import JobClient
@@ -61,7 +62,7 @@ def run(
     for kind in ("app.settings:Settings", "worker.settings:WorkerSettings"):
         read_settings(resolve_name(kind))
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
-    state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR") or ".sagan")
+    state_dir = state_dir or state_folder()
     try:
         with listening(host, port) as listener, contextlib.ExitStack() as stack:
             if redis_url is None:

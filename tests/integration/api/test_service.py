@@ -133,9 +133,10 @@ async def test_keys_keep_callers_apart(serve: ClientFactory, worker: object) -> 
         assert (await client.delete(mine["links"]["cancel"], headers=second)).status_code == 404
         shown = (await client.get("/jobs", headers=second)).json()["jobs"]
         assert [job["id"] for job in shown] == [theirs["id"]]
-        for path in ("/models", "/classes", "/jobs"):
+        for path in ("/models", "/classes", "/jobs", "/v1/models", "/metrics"):
             assert (await client.get(path)).status_code == 401
-        for path in ("/health/live", "/health/ready", "/metrics", "/docs", "/openapi.json"):
+            assert (await client.get(path, headers=first)).status_code == 200
+        for path in ("/health/live", "/health/ready", "/docs", "/openapi.json", "/"):
             assert (await client.get(path)).status_code == 200
 
 
