@@ -9,6 +9,7 @@ from app import rate, security
 from app.addresses import address_of
 from app.drawing import Drawings
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
+from app.exposition import Exposition
 from app.keyring import EVERYBODY
 from app.metrics import Metrics
 from app.pace import Pace
@@ -29,6 +30,7 @@ class State(Protocol):
     store: JobClient
     drawings: Drawings
     metrics: Metrics
+    exposition: Exposition
     streams: Streams
     pace: Pace
 
@@ -49,13 +51,8 @@ async def _store(request: Request) -> JobClient:
     return state(request).store
 
 
-async def _metrics(request: Request) -> Metrics:
-    return state(request).metrics
-
-
 UseSettings = Annotated[Settings, Depends(_settings)]
 Store = Annotated[JobClient, Depends(_store)]
-UseMetrics = Annotated[Metrics, Depends(_metrics)]
 
 
 async def caller_of(request: Request) -> str:

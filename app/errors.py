@@ -47,6 +47,7 @@
 import http
 import logging
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import ClassVar, Final
 
 from fastapi import FastAPI, Request, Response
@@ -75,6 +76,9 @@ from jobs.errors import (
 )
 
 log = logging.getLogger("sagan.app")
+
+# slug of the problem that the request of the present task was answered with; "": none. For the counts
+answered_as: ContextVar[str] = ContextVar("answered_as", default="")
 
 RETRY_AFTER = 3  # seconds that a client is asked to wait where the server knows no better
 LONGEST_DETAIL: Final = 2000  # characters; see app.findings
@@ -367,6 +371,7 @@ def document(problem: Problem, path: str) -> dict[str, object]:
 
 def respond(problem: Problem, path: str) -> JSONResponse:
     """The answer to a request for `path`."""
+    answered_as.set(problem.slug)
     headers = {"Cache-Control": "no-store", **problem.headers()}
     if v1.speaks_openai(path):
         at = problem.errors[0]["at"] if problem.errors else ""

@@ -5,7 +5,6 @@ import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -21,6 +20,7 @@ from app.docs import describe
 from app.drawing import Drawings
 from app.entrance import Doorkeeper
 from app.errors import handle_errors
+from app.exposition import Exposition
 from app.keyring import Keyring
 from app.metrics import Metrics, Observe
 from app.origins import Origins
@@ -35,6 +35,7 @@ from app.unbroken import Unbroken
 from app.v1 import Versioned
 from app.work import resting
 from jobs.client import JobClient
+from jobs.exposition import build_version
 from jobs.key_stores import FileKeys, KeyStore, RedisKeys
 from jobs.pubsub import cancel
 from jobs.settings import read_settings
@@ -70,21 +71,24 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
         closed=settings.require_keys or settings.keys_file is not None,
         resting=resting,
     )
+    exposition = Exposition(metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
-        store = app.state.store = JobClient.open(settings, resting)
+        store = app.state.store = JobClient.open(settings, metrics.waiting)
         drawings = app.state.drawings = Drawings(
             memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
             at_once=container.cores(),
             most=settings.max_drawings,
         )
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
+        publishing = asyncio.create_task(exposition.publish(store), name="metrics")
         doorkeeper = Doorkeeper(
             settings,
             on_stop=store.stop_waiting,
             ended=metrics.connections_ended,
             shed=metrics.requests_shed,
+            refusals=metrics.refusals,
         )
         try:
             # what a lifespan yields is each connection's state: the server's protocol finds it there
@@ -92,13 +96,14 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
                 with _collecting_less():
                     yield {"doorkeeper": doorkeeper}
         finally:
-            await cancel(following)
+            await cancel(following, publishing)
+            await exposition.leave(store)
             drawings.close()
             await store.close()
 
     app = FastAPI(
         title="Sagan",
-        version=_version(),
+        version=build_version(),
         description="Images of a class, on demand, and what the network attended to while it made them.",
         lifespan=lifespan,
         openapi_url=None,  # app.docs has both: FastAPI's page loads from a CDN, and its document knows no /v1
@@ -108,7 +113,8 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
     app.state.settings = settings
     app.state.metrics = metrics
     app.state.gate = Gate(keyring, WrongKeys(settings.wrong_keys), metrics.registry)
-    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
+    app.state.exposition = exposition
+    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller, metrics.streams)
     app.state.pace = Pace()
     handle_errors(app)
     for resource in (generate, jobs, exports, attention, attention_grid, models, openai, health):
@@ -170,10 +176,3 @@ def _show_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
-
-
-def _version() -> str:
-    try:
-        return version("sagan-service")
-    except PackageNotFoundError:
-        return "0"  # run from a checkout that was not installed

@@ -22,6 +22,7 @@ from jobs.errors import (
     PurgedJob,
     UnknownJob,
 )
+from jobs.figures import Figures, hold, let_go, read_counts, read_figures
 from jobs.fleet import FleetReader, format_for, newest_format
 from jobs.job import (
     ENDED,
@@ -35,7 +36,6 @@ from jobs.job import (
     State,
     Terms,
     WorkerInfo,
-    as_state,
     attention_channel_key,
     new_job_id,
 )
@@ -363,13 +363,22 @@ class JobClient:
     @_asks_redis
     async def counts(self) -> dict[State, int]:
         """Numbers of jobs: queued and running now, and ever ended in each other state."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zcard(self._keys.queued)
-            pipe.scard(self._keys.open)
-            pipe.hgetall(self._keys.ended)
-            queued, unfinished, ended = await pipe.execute()
-        known: dict[State, int] = {"queued": int(queued), "running": max(0, int(unfinished) - int(queued))}
-        return known | {as_state(state.decode()): int(count) for state, count in ended.items()}
+        return await read_counts(self._redis, self._keys)
+
+    @_asks_redis
+    async def figures(self) -> Figures:
+        """The queue, for Prometheus."""
+        return await read_figures(self._redis, self._keys)
+
+    @_asks_redis
+    async def may_publish(self, holder: str, seconds: float) -> bool:
+        """Whether `holder` publishes the queue's figures for so many seconds: one of all does."""
+        return await hold(self._redis, self._keys, holder, seconds)
+
+    @_asks_redis
+    async def publish_no_more(self, holder: str) -> None:
+        """Let another one publish the queue's figures."""
+        await let_go(self._redis, self._keys, holder)
 
     @_asks_redis
     async def spend(self, caller: str, cost: int, limit: int) -> Spent:

@@ -190,12 +190,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ModelStats:
-    """A worker's counts for one model since it started."""
+    """A worker's counts for one model since it started, for the API; all others are the worker's /metrics.
 
-    images: int = 0
-    forwards: int = 0
-    busy_seconds: float = 0.0  # of the device
-    batch_sizes: dict[int, int] = field(default_factory=dict)  # images in a forward -> forwards
+    Heartbeats of older releases have more, which is not read.
+    """
+
     attention_maps: int = 0
 
 

@@ -55,6 +55,11 @@ class Keys:
         """Lock of the one worker that sweeps."""
         return f"{self.namespace}:sweeper"
 
+    @property
+    def exporter(self) -> str:
+        """Lock of the one service whose /metrics has the queue's series."""
+        return f"{self.namespace}:exporter"
+
     def job(self, job_id: str) -> str:
         """Hash: the record."""
         return f"{self.namespace}:job:{job_id}"

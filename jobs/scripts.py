@@ -115,6 +115,15 @@ class Purged:
     maps: Sequence[tuple[int, str]]  # image, layer
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What became of a job when an image of it was stored."""
+
+    goes_on: bool  # False: it has ended, with this image or before, or is unknown
+    ended: tuple[float, float] | None = None  # with this image: seconds that it waited, and took altogether
+    refused: bool = False  # it had ended before, and the image's file in an object store is nobody's
+
+
 Created = tuple[Job, bool] | QueueFull | QuotaReached | IdempotencyConflict  # the job, and whether it is new
 
 
@@ -215,19 +224,16 @@ class Scripts:
         args += [*entering, *survived]
         return Call("begin", args, lambda answer: {job_id.decode() for job_id in answer})
 
-    def save(self, images: Sequence[tuple[str, int, bytes]], store: str = "") -> Call[list[bool | None]]:
+    def save(self, images: Sequence[tuple[str, int, bytes]], store: str = "") -> Call[list[Saved]]:
         """Store images (job, index, PNG), those of one job side by side; the last of a job ends it.
 
-        store: URL of the object store that has them already; "": they lie in Redis. Answers for each image
-        whether its job goes on; None: its file in the store is nobody's.
+        store: URL of the object store that has them already; "": they lie in Redis.
         """
         times = (self._settings.result_ttl, self._settings.record_ttl)
         parts = [part for image in images for part in image]
-
-        def read(answer: Any) -> list[bool | None]:
-            return [None if one is None else bool(one) for one in answer]
-
-        return Call("save", [self._keys.prefix, *times, store, *parts], read)
+        return Call(
+            "save", [self._keys.prefix, *times, store, *parts], lambda answer: list(map(_saved, answer))
+        )
 
     def purge(self, job_id: str) -> Call[Purged | None]:
         """Take a job's images and maps away, and cancel it before if need be. None: it has none left."""
@@ -304,6 +310,12 @@ class Scripts:
     def recount(self) -> Call[bool]:
         """Count anew what waits of each caller."""
         return Call("recount", [self._keys.prefix], bool)
+
+
+def _saved(answer: Any) -> Saved:
+    if isinstance(answer, list):
+        return Saved(False, (float(answer[0]), float(answer[1])))
+    return Saved(answer == 1, refused=answer is None)
 
 
 def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Created:

@@ -15,6 +15,10 @@ from jobs.results import check_opens, read_stores
 S = TypeVar("S", bound=BaseSettings)
 
 
+# Environment variable with the path of a Unix socket: `sagan serve` sets it for its own worker, which writes
+# its series there to whoever connects, and for its API, which reads them. No setting: nobody else needs it.
+METRICS_SOCKET: Final = "SAGAN_METRICS_SOCKET"
+
 YEARS: Final = 10 * 365 * 86400  # seconds; Redis refuses to expire what is too far away
 
 

@@ -18,7 +18,7 @@ from jobs.job import PLAIN, AttentionMap, Job, JobSpec, Taken, WorkerInfo
 from jobs.keys import Keys
 from jobs.records import WORKER, as_time, read_job, read_workers
 from jobs.results import REDIS, Stores, image_name, map_name
-from jobs.scripts import Scripts
+from jobs.scripts import Saved, Scripts
 from jobs.settings import QueueSettings
 from jobs.stopping import Stopping as Stopping
 from jobs.wire import (
@@ -131,26 +131,25 @@ class WorkerStore:
         finally:
             self._redis.connection_pool.release(connection)
 
-    def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[bool]:
+    def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[Saved]:
         """Store images (job, index, PNG), those of one job side by side, in one round trip to Redis.
 
-        The last image of a job ends it. For each image: whether its job goes on. Raises StoreFailed where an
-        object store refuses them.
+        The last image of a job ends it. Raises StoreFailed where an object store refuses them.
         """
         keeper = self.keeper
         if keeper is None:
-            return list(map(bool, self._scripts.save(images).run(self._redis)))
+            return self._scripts.save(images).run(self._redis)
         names = [image_name(job_id, index) for job_id, index, _ in images]
         keeper.put([(name, png) for name, (_, _, png) in zip(names, images, strict=True)])
         # whoever waits for a job of one image hears it from Redis, which keeps none
         told = [(job_id, index, b"" if index else png) for job_id, index, png in images]
-        goes_on = self._scripts.save(told, keeper.url).run(self._redis)
-        keeper.drop([name for name, still in zip(names, goes_on, strict=True) if still is None])
-        return list(map(bool, goes_on))
+        outcomes = self._scripts.save(told, keeper.url).run(self._redis)
+        keeper.drop([name for name, saved in zip(names, outcomes, strict=True) if saved.refused])
+        return outcomes
 
-    def fail(self, job_id: str, reason: str) -> None:
-        """End a job without success. A job that has ended stays as it is."""
-        self._scripts.end(job_id, "failed", reason).run(self._redis)
+    def fail(self, job_id: str, reason: str) -> bool:
+        """End a job without success. False: it had ended before, and stays as it is."""
+        return self._scripts.end(job_id, "failed", reason).run(self._redis)
 
     def release(self, job_id: str) -> bool:
         """Let a job of this worker wait again. False: it ended or moved on."""
@@ -343,9 +342,8 @@ class WorkerStore:
         for name in self._filled([queue]):
             while messages := self._redis.lrange(name, -PAGE, -1):
                 for message in messages:
-                    self.fail(_task_id(message), reason)
+                    failed += self.fail(_task_id(message), reason)
                     self._redis.lrem(name, -1, message)
-                failed += len(messages)
         self._redis.srem(self._keys.queues, queue)
         return failed
 

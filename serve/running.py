@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from jobs.settings import QueueSettings, read_settings
-from serve.private_redis import running_url
+from serve.private_redis import url_in
 
 
 def queue_settings() -> QueueSettings:
@@ -17,7 +17,7 @@ def queue_settings() -> QueueSettings:
     settings = read_settings(QueueSettings)
     if os.environ.get("SAGAN_REDIS_URL"):
         return settings
-    found = running_url(state_folder() / "redis")
+    found = url_in(state_folder() / "redis")
     return settings.model_copy(update={"redis_url": found}) if found else settings
 
 

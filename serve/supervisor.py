@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 
 from jobs.deadlines import WORKER_STOPS
-from jobs.settings import QueueSettings, read_settings
+from jobs.settings import METRICS_SOCKET, QueueSettings, read_settings
 from serve.api import NotListening, accepting, listening, options
-from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
+from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end, socket_folder
 from serve.running import state_folder
 
 if TYPE_CHECKING:
@@ -134,8 +135,12 @@ class _Service:
                     return 0
                 await starting
             os.environ["SAGAN_REDIS_URL"] = self._redis_url  # the API and the worker read it from there
-            await self._serve()
+            # the worker's series on their way to /metrics: nobody else may read them there
+            with tempfile.TemporaryDirectory(prefix="sagan-", dir=socket_folder()) as private:
+                os.environ[METRICS_SOCKET] = f"{private}/metrics.sock"
+                await self._serve()
         finally:
+            os.environ.pop(METRICS_SOCKET, None)
             if self._worker is not None:
                 _say("stopping: the worker hands back what it has not finished")
                 await asyncio.to_thread(end, self._worker, QueueSettings().drain + WORKER_STOPS)

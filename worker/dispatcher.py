@@ -17,6 +17,7 @@ from jobs.records import SPEC
 from jobs.worker_results import StoreFailed
 from jobs.worker_store import Stopping, WorkerStore
 from worker.engine import Engine, UnknownLayer
+from worker.metrics import WORKER_DIED, WorkerMetrics, reason_of
 from worker.pending import Dropped, PendingJob, image_spec
 from worker.result_writer import ResultWriter
 from worker.scheduler import Scheduler
@@ -53,8 +54,10 @@ class Dispatcher:
         scheduler: Scheduler[Engine],
         engines: Callable[[], Mapping[str, Engine]],
         writer: ResultWriter,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
-        """engines: those that are loaded now, by version."""
+        """engines: those that are loaded now, by version. metrics: what failures are counted in."""
+        self._metrics = metrics or WorkerMetrics()
         self._settings = settings
         self._store = store
         self._scheduler = scheduler
@@ -118,7 +121,7 @@ class Dispatcher:
         if taken is None or taken.spec.version not in self._engines():
             return  # the sweeper of another worker finds it
         if reason := self._refusal(taken):
-            self._store.fail(job_id, reason)
+            self._give_up(taken, reason)
             return
         pending = self._pending(taken)
         with self._lock:
@@ -147,7 +150,9 @@ class Dispatcher:
             self._store.release(job_id)
             raise
         except Exception as error:  # the client must hear of any error  # noqa: BLE001
-            self._fail(job_id, error)
+            with self._lock:
+                pending = self._in_hand[job_id]
+            self._fail(job_id, pending.spec.model if pending else "", error)
         finally:
             self._let_go(job_id)
 
@@ -210,11 +215,12 @@ class Dispatcher:
             self._let_go(pending.job_id)
             done()
         else:
-            self._writer.do(partial(self._end_failed, pending.job_id, error, done))
+            self._writer.do(partial(self._end_failed, pending, error, done))
 
-    def _end_failed(self, job_id: str, error: BaseException, done: Callable[[], None]) -> None:
+    def _end_failed(self, pending: PendingJob, error: BaseException, done: Callable[[], None]) -> None:
+        job_id = pending.job_id
         try:
-            self._fail(job_id, error)
+            self._fail(job_id, pending.spec.model, error)
         except Stopping:
             self._handed_back.append(job_id)
             return
@@ -223,13 +229,20 @@ class Dispatcher:
         self._let_go(job_id)
         done()
 
-    def _fail(self, job_id: str, error: BaseException) -> None:
+    def _fail(self, job_id: str, model: str, error: BaseException) -> None:
         if isinstance(error, StoreFailed):
             log.error("job %s failed: %s", job_id, error)
-            self._store.fail(job_id, str(error))
+            if self._store.fail(job_id, str(error)):
+                self._metrics.failed(model, reason_of(error))
             return
         log.error("job %s failed", job_id, exc_info=error)
-        self._store.fail(job_id, f"The model could not make this image: {error}")
+        if self._store.fail(job_id, f"The model could not make this image: {error}"):
+            self._metrics.failed(model, reason_of(error))
+
+    def _give_up(self, taken: Taken, reason: str) -> None:
+        log.error("job %s failed: %s", taken.job_id, reason)
+        if self._store.fail(taken.job_id, reason):
+            self._metrics.failed(taken.spec.model, WORKER_DIED)
 
     def _let_go(self, job_id: str) -> None:
         with self._lock:
@@ -237,8 +250,7 @@ class Dispatcher:
 
     def _make(self, taken: Taken) -> None:
         if reason := self._refusal(taken):
-            log.error("job %s failed: %s", taken.job_id, reason)
-            self._store.fail(taken.job_id, reason)
+            self._give_up(taken, reason)
             return
         pending = self._pending(taken)
         with self._lock:

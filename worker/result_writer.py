@@ -15,6 +15,7 @@ from imaging.png import png
 from imaging.spec import Provenance
 from jobs.worker_results import StoreFailed
 from jobs.worker_store import Stopping, WorkerStore
+from worker.metrics import WorkerMetrics
 from worker.pending import Made, class_name, image_spec
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,10 @@ class ResultWriter:
     """A thread that encodes the images of a forward and stores them in one round trip; several for an object
     store."""
 
-    def __init__(self, store: WorkerStore) -> None:
+    def __init__(self, store: WorkerStore, metrics: WorkerMetrics | None = None) -> None:
+        """metrics: what finished jobs are counted in."""
         self._store = store
+        self._metrics = metrics or WorkerMetrics()
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._counting = Lock()
         count = 1 if store.keeper is None else WRITERS
@@ -72,18 +75,21 @@ class ResultWriter:
         for made in by_job:
             if made.map is not None:  # before its image: whoever hears of the end finds all maps
                 self._store.save_attention(made.pending.job_id, made.image, made.map.layer, made.map)
-        goes_on = self._store.save(
+        outcomes = self._store.save(
             [(made.pending.job_id, made.image, png(made.pixels, _provenance(made))) for made in by_job]
         )
         now = monotonic()
         ended = []
         with self._counting:
-            for made, still in zip(by_job, goes_on, strict=True):
+            for made, saved in zip(by_job, outcomes, strict=True):
                 made.pending.stored += 1
-                made.pending.wanted_at = now if still else -inf
+                made.pending.wanted_at = now if saved.goes_on else -inf
                 # the job has ended, or another worker has the rest of it
-                if not still or made.pending.stored == len(made.pending.images):
+                if not saved.goes_on or made.pending.stored == len(made.pending.images):
                     ended.append(made.pending)
+        for made, saved in zip(by_job, outcomes, strict=True):
+            if saved.ended is not None:
+                self._metrics.made(made.pending.spec.model, *saved.ended, made.pending.context.traceparent)
         for pending in ended:
             pending.end()
 

@@ -4,10 +4,9 @@ import asyncio
 from typing import Final
 
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.addresses import address_of
-from app.deps import Store, UseMetrics, served_model
+from app.deps import Store, served_model, state
 from app.docs import problems
 from app.errors import RETRY_AFTER, NoBroker, NoWorker
 from app.schemas import LiveOut, ReadyOut, SeenOut
@@ -70,6 +69,11 @@ async def seen(request: Request) -> SeenOut:
     "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **problems(401)}
 )
 @needs("metrics")
-async def metrics(store: Store, metrics: UseMetrics) -> Response:
-    """Prometheus: this process' requests, and the jobs, queue and workers in Redis."""
-    return Response(await metrics.render(store), headers={"Content-Type": CONTENT_TYPE_LATEST})
+async def metrics(request: Request, store: Store) -> Response:
+    """For Prometheus: requests; of one API service on a Redis the queue; under `sagan serve` the worker.
+
+    In OpenMetrics, with exemplars, where `Accept` asks for `application/openmetrics-text`.
+    """
+    accept = ", ".join(request.headers.getlist("accept"))
+    content, kind = await state(request).exposition.render(store, accept)
+    return Response(content, headers={"Content-Type": kind, "Vary": "Accept"})

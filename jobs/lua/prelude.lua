@@ -95,12 +95,12 @@ end
 local answers = {}  -- node -> pieces of one message, to all who wait there
 local ends = {}  -- state -> how many jobs end in it now
 
--- End a job. image: the PNG of a job of one image; '' for any other.
+-- End a job. image: the PNG of a job of one image; '' for any other. Returns the seconds that it waited and took.
 local function finish(id, state, reason, image, result_ttl, record_ttl)
   local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline',
-                            'retention', 'store', 'count')
+                            'created_at', 'retention', 'store', 'count')
   local time = now()
-  result_ttl = tonumber(record[6] or result_ttl)
+  result_ttl = tonumber(record[7] or result_ttl)
   local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
   redis.call('HSET', job(id), 'state', state, 'error', reason, 'worker', '',
              'finished_at', finished, 'expires_at', expires)
@@ -108,7 +108,7 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('SREM', open, id)
   redis.call('HDEL', held, id)
   ends[state] = (ends[state] or 0) + 1
-  if record[7] then delete_images(id, record[8], record[7], time + result_ttl) end
+  if record[8] then delete_images(id, record[9], record[8], time + result_ttl) end
   if record[5] then redis.call('ZREM', deadlines, id) end
   local node, done = record[1] or '', record[2]
   if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end
@@ -125,6 +125,8 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('EXPIRE', images(id), result_ttl)
   redis.call('EXPIRE', events(id), result_ttl)
   redis.call('EXPIRE', job(id), result_ttl + record_ttl)
+  local created, started = tonumber(record[6]) or time, tonumber(record[4]) or time
+  return {string.format('%.6f', started - created), string.format('%.6f', time - created)}
 end
 
 -- Cancel a job whose deadline has come; false: it has none, or time left.
