@@ -8,6 +8,7 @@ where it is, whatever the setting was when it was made. A store's own names are 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import shutil
@@ -34,6 +35,7 @@ REFERENCE: Final = b"in:"  # before a store's URL; a PNG begins with 0x89, a pac
 REMOTE: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")  # schemes that obstore knows
 ANSWERS_WITHIN: Final = 10.0  # seconds that a store may take to answer the API
 AT_ONCE: Final = 32  # files that a process reads or writes at once
+TRIES: Final = 10  # to delete a folder into which a worker writes
 _TYPES: Final = {".png": "image/png", ".map": "application/octet-stream"}
 
 
@@ -204,9 +206,8 @@ class Objects:
         if not self._folder.is_dir():  # not mounted: nothing is deleted yet
             raise FileNotFoundError(f"there is no folder {self._folder}")
         jobs = {name.partition("/")[0] for name in names if name.endswith(".png")}
-        for job_id in jobs:  # with what a worker was writing when it was killed
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self._folder / job_id)
+        for job_id in jobs:
+            _remove(self._folder / job_id)
         for name in names:
             if name.partition("/")[0] not in jobs:
                 (self._folder / name).unlink(missing_ok=True)
@@ -242,6 +243,19 @@ class Objects:
         what = _first_line(error) or f"no answer within {ANSWERS_WITHIN:g} s"
         log.warning("the result store %s: %s", self.url, what)
         return StoreUnavailable()
+
+
+def _remove(folder: Path) -> None:
+    """A job's folder, with what a worker was writing when it was killed."""
+    for left in reversed(range(TRIES)):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            if not folder.exists():
+                return
+        except OSError as error:  # a worker writes into it just now
+            if error.errno != errno.ENOTEMPTY or not left:
+                raise
 
 
 ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
