@@ -77,7 +77,7 @@ class Kept:
         names += [map_name(job.id, *place) for place in left.maps]
         try:
             for url in left.stores:
-                await self._stores.of(url.encode()).remove(names)
+                await self._stores.of(url.encode()).remove(names, {job.id})
         except StoreUnavailable:
             return False
         return True

@@ -12,7 +12,7 @@ import errno
 import logging
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -179,18 +179,18 @@ class Objects:
         async with self._at_once:
             return await self._answer(read)
 
-    async def remove(self, names: Sequence[str]) -> None:
-        """Delete files, if they are there. Raises StoreUnavailable."""
-        await self._answer(lambda: asyncio.to_thread(self.delete, names))
+    async def remove(self, names: Sequence[str], whole: Collection[str] = ()) -> None:
+        """As `delete`, awaited."""
+        await self._answer(lambda: asyncio.to_thread(self.delete, names, whole))
 
-    def delete(self, names: Sequence[str]) -> None:
-        """Delete files, if they are there; a whole job where one of its images is among them.
+    def delete(self, names: Sequence[str], whole: Collection[str] = ()) -> None:
+        """Delete files, if they are there. Raises StoreUnavailable.
 
-        Raises StoreUnavailable.
+        whole: jobs all of whose files are among them: in a folder, what was never finished goes as well.
         """
         try:
             if self._folder is not None:
-                self._unlink(names)
+                self._unlink(self._folder, names, whole)
                 return
             try:
                 self._store.delete(list(names))
@@ -201,16 +201,16 @@ class Objects:
         except Exception as error:
             raise self._outage(error) from error
 
-    def _unlink(self, names: Iterable[str]) -> None:
-        assert self._folder is not None
-        if not self._folder.is_dir():  # not mounted: nothing is deleted yet
-            raise FileNotFoundError(f"there is no folder {self._folder}")
-        jobs = {name.partition("/")[0] for name in names if name.endswith(".png")}
-        for job_id in jobs:
-            _remove(self._folder / job_id)
-        for name in names:
-            if name.partition("/")[0] not in jobs:
-                (self._folder / name).unlink(missing_ok=True)
+    def _unlink(self, folder: Path, names: Iterable[str], whole: Collection[str]) -> None:
+        if not folder.is_dir():  # not mounted: nothing is deleted yet
+            raise FileNotFoundError(f"there is no folder {folder}")
+        for job_id in whole:
+            _remove(folder / job_id)
+        for path in (folder / name for name in names if name.partition("/")[0] not in whole):
+            path.unlink(missing_ok=True)
+            if path.parent != folder:
+                with suppress(OSError):  # other files are in it
+                    path.parent.rmdir()
 
     async def sign(self, method: str, name: str, seconds: float) -> str | None:
         """An address at which anybody may get the file for so long; None: this store has none."""

@@ -119,7 +119,8 @@ class Due:
             try:
                 if store is None:
                     raise StoreUnavailable(f"{url} is not in SAGAN_RESULT_STORE of this worker")
-                store.delete([name for member in members for name in self.names(member)])
+                jobs = {member.partition(" ")[0] for member in members if member.count(" ") == 2}
+                store.delete([name for member in members for name in self.names(member)], jobs)
                 gone += members
             except StoreUnavailable as error:
                 log.warning("results of %d ended jobs wait to be deleted: %s", len(members), error)
