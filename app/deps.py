@@ -89,18 +89,29 @@ async def paced(request: Request) -> str:
     return caller
 
 
-async def _found(
-    job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
-) -> Job:
+JobId = Annotated[str, Path(description="As the answer to POST /generate gave it.")]
+
+
+async def _found(job_id: JobId, request: Request) -> Job:
+    return await _job(job_id, request, expired=False)
+
+
+async def _known(job_id: JobId, request: Request) -> Job:
+    return await _job(job_id, request, expired=True)
+
+
+async def _job(job_id: str, request: Request, *, expired: bool) -> Job:
     key = security.key_of(request)
     # a malformed id is unknown to everybody, and must never become part of a key in Redis
     if not _JOB_ID.fullmatch(job_id):
         raise UnknownJob(job_id[:64])
-    return await state(request).store.get(job_id, None if "admin" in key.scopes else key.owner)
+    owner = None if "admin" in key.scopes else key.owner
+    return await state(request).store.get(job_id, owner, expired=expired)
 
 
 # the job of the path; 404 unless it is the caller's, or theirs is the scope admin; 410 once expired
 Found = Annotated[Job, Depends(_found)]
+Known = Annotated[Job, Depends(_known)]  # though it has expired
 
 
 async def seeds_asked(
