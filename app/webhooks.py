@@ -10,7 +10,7 @@ from app.errors import Invalid, TooManyRequests
 from app.receivers import NotAllowed, Receivers
 from app.settings import Settings
 from jobs.hooks import EVENTS, HookLog, Hooks
-from jobs.job import HookEvent, Webhook
+from jobs.job import HookEvent, Job, Webhook
 
 
 class AttemptOut(BaseModel):
@@ -82,9 +82,9 @@ class Webhooks:
                 retry_after=30,
             )
 
-    async def log_of(self, job_id: str, owner: str | None) -> WebhookOut:
-        """owner: None: whoever's it is. Raises UnknownJob."""
-        return WebhookOut.of(await self.hooks.log(job_id, owner))
+    async def log_of(self, job: Job) -> WebhookOut:
+        """What became of its webhook."""
+        return WebhookOut.of(await self.hooks.log(job.id))
 
 
 def _wrong(message: str) -> Invalid:

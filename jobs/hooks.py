@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from jobs.connections import Turns, open_redis
-from jobs.errors import JobError, UnknownJob
+from jobs.errors import JobError
 from jobs.job import HookEvent, Job
 from jobs.keys import Keys
 from jobs.records import changed_job, hook_tag, read_job, read_webhook
@@ -111,29 +111,24 @@ class Hooks:
         """Return when something new is due, or after some seconds; of several processes one hears it."""
         await self._redis.blpop([self._keys.hook_bell], timeout=RINGS)
 
-    async def log(self, job_id: str, owner: str | None) -> HookLog:
-        """What became of a job's webhook, also once its images have expired. Raises UnknownJob.
-
-        owner: None: whoever's it is.
-        """
+    async def log(self, job_id: str) -> HookLog:
+        """What became of a job's webhook."""
 
         async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=False) as pipe:
-                pipe.hmget(self._keys.job(job_id), "owner", "webhook", "caller")
+                pipe.hget(self._keys.job(job_id), "webhook")
                 pipe.lrange(self._keys.hook_log(job_id), 0, -1)
                 pipe.hmget(self._keys.hook(job_id), *EVENTS)
                 return list(await pipe.execute())
 
-        record, attempts, waits = await self._turns.take(ask)
-        if record[0] is None or owner not in (None, record[0].decode()):
-            raise UnknownJob(job_id)
-        if record[1] is None:
+        webhook, attempts, waits = await self._turns.take(ask)
+        if webhook is None:
             return HookLog(None, [], attempts)
-        url, events = read_webhook(record[1])
+        url, events = read_webhook(webhook)
         waiting = [event for event, told in zip(EVENTS, waits, strict=True) if told]
         if not waiting:
             return HookLog(url, events, attempts)
-        member = f"{record[1].decode().partition(' ')[0]}:{job_id}"
+        member = f"{webhook.decode().partition(' ')[0]}:{job_id}"
         due = await self._turns.take(lambda: self._redis.zscore(self._keys.hooks, member))
         return HookLog(
             url, events, attempts, waiting, None if due is None else datetime.fromtimestamp(due, UTC)

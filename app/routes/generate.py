@@ -45,7 +45,7 @@ _ALL_DEFAULTS = GenerateIn.model_validate({})  # a request without a body
 
 
 # of a body: what is compared, of two requests with one Idempotency-Key, as it was read
-_AS_READ = {"class_id", "class_weights", "ends", "expires_in", "webhook", "webhook_events"}
+_AS_READ = {"class_id", "class_weights", "ends", "expires_in", "retention", "webhook", "webhook_events"}
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ async def order(
         fields = body.model_dump(exclude=_AS_READ)
         if terms.expires_in is not None:  # absent as in releases that did not know it
             fields["expires_in"] = terms.expires_in
+        if terms.retention is not None:
+            fields["retention"] = terms.retention
         if terms.webhook is not None:
             fields["webhook"] = terms.webhook.url, terms.webhook.events
         fields |= {"class_id": spec.class_id, "priority": priority}

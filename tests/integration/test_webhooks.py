@@ -93,7 +93,7 @@ class Outbox:
         return await self.hooks.claim(most, lease, 100, of_receiver, [])
 
     async def log(self, job: Job) -> WebhookOut:
-        return WebhookOut.of(await self.hooks.log(job.id, job.owner))
+        return WebhookOut.of(await self.hooks.log(job.id))
 
     @property
     def left(self) -> set[str]:
