@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import shutil
 import signal
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,17 @@ from typing import Any
 import anyio
 import pytest
 from prometheus_client import CollectorRegistry
-from redis import Redis
 from standardwebhooks import WebhookVerificationError
 
 from app.sender import Sender
-from app.settings import Settings
 from app.webhooks import WebhookOut
-from jobs.client import JobClient
-from jobs.hooks import Claimed, Hooks
-from jobs.job import HookEvent, Job, JobSpec, Terms, Webhook
-from jobs.worker_store import WorkerStore
+from jobs.job import Job
+from outbox import ALL, Outbox, outbox_at, outbox_of
 from receiving import SECRETS, answers, certify, receiving
 from serve.private_redis import PrivateRedis, free_port
 from served import Api, beat
 
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on PATH")
-
-SPEC = JobSpec("tiny", "0" * 64, "float32", 0, "cat", count=3, seed=7, truncation=1.0)
-ALL: tuple[HookEvent, ...] = ("start", "progress", "end")
-_namespaces = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -51,165 +42,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.stop()
 
 
-class Outbox:
-    """A service without a worker: jobs are begun and made by hand."""
-
-    def __init__(self, url: str, namespace: str, **settings: object) -> None:
-        common = {"webhook_secret": ",".join(SECRETS), "webhook_allowed": "127.0.0.0/8", "worker_ttl": 600}
-        given: dict[str, Any] = {**common, **settings}
-        self.settings = Settings(redis_url=url, namespace=namespace, **given)
-        self.store = JobClient.open(self.settings)
-        self.worker = WorkerStore(self.settings, "by hand", lambda: False)
-        self.hooks = Hooks(self.settings)
-        self.redis = Redis.from_url(url)
-        self._made = itertools.count()
-
-    async def order(
-        self,
-        url: str | None = "https://hooks.test/a?token=secret",
-        events: Sequence[HookEvent] = ALL,
-        caller: str = "somebody",
-        count: int = 3,
-    ) -> Job:
-        receiver = (url or "").partition("?")[0].rpartition("/")[0]
-        webhook = None if url is None else Webhook(url, receiver, tuple(events))
-        spec = JobSpec(**{**vars(SPEC), "count": count})
-        job, _ = await self.store.create(spec, caller, terms=Terms(webhook=webhook))
-        return job
-
-    async def cancelled(self, number: int, url: str, caller: str = "somebody") -> None:
-        """So many jobs that tell of their end."""
-        jobs = await asyncio.gather(*(self.order(url, ("end",), caller) for _ in range(number)))
-        await asyncio.gather(*(self.store.cancel(job.id, caller) for job in jobs))
-
-    def begin(self, *jobs: Job) -> None:
-        ids = [job.id for job in jobs]
-        assert self.worker.begin(ids, len(ids), [])() == set(ids)
-
-    def save(self, job: Job, *images: int) -> None:
-        self.worker.save([(job.id, image, b"PNG") for image in images])
-
-    async def claim(self, most: int = 100, lease: float = 60, of_receiver: int = 100) -> Claimed:
-        return await self.hooks.claim(most, lease, 100, of_receiver, [])
-
-    async def log(self, job: Job) -> WebhookOut:
-        return WebhookOut.of(await self.hooks.log(job.id))
-
-    @property
-    def left(self) -> set[str]:
-        """The keys of the outbox, without the logs."""
-        keys = self.redis.keys(f"{self.settings.namespace}:hook*")
-        found = {key.decode().split(":", 1)[1] for key in keys if isinstance(key, bytes)}
-        return {key for key in found if not key.startswith(("hook-log:", "hooks:bell"))}
-
-    async def close(self) -> None:
-        await self.store.close()
-        await self.hooks.close()
-        self.worker.close()
-        self.redis.close()
-
-
-@asynccontextmanager
-async def outbox_at(url: str, **settings: object) -> AsyncIterator[Outbox]:
-    outbox = Outbox(url, f"hooks{next(_namespaces)}", **settings)
-    yield outbox
-    await outbox.close()
-
-
 @pytest.fixture
 async def outbox(redis_url: str) -> AsyncIterator[Outbox]:
     async with outbox_at(redis_url) as outbox:
         yield outbox
-
-
-async def test_events_come_in_order_and_progress_is_the_newest(outbox: Outbox) -> None:
-    job = await outbox.order()
-    assert (await outbox.claim()).deliveries == []
-    outbox.begin(job)
-    [start] = (await outbox.claim()).deliveries
-    assert (start.event, start.event_id, start.tries) == ("start", f"{job.id}-start", 0)
-    assert (start.job.state, start.job.done, start.job.finished_at) == ("running", 0, None)
-    assert start.job.started_at == start.at
-    outbox.save(job, 0)
-    outbox.save(job, 1)
-    assert (await outbox.claim()).deliveries == []  # in order: the start is on its way
-    await outbox.hooks.settle(start, "done")
-    [progress] = (await outbox.claim()).deliveries
-    assert (progress.event_id, progress.job.done) == (f"{job.id}-progress-2", 2)
-    outbox.save(job, 2)
-    await outbox.hooks.settle(progress, "again", 60)  # the end is new, and is tried at once
-    [end] = (await outbox.claim()).deliveries
-    assert (end.event_id, end.job.state, end.job.done) == (f"{job.id}-end", "succeeded", 3)
-    assert end.job == await outbox.store.get(job.id, job.owner)
-    await outbox.hooks.settle(end, "done")
-    assert (await outbox.claim()).deliveries == []
-    assert outbox.left == set()
-
-
-async def test_a_job_without_a_webhook_leaves_nothing_and_one_tells_what_was_asked(outbox: Outbox) -> None:
-    plain, ends = await outbox.order(None), await outbox.order(events=("end",))
-    late = await outbox.order(events=("end",))
-    outbox.begin(plain, ends)
-    outbox.save(plain, 0, 1, 2)
-    outbox.save(ends, 0)
-    assert outbox.left == set()
-    outbox.worker.fail(ends.id, "a reason")
-    await outbox.store.cancel(late.id, late.owner)
-    found = (await outbox.claim()).deliveries
-    assert [(one.job.state, one.job.error) for one in found] == [("failed", "a reason"), ("cancelled", None)]
-    assert found[1].job.started_at is None
-
-
-async def test_a_lease_ends_and_another_delivers_the_same(outbox: Outbox) -> None:
-    job = await outbox.order(events=("end",))
-    await outbox.store.cancel(job.id, job.owner)
-    [first] = (await outbox.claim(lease=0.05)).deliveries
-    await anyio.sleep(0.06)
-    [second] = (await outbox.claim()).deliveries
-    assert second.event_id == first.event_id
-    await outbox.hooks.settle(first, "again", 0)  # too late: the second one has it
-    assert (await outbox.claim()).deliveries == []
-    await outbox.hooks.settle(second, "again", 0.05)
-    claimed = await outbox.claim()
-    assert claimed.deliveries == []
-    assert claimed.wait == pytest.approx(0.05, abs=0.05)
-    await anyio.sleep(0.06)
-    [third] = (await outbox.claim()).deliveries
-    assert third.tries == 1
-    await outbox.hooks.settle(third, "back")  # not tried: the process ends
-    [fourth] = (await outbox.claim()).deliveries
-    assert fourth.tries == 1
-    await outbox.hooks.settle(fourth, "gone")
-    assert outbox.left == set()
-    assert (await outbox.log(job)).webhook is None
-
-
-async def test_one_receiver_and_one_caller_hold_up_nobody(outbox: Outbox) -> None:
-    for caller, name, number in (("a", "slow", 210), ("a", "quick", 5), ("b", "slow", 5)):
-        await outbox.cancelled(number, f"https://{name}.test/x", caller)
-    claimed = await outbox.hooks.claim(100, 60, 6, 4, [])
-    urls = [(one.job.owner, one.url) for one in claimed.deliveries]
-    assert urls.count(("a", "https://slow.test/x")) == 4  # as many as one receiver may have
-    assert urls.count(("a", "https://quick.test/x")) == 2  # and with these the caller has all
-    assert urls.count(("b", "https://slow.test/x")) == 4
-    trying = [one.lane for one in claimed.deliveries]
-    again = (await outbox.hooks.claim(100, 60, 6, 4, trying)).deliveries
-    assert again == []
-    assert await outbox.hooks.waiting("a") == (220, 215)
-    assert len((await outbox.hooks.claim(3, 60, 100, 100, [])).deliveries) == 3
-
-
-async def test_what_has_expired_is_forgotten(outbox: Outbox) -> None:
-    jobs = [await outbox.order(events=("end",)) for _ in range(2)]
-    for job in jobs:
-        await outbox.store.cancel(job.id, job.owner)
-    [one] = (await outbox.claim(most=1)).deliveries
-    for job in jobs:
-        assert outbox.redis.ttl(f"{outbox.settings.namespace}:hook:{job.id}") > 0
-        outbox.redis.delete(f"{outbox.settings.namespace}:job:{job.id}")
-    await outbox.hooks.settle(one, "again", 1)
-    assert (await outbox.claim()).deliveries == []
-    assert outbox.left == set()
 
 
 @asynccontextmanager
@@ -345,14 +181,6 @@ async def test_a_slow_receiver_holds_up_no_other(redis_url: str, certificate: Pa
         async with sending(later, certificate):
             await again.until(12)
         assert len({told.headers["webhook-id"] for told in again.told}) == 12
-
-
-@asynccontextmanager
-async def outbox_of(other: Outbox) -> AsyncIterator[Outbox]:
-    """Another process of the same service."""
-    outbox = Outbox(other.settings.redis_url, other.settings.namespace)
-    yield outbox
-    await outbox.close()
 
 
 # names of the internet, as the resolver of this machine might answer them
