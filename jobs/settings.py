@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import ConnectionPool
@@ -12,6 +12,9 @@ from redis.exceptions import RedisError
 
 S = TypeVar("S", bound=BaseSettings)
 
+
+# a word in any case
+_Lower = BeforeValidator(lambda word: word.strip().lower() if isinstance(word, str) else word)
 
 YEARS: Final = 10 * 365 * 86400  # seconds; Redis refuses to expire what is too far away
 
@@ -80,6 +83,12 @@ class QueueSettings(BaseSettings):
     )
     visibility_timeout: int = Field(
         default=3600, ge=60, description="seconds after which Redis hands out an unacknowledged message again"
+    )
+    log_format: Annotated[Literal["auto", "console", "json"], _Lower] = Field(
+        default="auto", description="of log lines; auto: for a reader at a terminal, JSON elsewhere"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _Lower] = Field(
+        default="info", description="log lines below it are left out"
     )
 
     @field_validator("redis_url")
