@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, from_json
 
 MAX_SEED: Final = 2**63 - 1
+LONGEST_LIFE: Final = 7 * 24 * 3600  # seconds that a job may be given
 MOST_CLASSES: Final = 8  # that a job may mix; as many as worker and recipe take
 FRAMES: Final = 32  # of a morph, unless told
 MOST_PROMPTED: Final = 16  # classes that a prompt may name
@@ -78,6 +79,15 @@ class Order(BaseModel):
         le=9,
         description="9 is most urgent. Absent: 5, or the highest that the caller may ask for if that is "
         "less. Above that: 403.",
+    )
+
+    expires_in: float | None = Field(
+        None,
+        ge=1,
+        le=LONGEST_LIFE,
+        allow_inf_nan=False,
+        description="Seconds from now after which the job is cancelled unless it has ended: what nobody "
+        "waits for any more is not made. Or as the header `Cancel-After: 1m30s`. Absent: it waits.",
     )
 
     @model_validator(mode="before")

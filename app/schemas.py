@@ -102,6 +102,9 @@ class JobOut(BaseModel):
     started_at: datetime | None = Field(description="null: in no forward yet.")
     finished_at: datetime | None = Field(description="null: not ended.")
     expires_at: datetime | None = Field(description="Its images are gone after it; null: not ended.")
+    deadline: datetime | None = Field(
+        description="It is cancelled then, unless it has ended; null: it waits."
+    )
     error: str | None = Field(description="Why it failed.")
     done: int = Field(description="Images made so far, in any order.")
     spec: SpecOut
@@ -139,6 +142,7 @@ class JobOut(BaseModel):
             started_at=job.started_at,
             finished_at=job.finished_at,
             expires_at=job.expires_at,
+            deadline=job.deadline,
             error=job.error,
             done=job.done,
             spec=spec,

@@ -29,11 +29,13 @@ from jobs.job import (
     FAILED,
     FORMAT,
     PLAIN,
+    USUAL,
     AttentionMap,
     Job,
     JobSpec,
     ModelInfo,
     State,
+    Terms,
     WorkerInfo,
     as_state,
     attention_channel_key,
@@ -129,6 +131,7 @@ class JobClient:
         idempotency_key: str | None = None,
         request: str | None = None,
         caller: str | None = None,
+        terms: Terms = USUAL,
     ) -> tuple[Job, bool]:
         """Record a job and queue it, in one shared round trip; the second value says that it is new.
 
@@ -136,35 +139,24 @@ class JobClient:
         the same request. None: the spec itself. caller: whose share of the queue it takes; None: the owner's.
         Raises QueueFull, ShareFull, IdempotencyConflict, OlderWorkers.
         """
-        return await self._submit(
-            NewJob(new_job_id(), owner, spec, idempotency_key, request, caller=caller or "")
-        )
+        new = NewJob(new_job_id(), owner, spec, idempotency_key, request, caller=caller or "", terms=terms)
+        return await self._submit(new)
 
-    async def create_and_wait(
-        self,
-        job_id: str,
-        spec: JobSpec,
-        owner: str,
-        seconds: float,
-        idempotency_key: str | None = None,
-        request: str | None = None,
-        caller: str | None = None,
-    ) -> tuple[Job, bytes | None]:
-        """`create` with an id from new_job_id, then wait; the job when it has ended, or as it is by then.
+    async def create_and_wait(self, new: NewJob, seconds: float) -> tuple[Job, bytes | None]:
+        """`create`, then wait; the job when it has ended, or as it is by then.
 
         The second value is the PNG of a job of one image, where it came along with the message of the end:
         one round trip to Redis, one message back.
         """
         deadline = monotonic() + seconds
-        with self._subscriber.watch(job_id) as watch:
-            new = NewJob(job_id, owner, spec, idempotency_key, request, self._node, caller or "")
-            job, _ = await self._submit(new)
-            if job.id == job_id:
+        with self._subscriber.watch(new.id) as watch:
+            job, _ = await self._submit(replace(new, waiter=self._node))
+            if job.id == new.id:
                 try:
                     return await self._answered(job, watch, deadline)
                 except BrokerUnavailable:
                     return job, None  # it is recorded: an error would have it ordered twice
-        return await self.finished(job.id, owner, deadline - monotonic()), None
+        return await self.finished(job.id, new.owner, deadline - monotonic()), None
 
     @_shares_a_call
     async def _submit(self, job: NewJob) -> tuple[Job, bool]:
@@ -205,6 +197,10 @@ class JobClient:
         job = read_job(job_id, record)
         if _expired(job, now):
             raise ExpiredJob(job_id)
+        late = job.deadline is not None and not job.ended and job.deadline <= now
+        # workers cancel it within a second, where there are any
+        if late and await self._scripts.expire().arun(self._redis):
+            return await self.get(job_id, owner)
         return job
 
     async def _send_all(self, questions: Sequence[_Question]) -> list[_Reply]:

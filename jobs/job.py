@@ -79,6 +79,29 @@ class JobSpec:
 
 
 @dataclass(frozen=True)
+class Context:
+    """Who asked for a job, and how to follow it; nothing of it decides an image."""
+
+    request_id: str = ""  # of the request that ordered it, as in the API's log
+    key: str = ""  # id of the key it was ordered with; "": none was needed
+    traceparent: str = ""  # W3C's; "": it is not traced
+
+
+NOWHERE: Final = Context()  # of a job that is not to be followed
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is asked of a job beside its images."""
+
+    context: Context = NOWHERE
+    expires_in: float | None = None  # seconds from its creation, after which it is cancelled; None: it waits
+
+
+USUAL: Final = Terms()
+
+
+@dataclass(frozen=True)
 class Job:
     """The record of a job, as of the moment of reading."""
 
@@ -93,6 +116,8 @@ class Job:
     done: int = 0  # images finished so far
     expires_at: datetime | None = None  # the images are gone after it; None: not ended
     attempts: int = 0  # forwards it entered since its last finished image; above one: a worker died
+    deadline: datetime | None = None  # it is cancelled then, unless it has ended; None: it waits
+    context: Context = NOWHERE
 
     @property
     def ended(self) -> bool:
@@ -107,6 +132,7 @@ class Taken:
     spec: JobSpec
     attempts: int = 0  # forwards in a row that killed their worker
     made: frozenset[int] = frozenset()  # indices of the images that an earlier attempt stored
+    context: Context = NOWHERE
 
 
 @dataclass(frozen=True)

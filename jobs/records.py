@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from jobs.errors import NewerFormat
-from jobs.job import FORMAT, Job, JobSpec, ModelInfo, WorkerInfo, as_state
+from jobs.job import FORMAT, NOWHERE, Context, Job, JobSpec, ModelInfo, WorkerInfo, as_state
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,7 @@ MOST_UNREADABLE: Final = 1000  # workers remembered
 _unreadable: dict[str, None] = {}  # workers whose heartbeat was told to be unreadable
 
 SPEC: Final = TypeAdapter(JobSpec)
+CONTEXT: Final = TypeAdapter(Context)
 WORKER: Final = TypeAdapter(WorkerInfo)
 _TRIAL: Final = TypeAdapter(list[list[list[list[ModelInfo]]]])
 
@@ -42,7 +43,27 @@ def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
         done=int(text["done"]),
         expires_at=_time(text.get("expires_at")),
         attempts=int(text["attempts"]),
+        deadline=_time(text.get("deadline")),
+        context=read_context(text.get("context")),
     )
+
+
+def read_context(text: str | bytes | None) -> Context:
+    """A context from its JSON; that of nobody where there is none, or one that cannot be read."""
+    if not text:
+        return NOWHERE
+    try:
+        return CONTEXT.validate_json(text)
+    except ValidationError:  # it decides no image: the job goes on
+        return NOWHERE
+
+
+def as_context(found: object) -> Context:
+    """The same from what a message carries."""
+    try:
+        return CONTEXT.validate_python(found)
+    except ValidationError:
+        return NOWHERE
 
 
 def read_workers(beats: Mapping[str, bytes | None]) -> list[WorkerInfo]:

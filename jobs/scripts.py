@@ -6,9 +6,10 @@ A method of Scripts prepares a call; the call runs on a blocking client (`run`) 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -16,9 +17,9 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from redis.exceptions import NoScriptError
 
 from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
-from jobs.job import PLAIN, Job, JobSpec, Taken
+from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms
 from jobs.keys import Keys
-from jobs.records import SPEC, read_job
+from jobs.records import CONTEXT, SPEC, read_context, read_job
 from jobs.settings import QueueSettings
 from jobs.wire import (
     attention_message,
@@ -37,7 +38,7 @@ def _read(name: str, prelude: str = "") -> str:
     return prelude + files("jobs").joinpath("lua", f"{name}.lua").read_text()
 
 
-NAMES: Final = ("create", "end", "take", "begin", "save", "release", "recount")
+NAMES: Final = ("create", "end", "take", "begin", "save", "release", "recount", "expire")
 _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
     **{name: _read(name, _PRELUDE) for name in NAMES},
@@ -93,6 +94,7 @@ class NewJob:
     waiter: str = ""  # API process that waits for the end; "": none does
     caller: str = ""  # whose share of the queue it takes; "": the owner's
     format: int = PLAIN  # of its queue and message
+    terms: Terms = USUAL
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,7 @@ class Scripts:
             key = self._keys.idempotency(job.owner, job.idempotency_key)
             request = spec if job.request is None else job.request
         queue, step = generate_queue(job.spec.version, job.format), broker_priority(priority)
+        context = CONTEXT.dump_json(job.terms.context, exclude_defaults=True).decode()
         # a worker of format 1 knows kombu's own lists alone
         name = turn_stem if job.format > 1 else message_list
         return (
@@ -150,9 +153,11 @@ class Scripts:
                 job.waiter,
             ),
             *(queue, name(self._settings.namespace, queue, step)),
-            generate_message(job.id, spec, priority, queue),
+            generate_message(job.id, spec, priority, queue, context),
             job.spec.format,
             "1" if job.spec.listed else "",
+            "" if job.terms.expires_in is None else f"{job.terms.expires_in:.3f}",
+            _extras(job.terms, context),
         )
 
     def end(self, job_id: str, state: Literal["failed", "cancelled"], reason: str = "") -> Call[bool]:
@@ -166,8 +171,9 @@ class Scripts:
         def read(answer: Any) -> Taken | None:
             if answer is None:
                 return None
-            spec, attempts, *made = answer
-            return Taken(job_id, SPEC.validate_json(spec), int(attempts), frozenset(map(int, made)))
+            spec, attempts, context, *made = answer
+            images = frozenset(map(int, made))
+            return Taken(job_id, SPEC.validate_json(spec), int(attempts), images, read_context(context))
 
         return Call("take", [self._keys.prefix, job_id, worker], read)
 
@@ -177,9 +183,12 @@ class Scripts:
         """Count an attempt for jobs that enter a forward, and clear it for those that came out of their last.
 
         entering: each job once; the first `fresh` of them are in no other forward of this worker. Answers
-        with the jobs that may run: not the cancelled, nor those that another worker has taken over.
+        with the jobs that may run: not the cancelled, nor those that another worker has taken over, nor those
+        past their deadline, which end here.
         """
-        args: list[str | int] = [self._keys.prefix, worker, len(entering), fresh, *entering, *survived]
+        times = (self._settings.result_ttl, self._settings.record_ttl)
+        args: list[str | int] = [self._keys.prefix, worker, len(entering), fresh, *times]
+        args += [*entering, *survived]
         return Call("begin", args, lambda answer: {job_id.decode() for job_id in answer})
 
     def save(self, images: Sequence[tuple[str, int, bytes]]) -> Call[list[bool]]:
@@ -233,16 +242,34 @@ class Scripts:
         message = generate_message(job_id, None, spec.priority, queue)
         return Call("release", [self._keys.prefix, job_id, holder, name, message], bool)
 
+    def expire(self) -> Call[int]:
+        """Cancel the jobs whose deadline has come, a hundred at most; their number."""
+        times = (self._settings.result_ttl, self._settings.record_ttl)
+        return Call("expire", [self._keys.prefix, *times], int)
+
     def recount(self) -> Call[bool]:
         """Count anew what waits of each caller."""
         return Call("recount", [self._keys.prefix], bool)
+
+
+def _extras(terms: Terms, context: str) -> str:
+    """Further fields of a job's record, as JSON of field, value, field, ...; "": none."""
+    fields: list[str] = []
+    if terms.context != NOWHERE:
+        fields += ["context", context]
+    return json.dumps(fields) if fields else ""
 
 
 def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Created:
     match outcome:
         case b"new":
             created_at = datetime.fromtimestamp(float(detail), UTC)
-            return Job(job.id, job.owner, job.spec, "queued", created_at), True
+            lives = job.terms.expires_in
+            deadline = None if lives is None else created_at + timedelta(seconds=lives)
+            context = job.terms.context
+            return Job(
+                job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context
+            ), True
         case b"full":
             return QueueFull(int(detail))
         case b"share":

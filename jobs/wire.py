@@ -18,6 +18,9 @@ from jobs.job import FORMAT, PLAIN
 GENERATE: Final = "sagan.generate"  # task (job_id, spec as JSON or None): make the images of a job
 ATTENTION: Final = "sagan.attention"  # task (job_id, image, layer): make one attention map
 
+CONTEXT_HEADER: Final = "sagan"  # of a message: the job's context, for logs and traces
+_NOWHERE: Final = "{}"
+
 # The queues of format 1, whatever the model. Every worker takes from them, and passes on what it cannot make.
 OLD_GENERATE_QUEUE: Final = "generate"
 OLD_ATTENTION_QUEUE: Final = "attention"
@@ -88,9 +91,14 @@ def generate_lists(namespace: str, queue: str) -> list[str]:
     ]
 
 
-def generate_message(job_id: str, spec: str | None, priority: int, queue: str) -> str:
-    """Message to make the images of a job. spec: JSON, of a new job; None: the worker reads the record."""
-    return _message(GENERATE, job_id, [job_id, spec], queue, broker_priority(priority))
+def generate_message(
+    job_id: str, spec: str | None, priority: int, queue: str, context: str = _NOWHERE
+) -> str:
+    """Message to make the images of a job. spec: JSON, of a new job; None: the worker reads the record.
+
+    context: JSON of a jobs.job.Context.
+    """
+    return _message(GENERATE, job_id, [job_id, spec], queue, broker_priority(priority), context)
 
 
 def attention_message(job_id: str, image: int, layer: str, queue: str) -> str:
@@ -98,12 +106,12 @@ def attention_message(job_id: str, image: int, layer: str, queue: str) -> str:
     return _message(ATTENTION, secrets.token_urlsafe(16), [job_id, image, layer], queue, 0)
 
 
-def _message(task: str, task_id: str, args: list[Any], queue: str, step: int) -> str:
+def _message(task: str, task_id: str, args: list[Any], queue: str, step: int, context: str = _NOWHERE) -> str:
     """Message protocol 2 in the envelope of kombu's virtual transports, as JSON."""
     options = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     body = b64encode(json.dumps([args, {}, options]).encode()).decode()
     # no escaping: ids, tags and base64 stand in JSON as they are
-    parts = {"id": task_id, "tag": secrets.token_hex(16), "body": body, "time": time()}
+    parts = {"id": task_id, "tag": secrets.token_hex(16), "body": body, "time": time(), "context": context}
     return _envelope(task, queue, step) % parts
 
 
@@ -130,6 +138,7 @@ def _envelope(task: str, queue: str, step: int) -> str:
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+        CONTEXT_HEADER: "%(context)s",
     }
     properties = {
         "correlation_id": "%(id)s",
@@ -148,4 +157,5 @@ def _envelope(task: str, queue: str, step: int) -> str:
         "headers": headers,
         "properties": properties,
     }
-    return json.dumps(envelope).replace('"%(time).3f"', "%(time).3f")  # a number
+    text = json.dumps(envelope).replace('"%(time).3f"', "%(time).3f")  # a number
+    return text.replace('"%(context)s"', "%(context)s")  # JSON as it is

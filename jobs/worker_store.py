@@ -156,6 +156,10 @@ class WorkerStore:
         name = message_list(self._settings.namespace, queue, 0)
         self._redis.lpush(name, attention_message(job.id, image, layer, queue))
 
+    def expire(self) -> int:
+        """Cancel jobs whose deadline has come; their number."""
+        return self._scripts.expire().run(self._redis)
+
     def recount(self) -> None:
         """Count anew what waits of each caller."""
         self._scripts.recount().run(self._redis)

@@ -44,6 +44,7 @@ class Wish(TypedDict, total=False):
     truncation: float  # above 0 to 1: lower is more typical, less varied
     model: str | None  # None: the service's default
     priority: int | None  # 0 to 9, 9 is most urgent
+    expires_in: float | None  # seconds after which it is cancelled unless it has ended; None: it waits
     start: int  # index of the first image
     class_weights: Mapping[str, float] | None  # a mixture of classes, in place of class_
 

@@ -21,9 +21,11 @@ from celery.worker.strategy import default as on_a_pool_thread
 from kombu.entity import Queue
 from kombu.utils.scheduling import sorted_cycle
 
-from jobs.wire import ATTENTION, GENERATE, is_generate_queue
+from jobs.job import NOWHERE
+from jobs.records import as_context
+from jobs.wire import ATTENTION, CONTEXT_HEADER, GENERATE, is_generate_queue
 from jobs.worker_store import Stopping
-from worker.dispatcher import Dispatcher
+from worker.dispatcher import Dispatcher, NewMessage
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def register(celery: Celery, dispatcher: Dispatcher) -> None:
             new = _new_job(message)
             # message.ack may be called from any thread (see worker.transport). Celery's ack goes through the
             # consumer's thread and wakes it for each message.
-            if new is None or not dispatcher.begin(*new, done=message.ack):
+            if new is None or not dispatcher.begin(new, done=message.ack):
                 long_way(message, body, ack, reject, callbacks)
 
         return receive
@@ -173,8 +175,8 @@ def _keep_our_logging(**_: object) -> None:
     logging.getLogger("celery.worker.consumer.consumer").setLevel(logging.ERROR)
 
 
-def _new_job(message: Any) -> tuple[str, str, float] | None:
-    """Id, spec (JSON) and time of sending of a job that comes for the first time; None: it comes again.
+def _new_job(message: Any) -> NewMessage | None:
+    """A job that comes for the first time; None: it comes again.
 
     Raises InvalidTaskError.
     """
@@ -187,4 +189,10 @@ def _new_job(message: Any) -> tuple[str, str, float] | None:
     if spec is None or message.delivery_info.get("redelivered"):
         return None
     sent_at = message.properties.get("timestamp")
-    return job_id, spec, sent_at if isinstance(sent_at, float) else 0.0
+    context = message.headers.get(CONTEXT_HEADER)
+    return NewMessage(
+        job_id,
+        spec,
+        sent_at if isinstance(sent_at, float) else 0.0,
+        as_context(context) if context else NOWHERE,
+    )

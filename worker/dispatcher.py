@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from time import monotonic, time
@@ -11,7 +12,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from jobs.job import Taken
+from jobs.job import NOWHERE, Context, Taken
 from jobs.records import SPEC
 from jobs.worker_store import Stopping, WorkerStore
 from worker.engine import Engine, UnknownLayer
@@ -29,6 +30,16 @@ AT_ONCE: Final = 8
 # Attention maps in hand from which on a look takes none. Each has a thread of the pool, where a job that
 # comes a second time needs one as well; the others wait in Redis.
 MAPS: Final = 8
+
+
+@dataclass(frozen=True)
+class NewMessage:
+    """A job that comes for the first time."""
+
+    job_id: str
+    spec: str  # JSON
+    sent_at: float  # seconds since 1970, by the sender's clock
+    context: Context = NOWHERE
 
 
 class Dispatcher:
@@ -74,18 +85,19 @@ class Dispatcher:
         """Whether attention maps are to be taken as well."""
         return self._maps < min(MAPS, self._settings.concurrency)
 
-    def begin(self, job_id: str, spec: str, sent_at: float, done: Callable[[], None]) -> bool:
+    def begin(self, new: NewMessage, done: Callable[[], None]) -> bool:
         """Queue a new job in the scheduler without asking Redis. False: this needs `generate`.
 
-        spec: JSON. sent_at: seconds since 1970, by the sender's clock. done: called from some thread when the
-        job has ended or another worker has it; not called if the worker stops before.
+        done: called from some thread when the job has ended or another worker has it; not called if the
+        worker stops before.
         """
+        job_id = new.job_id
         try:
-            taken = Taken(job_id, SPEC.validate_json(spec))
+            taken = Taken(job_id, SPEC.validate_json(new.spec), context=new.context)
         except ValidationError:
             return False
         pending = self._pending(taken)
-        pending.wanted_at = monotonic() - max(0.0, time() - sent_at)
+        pending.wanted_at = monotonic() - max(0.0, time() - new.sent_at)
         with self._lock:
             known = job_id in self._in_hand
             if not known and taken.spec.version not in self._engines():
@@ -235,6 +247,7 @@ class Dispatcher:
             job_id=taken.job_id,
             spec=spec,
             images=[image for image in range(spec.count) if image not in taken.made],
+            context=taken.context,
             alone=taken.attempts > 0,
         )
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from imaging.spec import End, ImageSpec
-from jobs.job import AttentionMap, JobSpec
+from jobs.job import NOWHERE, AttentionMap, Context, JobSpec
 
 Pixels = NDArray[np.uint8]
 
@@ -46,6 +46,7 @@ class PendingJob:
     job_id: str
     spec: JobSpec
     images: Sequence[int]  # of the job, by number
+    context: Context = NOWHERE
     alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
     wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
     # None once the last image is stored; else Dropped, Stopping or an error

@@ -46,6 +46,8 @@ class Sweeper:
             self._lost_since.clear()
             self._recounted_at = None
             return []
+        while self._store.expire():
+            pass  # a hundred at a time
         now = monotonic()
         if self._recounted_at is None or (old and now - self._recounted_at > RECOUNTED_EVERY):
             self._store.recount()

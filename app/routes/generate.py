@@ -18,8 +18,10 @@ from app.orders import GenerateAnyIn, GenerateIn, MorphIn, OfClasses, Order
 from app.routes.jobs import Included, included_images, picture_of, present
 from app.schemas import JobOut
 from app.security import KeyedRoute
+from app.terms import terms_of
 from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
-from jobs.job import Job, JobSpec, ModelInfo, new_job_id
+from jobs.job import Job, JobSpec, ModelInfo, Terms, new_job_id
+from jobs.scripts import NewJob
 
 USUAL_PRIORITY = 5
 
@@ -136,17 +138,19 @@ async def order(
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
     priority = _priority(body, here.settings.ceiling_of(asking.caller))
-    spec = spec_of(model, priority)
+    spec, terms = spec_of(model, priority), terms_of(asking.request, body)
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number
-        fields = body.model_dump(exclude={"class_id", "class_weights", "ends"})
+        fields = body.model_dump(exclude={"class_id", "class_weights", "ends", "expires_in"})
+        if terms.expires_in is not None:  # absent as in releases that did not know it
+            fields["expires_in"] = terms.expires_in
         fields |= {"class_id": spec.class_id, "priority": priority}
         if spec.ends:
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
     try:
-        return await _create(asking, spec, asked)
+        return await _create(asking, spec, asked, terms)
     except QueueFull as full:
         raise QueueIsFull(str(full), retry_after=here.pace.until_a_job_fits(full.depth)) from full
 
@@ -181,14 +185,15 @@ def generate_spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority
     )
 
 
-async def _create(asking: Asker, spec: JobSpec, asked: str | None) -> tuple[Job, bytes | None]:
+async def _create(asking: Asker, spec: JobSpec, asked: str | None, terms: Terms) -> tuple[Job, bytes | None]:
     store, caller, key = state(asking.request).store, asking.caller, asking.key
     pays = counted_as(asking.request, caller)
     if not asking.wait:
-        job, _ = await store.create(spec, caller, key, asked, pays)
+        job, _ = await store.create(spec, caller, key, asked, pays, terms)
         return job, None
     job_id = new_job_id()
-    ordered = store.create_and_wait(job_id, spec, caller, asking.wait, key, asked, pays)
+    new = NewJob(job_id, caller, spec, key, asked, caller=pays, terms=terms)
+    ordered = store.create_and_wait(new, asking.wait)
     try:
         return await while_connected(asking.request, ordered)
     except ClientLeft:

@@ -170,6 +170,7 @@ async def _ordered(asking: Asker, body: ImagesIn, wanted: _Wanted) -> AsyncItera
                 class_weights=None,
                 start=0,
                 listed=body.listed,
+                expires_in=body.expires_in,
                 count=count,
                 seed=wanted.seed,
                 truncation=body.truncation,

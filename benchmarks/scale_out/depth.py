@@ -18,6 +18,7 @@ from benchmarks.scale_out.bed import ROOT, ROWS, Bed, fill, sleeping_job, starte
 from jobs.client import JobClient
 from jobs.job import new_job_id
 from jobs.keys import Keys
+from jobs.scripts import NewJob
 from jobs.worker_store import WorkerStore
 from loadtest.client import Address, Client
 from serve.private_redis import end, free_port
@@ -107,8 +108,8 @@ def _before_the_urgent(bed: Bed) -> int:
 
     async def urgent() -> None:
         store = JobClient.open(bed.settings)
-        job_id = new_job_id()
-        job, _ = await store.create_and_wait(job_id, sleeping_job(1.0, priority=9), "somebody", 60)
+        new = NewJob(new_job_id(), "somebody", sleeping_job(1.0, priority=9))
+        job, _ = await store.create_and_wait(new, 60)
         assert job.state == "succeeded", job
         await store.close()
 

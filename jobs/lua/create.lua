@@ -2,9 +2,10 @@
 -- without being queued. A job that has not ended has no TTL, or a long queue would lose it; max_queued bounds
 -- their number.
 -- ARGV: prefix, ttl, jobs and images that may wait, jobs and images of one caller that may wait, then
---   for each job fourteen: id, owner, caller, spec, priority, count, idempotency key and request (or two ''),
+--   for each job sixteen: id, owner, caller, spec, priority, count, idempotency key and request (or two ''),
 --   waiter (or ''), queue, list (one that ends in '~' gets the caller's turn), message, format, '1' where it
---   is to be listed (or '')
+--   is to be listed (or ''), seconds after which it is cancelled (or ''), further fields of its record as JSON
+--   of field, value, field, ... (or '')
 -- Returns for each job {outcome, detail, field, value, ...}. outcome and detail: 'new', created_at; 'full',
 --   jobs that wait; 'share', jobs of the caller that wait; 'conflict', id; 'again' (this very call, sent again)
 --   or 'known' (by its idempotency key), id. The fields are those of the record, for the last two.
@@ -28,7 +29,7 @@ local function refusal(caller, count)
   end
 end
 local function create(id, owner, caller, spec, priority, count, key, request, waiter, queue, list, message, format,
-                      listed)
+                      listed, expires_in, extras)
   if redis.call('EXISTS', job(id)) == 1 then return answer('again', id) end  -- our own call, sent again
   if key ~= '' then
     local known = redis.call('HMGET', key, 'job', 'request')
@@ -50,6 +51,12 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   redis.call('HSET', job(id), 'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', '0',
              'attempts', '0', 'worker', '', 'error', '', 'score', score, 'waiter', waiter, 'created_at', time,
              'caller', caller, 'format', format)
+  if extras ~= '' then redis.call('HSET', job(id), unpack(cjson.decode(extras))) end
+  if expires_in ~= '' then
+    local deadline = string.format('%.6f', now() + tonumber(expires_in))
+    redis.call('HSET', job(id), 'deadline', deadline)
+    redis.call('ZADD', deadlines, deadline, id)
+  end
   redis.call('ZADD', queued, score, id)
   count_waiting(caller, 1, tonumber(count))
   redis.call('SADD', open, id)
@@ -69,7 +76,7 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   return {'new', time}
 end
 local outcomes = {}
-for i = 7, #ARGV, 14 do table.insert(outcomes, create(unpack(ARGV, i, i + 13))) end
+for i = 7, #ARGV, 16 do table.insert(outcomes, create(unpack(ARGV, i, i + 15))) end
 for recent in pairs(recents) do
   redis.call('ZREMRANGEBYRANK', recent, 0, -1001)  -- the newest thousand
   redis.call('EXPIRE', recent, ttl)

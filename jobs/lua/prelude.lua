@@ -4,7 +4,7 @@
 
 local prefix = ARGV[1]
 local queued, open, held = prefix .. 'queued', prefix .. 'open', prefix .. 'held'
-local shares = prefix .. 'shares'
+local shares, deadlines = prefix .. 'shares', prefix .. 'deadlines'
 local TURNS = 8  -- as in jobs/wire.py
 
 local clock
@@ -96,7 +96,8 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('SREM', open, id)
   redis.call('HDEL', held, id)
   ends[state] = (ends[state] or 0) + 1
-  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at')
+  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline')
+  if record[5] then redis.call('ZREM', deadlines, id) end
   local node, done = record[1] or '', record[2]
   if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end
   if node ~= '' then
@@ -112,6 +113,15 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('EXPIRE', images(id), result_ttl)
   redis.call('EXPIRE', events(id), result_ttl)
   redis.call('EXPIRE', job(id), result_ttl + record_ttl)
+end
+
+-- Cancel a job whose deadline has come; false: it has none, or time left.
+local function is_late(id, created_at, deadline, result_ttl, record_ttl)
+  if not deadline or tonumber(deadline) > now() then return false end
+  local given = string.format('%.6g', tonumber(deadline) - tonumber(created_at))
+  finish(id, 'cancelled', 'It was not made in the ' .. given .. ' s that were given to it.', '',
+         result_ttl, record_ttl)
+  return true
 end
 
 -- Run once, after the last finish().

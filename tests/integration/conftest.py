@@ -105,6 +105,14 @@ class Service:
                 found += reversed(redis.lrange(name, 0, -1))
         return [json.loads(message)["headers"]["id"] for message in found]
 
+    def message(self, job: Job) -> str:
+        """The message that was queued last, which is this job's."""
+        with Redis.from_url(self.settings.redis_url) as redis:
+            [name] = [name for name in self.lists(job.spec) if redis.exists(name)]
+            found = redis.lindex(name, 0)
+        assert job.id.encode() in found
+        return str(found.decode())
+
     def queue_again(self, job: Job) -> None:
         """A second message for a job."""
         priority, queue = job.spec.priority, generate_queue(job.spec.version)

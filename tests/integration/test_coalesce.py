@@ -15,6 +15,7 @@ from redis import Redis
 from jobs.client import JobClient
 from jobs.errors import IdempotencyConflict, QueueFull
 from jobs.job import Job, ModelInfo, WorkerInfo, new_job_id
+from jobs.scripts import NewJob
 from jobs.worker_store import WorkerStore
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ async def test_a_create_sent_twice_makes_one_job(service: Service) -> None:
     """As redis-py sends it again when the answer is lost."""
     job_id, spec = new_job_id(), await service.spec()
     answers = [
-        await service.store.create_and_wait(job_id, spec, service.owner, 0.01, "key") for _ in range(2)
+        await service.store.create_and_wait(NewJob(job_id, service.owner, spec, "key"), 0.01)
+        for _ in range(2)
     ]
     assert answers[0] == answers[1]
     assert await service.store.depth() == 1
@@ -116,7 +118,7 @@ async def waiting(
     for count in counts:
         job_id = new_job_id()
         wait = service.store.create_and_wait(
-            job_id, await service.spec(count=count), service.owner, seconds=20
+            NewJob(job_id, service.owner, await service.spec(count=count)), seconds=20
         )
         waits.append((job_id, asyncio.create_task(wait)))
 

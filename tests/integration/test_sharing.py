@@ -16,6 +16,7 @@ from redis import Redis
 
 from jobs.job import Job, new_job_id
 from jobs.pubsub import RECHECK
+from jobs.scripts import NewJob
 
 if TYPE_CHECKING:
     from tests.integration.conftest import Service
@@ -44,7 +45,7 @@ async def test_three_thousand_waiters_for_one_key_are_all_answered(service: Serv
     spec, key = await service.spec(), "shared"
 
     async def wait(_: int) -> Job:
-        return (await service.store.create_and_wait(new_job_id(), spec, service.owner, 60, key))[0]
+        return (await service.store.create_and_wait(NewJob(new_job_id(), service.owner, spec, key), 60))[0]
 
     waiting = [asyncio.create_task(wait(number)) for number in range(3000)]
     await asyncio.sleep(1)
@@ -58,7 +59,7 @@ async def test_three_thousand_waiters_for_one_key_are_all_answered(service: Serv
 async def test_junk_on_the_channel_of_the_news_does_no_harm(service: Service, junk: bytes) -> None:
     job_id = new_job_id()
     spec = await service.spec()
-    waiting = asyncio.create_task(service.store.create_and_wait(job_id, spec, service.owner, 30))
+    waiting = asyncio.create_task(service.store.create_and_wait(NewJob(job_id, service.owner, spec), 30))
     redis: Any = Redis.from_url(service.settings.redis_url)
     with redis:
 
@@ -74,7 +75,7 @@ async def test_junk_on_the_channel_of_the_news_does_no_harm(service: Service, ju
     assert job.state == "succeeded"
     # the listener still hears: the next answer comes with its image, and sooner than anybody looks again
     began = monotonic()
-    job, png = await service.store.create_and_wait(new_job_id(), spec, service.owner, 30)
+    job, png = await service.store.create_and_wait(NewJob(new_job_id(), service.owner, spec), 30)
     assert png is not None
     assert monotonic() - began < RECHECK
 

@@ -19,6 +19,7 @@ from jobs.job import AttentionMap
 from jobs.settings import QueueSettings
 from jobs.wire import (
     ATTENTION,
+    CONTEXT_HEADER,
     GENERATE,
     attention_message,
     attention_queue,
@@ -121,6 +122,7 @@ def test_our_messages_are_what_celery_would_send(server: PrivateRedis) -> None:
     ]
     for our, their in zip(ours, theirs, strict=True):
         assert base64.b64decode(our.pop("body")) == base64.b64decode(their.pop("body"))
+        assert our["headers"].pop(CONTEXT_HEADER) == {}
         assert our["headers"].keys() == their["headers"].keys()
         assert abs(our["properties"].pop("timestamp") - time()) < 60  # Celery tells none
         assert our["properties"].keys() == their["properties"].keys()

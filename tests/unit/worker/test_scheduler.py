@@ -91,7 +91,7 @@ class Bench:
         wanted_at: float = -inf,
     ) -> PendingJob:
         spec = spec_of(model, seed, count, priority)
-        pending = PendingJob(f"job-{seed}", spec, range(count), alone, wanted_at)
+        pending = PendingJob(f"job-{seed}", spec, range(count), alone=alone, wanted_at=wanted_at)
         self.scheduler.submit(pending)
         return pending
 

@@ -1,0 +1,38 @@
+"""What a request asks of its job beside the images: by when, and how to follow it."""
+
+import re
+from typing import Final
+
+from fastapi import Request
+
+from app.errors import Invalid
+from app.orders import LONGEST_LIFE, Order
+from jobs.job import Context, Terms
+
+# as other services have it: 90, 90s, 1m30s, 1h
+_DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII | re.IGNORECASE)
+
+
+def terms_of(request: Request, body: Order) -> Terms:
+    """Raises Invalid."""
+    scope = request.scope
+    context = Context(
+        request_id=scope.get("request_id", ""),
+        key=getattr(scope.get("sagan.key"), "id", ""),
+        traceparent=scope.get("sagan.traceparent", ""),
+    )
+    return Terms(context, _expires_in(request, body))
+
+
+def _expires_in(request: Request, body: Order) -> float | None:
+    given = request.headers.get("cancel-after")
+    if given is None:
+        return body.expires_in
+    if body.expires_in is not None:
+        raise Invalid("Give either the header Cancel-After or expires_in in the body.")
+    found = _DURATION.fullmatch(given.strip())
+    hours, minutes, seconds = (int(part or 0) for part in found.groups()) if found else (0, 0, 0)
+    lives = 3600 * hours + 60 * minutes + seconds
+    if not 1 <= lives <= LONGEST_LIFE:
+        raise Invalid(f"Cancel-After must be 1 to {LONGEST_LIFE} seconds, written as 90, 90s, 1m30s or 1h.")
+    return lives
