@@ -15,6 +15,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app import container
+from app.access import Access
 from app.addresses import Proxies
 from app.bodies import BodyLimit
 from app.docs import describe
@@ -33,6 +34,7 @@ from app.streams import Streams
 from app.unbroken import Unbroken
 from app.v1 import Versioned
 from app.work import resting
+from jobs import tracing
 from jobs.client import JobClient
 from jobs.pubsub import cancel
 from jobs.settings import read_settings
@@ -68,6 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             at_once=container.cores(),
             most=settings.max_drawings,
         )
+        tracing.start("sagan-api")
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
         doorkeeper = Doorkeeper(
             settings,
@@ -84,6 +87,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await cancel(following)
             drawings.close()
             await store.close()
+            await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="Sagan",
@@ -131,6 +135,7 @@ def _guard(app: FastAPI, settings: Settings) -> None:
         app.add_middleware(Proxies, trusted=settings.trusted_proxies)
     app.add_middleware(ResponseHeaders, shared=bool(settings.allowed_origins))
     app.add_middleware(Observe, metrics=app.state.metrics)
+    app.add_middleware(Access)
 
 
 @contextmanager

@@ -1,28 +1,22 @@
 """Counts for Prometheus: this process' requests, and the jobs and workers in Redis."""
 
-import logging
-import random
-import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access import METHODS
 from jobs.client import JobClient
 from jobs.errors import BrokerUnavailable
 from jobs.job import State, WorkerInfo
 
-log = logging.getLogger("sagan.access")
-
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _BATCHES = (1, 2, 4, 8, 16, 32, 64)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Metrics:
@@ -120,7 +114,7 @@ class _Reading(Collector):
 
 
 class Observe:
-    """Gives every request an id, counts and times it, and logs it in one line."""
+    """Counts and times every request."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
@@ -130,34 +124,19 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = scope["request_id"] = _id_of(scope)
         started = time.perf_counter()
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-                self._note(scope, request_id, message["status"], time.perf_counter() - started)
+                self._note(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
         await self.app(scope, receive, observed)
 
-    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
         # the route's pattern, not the path: each id would make a new series
         route = getattr(scope.get("route"), "path", "unrouted")
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+        method = scope["method"] if scope["method"] in METHODS else "other"
         requests, took = self.metrics.of(method, route, status)
         requests.inc()
         took.observe(seconds)
-        if log.isEnabledFor(logging.INFO):
-            path = quote(scope["path"])  # a line break in a path must not begin a second line
-            log.info("%s %s %s %d %.0f ms", request_id, method, path, status, seconds * 1000)
-
-
-def _id_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and (given := _REQUEST_ID.fullmatch(value.decode("latin-1"))):
-            return str(given[0])
-    return f"{random.getrandbits(64):016x}"  # to find a line in a log: no secret
-
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

@@ -14,9 +14,11 @@ from fastapi.routing import APIRoute
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access import key_of
 from app.addresses import address_of
 from app.errors import Invalid, TooManyRequests, Unauthorised
 from app.findings import LONGEST_NAME, cut
+from jobs import logs
 
 EVERYBODY = "everybody"  # owner of all jobs where no keys are set
 
@@ -75,6 +77,7 @@ class KeyedRoute(APIRoute):
 
         async def handle_keyed(request: Request) -> Response:
             owner_of(request, request.app.state.settings.api_keys)
+            logs.note({"key": key_of(request.scope)})
             if request.scope["query_string"]:
                 _check_names(
                     [name for name, _ in request.query_params.multi_items()],

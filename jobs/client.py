@@ -13,6 +13,7 @@ from functools import wraps
 from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
+from jobs import logs, tracing
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
 from jobs.errors import (
@@ -46,6 +47,7 @@ from jobs.pubsub import Subscriber, Waiting, Watch
 from jobs.records import as_time, ended_job, read_job
 from jobs.scripts import Created, NewJob, Scripts, Spent
 from jobs.settings import QueueSettings
+from jobs.wire import generate_queue
 
 log = logging.getLogger(__name__)
 
@@ -163,9 +165,19 @@ class JobClient:
         version = job.spec.version
         if job.spec.format > PLAIN and newest_format(version, (await self._fleet.look()).workers) < FORMAT:
             raise OlderWorkers
-        created = await self._creates.ask(job)
+        traced, span = _published(job)
+        try:
+            created = await self._creates.ask(traced)
+        finally:
+            span.end()
         if isinstance(created, JobError):
             raise created
+        found, new = created
+        logs.note(_told(found))
+        logs.AUDIT.info(
+            "job created" if new else "job asked for again",
+            extra=_told(found) | {"priority": job.spec.priority},
+        )
         return created
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
@@ -267,8 +279,11 @@ class JobClient:
     async def cancel(self, job_id: str, owner: str) -> Job:
         """End a job; no further image of it is made. A job that has ended stays as it is."""
         await self.get(job_id, owner)
-        await self._scripts.end(job_id, "cancelled").arun(self._redis)
-        return await self.get(job_id, owner)
+        ended = await self._scripts.end(job_id, "cancelled").arun(self._redis)
+        job = await self.get(job_id, owner)
+        if ended:
+            logs.AUDIT.info("job cancelled", extra=_told(job) | {"done": job.done})
+        return job
 
     @_asks_redis
     async def events(self, job_id: str, last_id: str = "0") -> list[tuple[str, dict[str, object]]]:
@@ -401,6 +416,37 @@ class JobClient:
         ended, images = job.expires_at is not None and job.done > 0, self._keys.images(job.id)
         if ended and (job.state == "succeeded" or not await self._redis.exists(images)):
             raise ExpiredJob(job.id)
+
+
+def _told(job: Job) -> dict[str, object]:
+    """A job as lines of the log have it; who asks now and in which request stands in them already."""
+    spec = job.spec
+    return {"job_id": job.id, "model": spec.model, "class": spec.class_name, "count": spec.count}
+
+
+def _published(job: NewJob) -> tuple[NewJob, tracing.Span]:
+    """The job with its place in the trace, and the span of its publishing."""
+    if not tracing.on():
+        return job, tracing.NONE
+    terms, queue = job.terms, generate_queue(job.spec.version, job.format)
+    span = tracing.span(
+        "send generate",
+        "producer",
+        terms.context.traceparent,
+        {
+            "messaging.system": "redis",
+            "messaging.operation.name": "send",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": queue,
+            "messaging.message.id": job.id,
+            "sagan.job_id": job.id,
+            "sagan.model": job.spec.model,
+            "sagan.class": job.spec.class_name,
+            "sagan.count": job.spec.count,
+        },
+    )
+    context = replace(terms.context, traceparent=span.traceparent)
+    return replace(job, terms=replace(terms, context=context)), span
 
 
 def _expired(job: Job, now: datetime) -> bool:

@@ -15,7 +15,7 @@ import stat
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -35,18 +35,20 @@ _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
     *("message", "asctime", "color_message", "taskName"),
     *("timestamp", "level", "event", "logger", "exception", "process", "pid"),
 }
-# What ends a line or steers a terminal, wherever a request or a file's name brought it from: control characters,
-# DEL and those of C1 (one of them is ESC [), separators of lines, what turns the writing around, halves of pairs
+# What ends a line or steers a terminal, whoever's request or file's name brought it: control characters, DEL and
+# C1 (one of them is ESC [), separators of lines, what turns the writing around, halves of pairs
 _CONTROL: Final = "\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE: Final = re.compile(f"[\x00-\x0a{_CONTROL}]")
 _UNSAFE_IN_LINES: Final = re.compile(f"[\x00-\x09{_CONTROL}]")
 
+AUDIT: Final = logging.getLogger("sagan.audit")  # who changed what: the event's name, and fields
+
 # A request's fields. They are emptied at its end: a task that it began and that lives on is no part of it
-_around: ContextVar[dict[str, str] | None] = ContextVar("around", default=None)
+_around: ContextVar[dict[str, Any] | None] = ContextVar("around", default=None)
 
 
 @contextmanager
-def around(fields: dict[str, str]) -> Iterator[None]:
+def around(fields: dict[str, Any]) -> Iterator[None]:
     """Every line that this task, and those that it starts, write meanwhile has these fields."""
     before = _around.set(fields)
     try:
@@ -56,13 +58,21 @@ def around(fields: dict[str, str]) -> Iterator[None]:
         _around.reset(before)
 
 
+def note(fields: Mapping[str, Any]) -> None:
+    """Add fields to every further line of this request, the one that it ends with among them."""
+    here = _around.get()
+    if here is not None:
+        here.update(fields)
+
+
 def configure(settings: QueueSettings, process: str) -> None:
     """What this process logs goes to standard error from now on. process: "api", "worker" or "serve"."""
     logging.config.dictConfig(config(settings, process))
     logging.captureWarnings(True)
     # no line has them, and looking for them takes longer than to write the line (logging's documentation)
-    logging._srcfile = None  # type: ignore[attr-defined]
-    logging.logThreads = logging.logMultiprocessing = logging.logProcesses = logging.logAsyncioTasks = False
+    logging._srcfile = None
+    for name in ("logThreads", "logMultiprocessing", "logProcesses", "logAsyncioTasks"):
+        setattr(logging, name, False)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda of: _log_uncaught(of.exc_type, of.exc_value, of.exc_traceback)
 
@@ -79,7 +89,9 @@ def config(settings: QueueSettings, process: str) -> dict[str, Any]:
     }
 
 
-def _log_uncaught(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+def _log_uncaught(
+    kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
+) -> None:
     if error is None or issubclass(kind, KeyboardInterrupt | SystemExit):
         return
     logging.getLogger(__name__).critical("not caught: %r", error, exc_info=(kind, error, trace))
@@ -182,7 +194,9 @@ class _Console(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
-        if "exception" in fields:  # indented: a line break in an error's message begins no line that looks like ours
+        if (
+            "exception" in fields
+        ):  # indented: a line break in an error's message begins no line that looks like ours
             fields["exception"] = "    " + fields["exception"].replace("\n", "\n    ")
         return self._render(None, record.levelname.lower(), fields)
 
@@ -195,11 +209,10 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
         "event": _safe(record.getMessage()),
         "logger": record.name,
     }
-    for name, value in (_around.get() or {}).items():
-        line[name] = _safe(value)
-    for name, value in record.__dict__.items():
-        if name not in _USUAL and value is not None and value != "":
-            line[name] = _safe(value)
+    for fields in (_around.get(), record.__dict__):
+        for name, value in fields.items() if fields else ():
+            if name not in _USUAL and value is not None and value != "":
+                line[name] = _safe(value)
     if record.exc_info:
         text = "".join(traceback.format_exception(*record.exc_info)).rstrip()[-LONGEST_TRACEBACK:]
         line["exception"] = _UNSAFE_IN_LINES.sub(_escaped, text)

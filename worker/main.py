@@ -17,6 +17,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from jobs import logs, tracing
 from jobs.deadlines import FORWARDS_END, HELPER_ENDS, JOBS_RETURNED, RESULTS_STORED
 from jobs.job import FORMAT, WorkerInfo
 from jobs.worker_store import Stopping, WorkerStore
@@ -52,7 +53,12 @@ def run_worker(
     settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader] = EngineLoader
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Unfinished jobs are handed back, in seconds."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings, "worker")
+    try:
+        tracing.start("sagan-worker")
+    except tracing.TracingError as error:
+        log.critical("%s", error)
+        return 1
     log.info("loading models from %s", settings.checkpoints)
     try:
         worker = Worker(settings, make_loader)
@@ -62,9 +68,11 @@ def run_worker(
         os.environ["SAGAN_CUDA_GRAPHS"] = "false"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except EngineError as error:
-        print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
+        log.critical("%s", error)
         return 1
-    return worker.run()
+    code = worker.run()
+    tracing.stop()
+    return code
 
 
 class Worker:
@@ -81,7 +89,12 @@ class Worker:
         load = make_loader(settings)
         self._folder = ModelFolder(settings.checkpoints, load)
         self._scheduler = Scheduler(
-            self._load, self._store.begin, self._writer.take, settings.maps_share, self._lose_device
+            self._load,
+            self._store.begin,
+            self._writer.take,
+            settings.maps_share,
+            self._lose_device,
+            self._writer.do,
         )
         self._device = next(iter(self._scheduler.start().values())).device
         self._dispatcher = Dispatcher(

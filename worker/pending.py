@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from imaging.spec import End, ImageSpec
 from jobs.job import NOWHERE, AttentionMap, Context, JobSpec
+from jobs.tracing import NONE as SPAN_NONE
+from jobs.tracing import Span
 
 Pixels = NDArray[np.uint8]
 
@@ -47,6 +49,7 @@ class PendingJob:
     spec: JobSpec
     images: Sequence[int]  # of the job, by number
     context: Context = NOWHERE
+    sent_at: float = 0.0  # seconds since 1970, by the sender's clock; 0: it came again
     alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
     wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
     # None once the last image is stored; else Dropped, Stopping or an error
@@ -54,6 +57,8 @@ class PendingJob:
     entered: int = 0  # images that have entered a forward
     forwards: int = 0  # running forwards that have images of it
     stored: int = 0  # images that are stored
+    begun: bool = False  # it has been in a forward of this worker
+    span: Span = SPAN_NONE  # of its processing
 
     def end(self, error: Exception | None = None) -> None:
         """Set the outcome; None: all is stored. The first outcome stands."""

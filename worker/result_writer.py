@@ -13,6 +13,7 @@ from time import monotonic
 from imaging.png import png
 from imaging.spec import Provenance
 from jobs.worker_store import Stopping, WorkerStore
+from worker import trail
 from worker.pending import Made, class_name, image_spec
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,8 @@ class ResultWriter:
 
     def take(self, images: Sequence[Made]) -> None:
         """Store the images of a forward; a job ends when its last image is stored."""
-        self._work.put(partial(self._store_all, images))
+        stored = trail.storing([made.pending for made in images])
+        self._work.put(partial(self._store_all, images, stored))
 
     def do(self, work: Callable[[], None]) -> None:
         """Call a function after all that was taken before. It may wait for Redis, and must not raise."""
@@ -44,16 +46,16 @@ class ResultWriter:
         while (work := self._work.get()) is not None:
             work()
 
-    def _store_all(self, images: Sequence[Made]) -> None:
+    def _store_all(self, images: Sequence[Made], stored: Callable[[], None]) -> None:
         try:
-            self._save(images)
+            self._save(images, stored)
         except Stopping as stopping:
             _end(images, stopping)
         except Exception as error:  # the thread must go on for other jobs
             log.exception("images could not be stored")
             _end(images, error)
 
-    def _save(self, images: Sequence[Made]) -> None:
+    def _save(self, images: Sequence[Made], stored: Callable[[], None]) -> None:
         by_job = sorted(images, key=lambda made: made.pending.job_id)
         for made in by_job:
             if made.map is not None:  # before its image: whoever hears of the end finds all maps
@@ -61,6 +63,7 @@ class ResultWriter:
         goes_on = self._store.save(
             [(made.pending.job_id, made.image, png(made.pixels, _provenance(made))) for made in by_job]
         )
+        stored()
         now = monotonic()
         for made, still in zip(by_job, goes_on, strict=True):
             made.pending.stored += 1
