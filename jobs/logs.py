@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import lru_cache
+from math import inf
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final
 
@@ -28,6 +30,7 @@ from structlog.dev import ConsoleRenderer, plain_traceback
 
 from jobs.settings import QueueSettings
 
+TOLD_EVERY: Final = 60.0  # seconds between two lines of a kind, of libraries that would tell without end
 LONGEST: Final = 1000  # characters of a field
 LONGEST_TRACEBACK: Final = 16_000
 # of a record that are no fields of its line, or that have their own
@@ -35,8 +38,8 @@ _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
     *("message", "asctime", "color_message", "taskName"),
     *("timestamp", "level", "event", "logger", "exception", "process", "pid"),
 }
-# What ends a line or steers a terminal, whoever's request or file's name brought it: control characters, DEL and
-# C1 (one of them is ESC [), separators of lines, what turns the writing around, halves of pairs
+# What ends a line or steers a terminal, whoever's request or file's name brought it: control characters, DEL
+# and C1 (one of them is ESC [), separators of lines, what turns the writing around, halves of pairs
 _CONTROL: Final = "\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE: Final = re.compile(f"[\x00-\x0a{_CONTROL}]")
 _UNSAFE_IN_LINES: Final = re.compile(f"[\x00-\x09{_CONTROL}]")
@@ -107,6 +110,7 @@ class StandardError(logging.Handler):
     def __init__(self, format: str, process: str, number: int = 2) -> None:
         """format: "console", "json", or "auto": "console" on a terminal. number: of the file."""
         super().__init__()
+        self.addFilter(_Seldom("opentelemetry"))  # where the collector is away, each batch of spans says so
         self._write = _writer(number)
         on_console = format == "console" or (format == "auto" and _is_terminal(number))
         self.formatter = _Console(colours=_is_terminal(number)) if on_console else _Json(process)
@@ -143,6 +147,23 @@ class StandardError(logging.Handler):
     def _put_rest(self) -> None:
         while self._rest:
             self._rest = self._rest[self._write(self._rest) :]
+
+
+class _Seldom(logging.Filter):
+    """Lets a line of each kind through once a minute, of one library's loggers."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._told: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        kind = record.name, str(record.msg)
+        if not super().filter(record):
+            return True
+        if monotonic() - self._told.get(kind, -inf) < TOLD_EVERY:
+            return False
+        self._told[kind] = monotonic()
+        return True
 
 
 def _is_terminal(number: int) -> bool:

@@ -1,22 +1,19 @@
 """Traces of OpenTelemetry: off, and not even imported, unless an endpoint is set in its usual variables.
 
-A span's place is told by a `traceparent` (W3C Trace Context), which goes into a job's message and record: spans
-need no context of a thread or task. docs/observability.md shows a job's trace.
+A span's place is told by a `traceparent` (W3C Trace Context), which goes into a job's message and record:
+spans need no context of a thread or task. docs/observability.md shows a job's trace.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from threading import Thread
-from time import monotonic
 from typing import Any, Final, Literal
 
 ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-TOLD_EVERY: Final = 60.0  # seconds between two lines of OpenTelemetry's of one kind
 # version 00, or a later one's first part; a trace or span of zeros is none
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?"
@@ -75,7 +72,7 @@ NONE: Final = Span()
 
 
 def start(service: str) -> None:
-    """Trace what this process does, if an endpoint is set. service: its name, unless OTEL_SERVICE_NAME is set.
+    """Trace what this process does, if an endpoint is set. service: its name; OTEL_SERVICE_NAME goes before.
 
     Raises TracingError.
     """
@@ -88,7 +85,6 @@ def start(service: str) -> None:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    _tell_seldom(logging.getLogger("opentelemetry"))
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""
     )
@@ -204,25 +200,3 @@ def _context(traceparent: str) -> Any:
 
 def _told(attributes: Attributes) -> Attributes:
     return {name: value for name, value in attributes.items() if value is not None and value != ""}
-
-
-class _Seldom(logging.Handler):
-    """Hands a line of each kind on to everybody's handlers, at most once a minute."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._told: dict[tuple[str, str], float] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        kind = record.name, str(record.msg)
-        if monotonic() - self._told.get(kind, -TOLD_EVERY) >= TOLD_EVERY:
-            self._told[kind] = monotonic()
-            record.exc_info = None  # a collector that is away: its sentence says all
-            logging.getLogger().handle(record)
-
-
-def _tell_seldom(logger: logging.Logger) -> None:
-    """Where the collector is away, each batch of spans says so."""
-    if not any(isinstance(handler, _Seldom) for handler in logger.handlers):
-        logger.addHandler(_Seldom())
-        logger.propagate = False
