@@ -11,13 +11,17 @@ from kombu.transport import TRANSPORT_ALIASES
 
 from jobs.settings import QueueSettings
 from jobs.wire import OLD_GENERATE_QUEUE, PRIORITY_STEPS, celery_prefix
+from worker.transport import Wiring, wire
 
 TRANSPORT: Final = "sagan"
 TRANSPORT_ALIASES[TRANSPORT] = "worker.transport:Transport"
 
 
-def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
-    """A Celery app over Redis. It opens no connection by itself."""
+def make_celery(settings: QueueSettings, queues: Iterable[str], tools: bool = False) -> Celery:
+    """A Celery app over Redis. It opens no connection by itself.
+
+    tools: Celery's own (inspect, control, events, Flower) reach its workers.
+    """
     celery = Celery("sagan", broker=f"{TRANSPORT}://redis", set_as_current=False)
     celery.conf.update(
         task_acks_late=True,  # a message is gone from Redis only when its job is done
@@ -34,15 +38,15 @@ def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
         # a reconnect changes nothing: jobs in hand are in the scheduler, which bounds their number
         worker_enable_prefetch_count_reduction=False,
         worker_soft_shutdown_timeout=5.0,  # seconds to hand jobs back after a second Ctrl-C
-        worker_enable_remote_control=False,  # no commands are sent: no fanout queue, no pidbox
-        worker_send_task_events=False,
+        worker_enable_remote_control=tools,  # False: no commands are sent, and there is no fanout queue
+        worker_send_task_events=tools,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         task_create_missing_queues=False,
         task_default_queue=OLD_GENERATE_QUEUE,
         task_queues=[Queue(name) for name in queues],  # type: ignore[no-untyped-call]
         broker_transport_options={
-            "redis_url": settings.redis_url,  # worker.transport connects by it; kombu reads URLs otherwise
+            **wire(Wiring(settings.redis_url)),
             "global_keyprefix": celery_prefix(settings.namespace),
             # Seconds, well above the longest job: a message handed out again too early makes its job twice.
             # The sweeper brings jobs of a dead worker back within seconds; this is the net below it.
@@ -51,8 +55,6 @@ def make_celery(settings: QueueSettings, queues: Iterable[str]) -> Celery:
             "unacked_restore_interval": 10,
             "unacked_restore_throttle": 1,
             "priority_steps": list(PRIORITY_STEPS),
-            # at one priority "attention" comes before "generate": a person waits for the picture
-            "queue_order_strategy": "sorted",
             "socket_connect_timeout": 3,  # seconds
             "socket_timeout": 10,  # seconds; without it an ack would hang on a half-open connection
             "socket_keepalive": True,

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import socket
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -27,6 +28,7 @@ from jobs.records import as_context
 from jobs.wire import ATTENTION, CONTEXT_HEADER, GENERATE, is_generate_queue
 from jobs.worker_store import Stopping
 from worker.dispatcher import Dispatcher, NewMessage
+from worker.transport import wire, wired
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,13 @@ class Queues:
 
 def register(celery: Celery, dispatcher: Dispatcher) -> None:
     """Make the tasks known to the Celery app of this worker."""
+    tools = celery.conf.worker_enable_remote_control
 
     def strategy(task: Any, app: Celery, consumer: Any) -> Callable[..., None]:
         """How Celery's consumer handles a message for `generate`."""
         long_way = on_a_pool_thread(task, app, consumer)
+        if tools:  # they know what goes Celery's own way
+            return long_way  # type: ignore[no-any-return]
 
         def receive(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any) -> None:
             new = _new_job(message)
@@ -107,12 +112,10 @@ def consume(celery: Celery, queues: Queues, concurrency: int, room: Callable[[],
 
     concurrency: jobs in hand at once. room: jobs to take in one look.
     """
-    celery.conf.broker_transport_options = {
-        **celery.conf.broker_transport_options,
-        "queue_order_strategy": _order(hooks.wants_jobs, hooks.wants_maps),
-        "room": room,
-        "looked": hooks.looked,
-    }
+    options = celery.conf.broker_transport_options
+    order = _order(hooks.wants_jobs, hooks.wants_maps)
+    wiring = replace(wired(options), order=order, room=room, looked=hooks.looked)
+    celery.conf.broker_transport_options = {**options, **wire(wiring)}
     celery.steps["worker"].add(_hand_back_step(hooks.hand_back))
 
     def on_shutdown(**_: object) -> None:
@@ -122,14 +125,15 @@ def consume(celery: Celery, queues: Queues, concurrency: int, room: Callable[[],
     warnings.filterwarnings("ignore", category=SecurityWarning)
     signals.worker_shutting_down.connect(on_shutdown, weak=False)
     signals.setup_logging.connect(_keep_our_logging, weak=False)
+    tools = celery.conf.worker_enable_remote_control
     worker = celery.Worker(
         pool="threads",
         concurrency=concurrency,
-        hostname=f"sagan@{socket.gethostname()}",
+        hostname=f"sagan-{os.getpid()}@{socket.gethostname()}",  # two on a machine have two names
         loglevel="WARNING",
         without_mingle=True,  # nothing to ask other workers, and no need to wait a second for their answer
         without_gossip=True,
-        without_heartbeat=True,  # ours carries the models
+        without_heartbeat=not tools,  # ours carries the models
         quiet=True,
     )
     queues.attach(worker)

@@ -121,7 +121,7 @@ class Worker:
         startup.settle()
         # beside the first jobs: it takes as long as loading, and the first image need not wait for it
         Thread(target=self._verify_batch_sizes, name="models", daemon=True).start()
-        celery = make_celery(self._settings, self._queues.names)
+        celery = make_celery(self._settings, self._queues.names, self._settings.celery_tools)
         register(celery, self._dispatcher)
         log.info("serving %s", ", ".join(sorted({info.name for info in self._folder.infos()})))
         wants_maps = self._dispatcher.wants_maps

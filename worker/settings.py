@@ -42,6 +42,10 @@ class WorkerSettings(QueueSettings):
         le=0.9,
         description="of the device's time that attention maps may take while images wait",
     )
+    celery_tools: bool = Field(
+        default=False,
+        description="Celery's inspect, control, events and Flower reach this worker; a job costs more then",
+    )
     concurrency: int = Field(default=64, ge=1, description="jobs in hand at once")
     backlog: float = Field(
         default=4.0,

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from queue import Empty
 from time import monotonic, sleep, time
 from typing import Any, Final
@@ -36,6 +38,31 @@ WRITTEN_EVERY: Final = 0.5  # seconds
 MOST_LOOKS: Final = 1000  # packed commands kept
 REFUSED: Final = 1.0  # seconds between two looks into a Redis that takes no orders
 SHORT_LOOK: Final = 0.1  # seconds of a look that leaves a queue out: the reason may soon be gone
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What a channel is given beside kombu's options, which Celery's tools show to whoever asks."""
+
+    redis_url: str  # there may be a password in it
+    order: Any = "sorted"  # of the queues in a look; "attention" comes before "generate": a person waits
+    room: Callable[[], int] = lambda: 1  # messages to take in one look; at least one is taken
+    looked: Callable[[], None] = lambda: None  # called after each look that was answered
+
+
+_wirings: dict[str, Wiring] = {}
+
+
+def wire(wiring: Wiring) -> dict[str, str]:
+    """The options that give it to the channels of this process."""
+    name = secrets.token_hex(8)
+    _wirings[name] = wiring
+    return {"wiring": name}
+
+
+def wired(options: Mapping[str, Any]) -> Wiring:
+    """What `wire` was given."""
+    return _wirings[options["wiring"]]
 
 
 class QoS(redis.QoS):
@@ -121,10 +148,8 @@ class Channel(redis.Channel):
     """Takes several messages in one look, and builds its client once: building costs more than using it."""
 
     QoS = QoS
-    from_transport_options: Any = (*redis.Channel.from_transport_options, "room", "looked", "redis_url")
-    redis_url: str
-    room: Callable[[], int] = staticmethod(lambda: 1)  # messages to take in one look; at least one is taken
-    looked: Callable[[], None] = staticmethod(lambda: None)  # called after each look that was answered
+    from_transport_options: Any = (*redis.Channel.from_transport_options, "wiring")
+    wiring: str
     _several = True
     _in_poll: Any = False
     _brpop_sent_at: Any = None
@@ -145,12 +170,20 @@ class Channel(redis.Channel):
             self._disconnect_pools()
             raise
 
+    @property
+    def _wired(self) -> Wiring:
+        return _wirings[self.wiring]
+
+    @property
+    def queue_order_strategy(self) -> Any:  # type: ignore[override]
+        return self._wired.order
+
     def _brpop_start(self, timeout: float | None = None) -> None:
         queues = tuple(self._queue_cycle.consume(len(self.active_queues)))
         if not queues:
             return
         # all of them come from one list: the most urgent that is not empty
-        most = max(1, min(self.room(), self.qos.can_consume_max_estimate() or 1))
+        most = max(1, min(self._wired.room(), self.qos.can_consume_max_estimate() or 1))
         connection = self.client.connection
         look = queues, self._next, most
         if look not in self._looks:
@@ -205,7 +238,7 @@ class Channel(redis.Channel):
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
-        self.looked()
+        self._wired.looked()
         if not found:
             raise Empty
         name = found[0].decode()
@@ -222,7 +255,7 @@ class Channel(redis.Channel):
 
     def _connparams(self, asynchronous: bool = False) -> Any:
         """What a connection is made of: as redis-py reads the URL, with TLS and all options."""
-        options = parse_url(self.redis_url)
+        options = parse_url(self._wired.redis_url)
         self.connection_class = options.pop("connection_class", Connection)
         ours = super()._connparams(asynchronous)
         address = {"host", "port", "username", "password", "db"}
