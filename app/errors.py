@@ -65,7 +65,6 @@ from jobs.errors import (
     QueueFull,
     UnknownJob,
 )
-from jobs.logs import AUDIT
 
 log = logging.getLogger("sagan.app")
 
@@ -341,9 +340,6 @@ def handle_errors(app: FastAPI) -> None:
     async def answer(request: Request, error: Exception) -> Response:
         if isinstance(error, RedisError):
             log.warning("broker: %s", error)
-        if isinstance(error, Unauthorised):
-            client = request.client.host if request.client else ""
-            AUDIT.warning("key refused", extra={"reason": error.detail, "client": client})
         if isinstance(error, HTTPException) and error.status_code == 405:
             allowed = _allowed(request)
             if request.method == "OPTIONS":

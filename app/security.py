@@ -129,6 +129,8 @@ def _read_key(request: Request, keys: Sequence[SecretStr]) -> str:
     ]
     if any(matches):
         return owner_named(given)
+    client = request.client.host if request.client else ""
+    logs.AUDIT.warning("key refused", extra={"reason": "unknown" if given else "absent", "client": client})
     if given:
         wrong_keys: WrongKeys = request.app.state.wrong_keys
         wrong_keys.count(address_of(request))
