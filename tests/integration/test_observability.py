@@ -24,8 +24,13 @@ GIVEN = {"X-Request-ID": UUID, "traceparent": f"00-{TRACE}-b7ad6b7169203331-01"}
 @pytest.fixture
 async def traced(tmp_path: Path, checkpoints: Path) -> AsyncIterator[tuple[Sagan, Collector]]:
     with collecting(tmp_path / "traces.jsonl") as collector:
-        env = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
-        sagan = Sagan(tmp_path, checkpoints, SAGAN_API_KEYS="secret-key", **env)
+        sagan = Sagan(
+            tmp_path,
+            checkpoints,
+            SAGAN_API_KEYS="secret-key",
+            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+            OTEL_BSP_SCHEDULE_DELAY="100",
+        )
         yield sagan, collector
         if sagan.process.poll() is None:
             sagan.process.kill()
