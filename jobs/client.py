@@ -172,12 +172,7 @@ class JobClient:
             span.end()
         if isinstance(created, JobError):
             raise created
-        found, new = created
-        logs.note(_told(found))
-        logs.AUDIT.info(
-            "job created" if new else "job asked for again",
-            extra=_told(found) | {"priority": job.spec.priority},
-        )
+        _tell_created(*created)
         return created
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
@@ -422,6 +417,14 @@ def _told(job: Job) -> dict[str, object]:
     """A job as lines of the log have it; who asks now and in which request stands in them already."""
     spec = job.spec
     return {"job_id": job.id, "model": spec.model, "class": spec.class_name, "count": spec.count}
+
+
+def _tell_created(job: Job, new: bool) -> None:
+    told = _told(job)
+    logs.note(told)
+    logs.AUDIT.info(
+        "job created" if new else "job asked for again", extra=told | {"priority": job.spec.priority}
+    )
 
 
 def _published(job: NewJob) -> tuple[NewJob, tracing.Span]:
