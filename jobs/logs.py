@@ -33,7 +33,8 @@ from jobs.settings import QueueSettings
 TOLD_EVERY: Final = 60.0  # seconds between two lines of a kind, of libraries that would tell without end
 LONGEST: Final = 1000  # characters of a field
 LONGEST_TRACEBACK: Final = 16_000
-# of a record that are no fields of its line, or that have their own
+_FIRST: Final = len(logging.makeLogRecord({}).__dict__)  # of a record: how many are no fields of its line
+# nor are these, where they stand among the others, or they have their own
 _USUAL: Final = frozenset(logging.makeLogRecord({}).__dict__) | {
     *("message", "asctime", "color_message", "taskName"),
     *("timestamp", "level", "event", "logger", "exception", "process", "pid"),
@@ -157,9 +158,9 @@ class _Seldom(logging.Filter):
         self._told: dict[tuple[str, str], float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        kind = record.name, str(record.msg)
-        if not super().filter(record):
+        if not record.name.startswith(self.name):
             return True
+        kind = record.name, str(record.msg)
         if monotonic() - self._told.get(kind, -inf) < TOLD_EVERY:
             return False
         self._told[kind] = monotonic()
@@ -230,10 +231,14 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
         "event": _safe(record.getMessage()),
         "logger": record.name,
     }
-    for fields in (_around.get(), record.__dict__):
-        for name, value in fields.items() if fields else ():
-            if name not in _USUAL and value is not None and value != "":
-                line[name] = _safe(value)
+    given = list(record.__dict__.items())[_FIRST:]  # what `extra` had stands last
+    if around_it := _around.get():
+        given = [*around_it.items(), *given]
+    for name, value in given:
+        if value is None or value == "" or name in _USUAL:
+            continue
+        plain = type(value) is str and len(value) <= LONGEST and value.isprintable()
+        line[name] = value if plain else _safe(value)
     if record.exc_info:
         text = "".join(traceback.format_exception(*record.exc_info)).rstrip()[-LONGEST_TRACEBACK:]
         line["exception"] = _UNSAFE_IN_LINES.sub(_escaped, text)

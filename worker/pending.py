@@ -7,7 +7,7 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,9 @@ class PendingJob:
     forwards: int = 0  # running forwards that have images of it
     stored: int = 0  # images that are stored
     begun: bool = False  # it has been in a forward of this worker
+    storing: float | None = None  # seconds that its last images took to be stored; None: none is
     span: Span = SPAN_NONE  # of its processing
+    told: dict[str, Any] = field(default_factory=dict)  # how lines of the log have it; {}: none has yet
 
     def end(self, error: Exception | None = None) -> None:
         """Set the outcome; None: all is stored. The first outcome stands."""

@@ -34,7 +34,9 @@ def fields(job_id: str, context: Context, spec: JobSpec | None = None) -> dict[s
 
 
 def _of(pending: PendingJob) -> dict[str, Any]:
-    return fields(pending.job_id, pending.context, pending.spec)
+    if not pending.told:
+        pending.told = fields(pending.job_id, pending.context, pending.spec)
+    return pending.told
 
 
 def taken(pending: PendingJob) -> None:
@@ -139,7 +141,9 @@ def storing(jobs: Sequence[PendingJob]) -> Callable[[], None]:
     def stored() -> None:
         took = monotonic() - began
         for pending, images in Counter(jobs).items():
-            if log.isEnabledFor(logging.INFO):
+            pending.storing = took
+            # the last images' line is that of the job's end
+            if pending.stored + images < len(pending.images) and log.isEnabledFor(logging.INFO):
                 log.info("job stored", extra=_of(pending) | {"stored": took, "images": images})
             if pending.span.recorded:
                 attributes: tracing.Attributes = {"db.system.name": "redis", "sagan.images": images}
@@ -150,7 +154,7 @@ def storing(jobs: Sequence[PendingJob]) -> Callable[[], None]:
 
 def _ended(pending: PendingJob) -> None:
     error = pending.done.exception()
-    told: dict[str, Any] = {"stored_images": pending.stored}
+    told: dict[str, Any] = {"images": pending.stored, "stored": pending.storing}
     if pending.sent_at:
         told["seconds"] = max(0.0, time() - pending.sent_at)
     match error:

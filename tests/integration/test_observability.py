@@ -73,7 +73,7 @@ async def test_one_job_by_its_id(traced: tuple[Sagan, Collector]) -> None:
     ordered = [line["event"] for line in sorted(life, key=lambda line: str(line["timestamp"]))]
     of_worker = [event for event in ordered if event not in ("job created", "request")]
     assert of_worker[:2] == ["job taken", "job begun"]
-    assert {"job in forward", "job stored"} <= set(of_worker)
+    assert "job in forward" in of_worker
     assert of_worker[-1] == "job ended"
     asked = [line for line in life if line["event"] in ("job created", "request")]
     assert [(line["event"], line.get("status"), line.get("method")) for line in asked] == [
