@@ -61,6 +61,7 @@ class Proxies:
         return address is not None and any(address in network for network in self._trusted)
 
     def _believe(self, scope: Scope) -> None:
+        scope["sagan.proxied"] = True
         told: dict[bytes, str] = {}
         for name, value in scope["headers"]:
             if name.startswith(b"x-forwarded-"):

@@ -9,6 +9,8 @@ from app import rate, security
 from app.addresses import address_of
 from app.drawing import Drawings
 from app.errors import RETRY_AFTER, NoWorker, UnknownModel
+from app.exposition import Exposition
+from app.keyring import EVERYBODY
 from app.metrics import Metrics
 from app.pace import Pace
 from app.schemas import Seeds
@@ -28,6 +30,7 @@ class State(Protocol):
     store: JobClient
     drawings: Drawings
     metrics: Metrics
+    exposition: Exposition
     streams: Streams
     pace: Pace
 
@@ -48,18 +51,13 @@ async def _store(request: Request) -> JobClient:
     return state(request).store
 
 
-async def _metrics(request: Request) -> Metrics:
-    return state(request).metrics
-
-
 UseSettings = Annotated[Settings, Depends(_settings)]
 Store = Annotated[JobClient, Depends(_store)]
-UseMetrics = Annotated[Metrics, Depends(_metrics)]
 
 
 async def caller_of(request: Request) -> str:
-    """The owner of the jobs that the request may see. Raises Unauthorised."""
-    return security.owner_of(request, state(request).settings.api_keys)
+    """The owner of the jobs that the request may see."""
+    return security.key_of(request).owner
 
 
 Caller = Annotated[str, Depends(caller_of)]
@@ -67,20 +65,22 @@ Caller = Annotated[str, Depends(caller_of)]
 
 def counted_as(request: Request, owner: str) -> str:
     """Who pays for what the request has computed: the key's owner, or without keys the client's address."""
-    if owner != security.EVERYBODY:
-        return owner
-    return address_of(request)
+    owner = security.key_of(request).owner  # who asks, also where an admin looks at what is another's
+    return address_of(request) if owner == EVERYBODY else owner
 
 
 async def charge(request: Request, owner: str, cost: int = 1) -> None:
     """Count what the request has computed for `owner`. Raises TooManyRequests."""
-    limit = state(request).settings.rate_limit
+    key = security.key_of(request)
+    limit, payer = state(request).settings.rate_limit, counted_as(request, owner)
+    if key.rate is not None:
+        limit, payer = key.rate, f"key-{key.id}"  # a limit of its own has a count of its own
     if limit is not None:
-        await rate.spend(request, state(request).store, counted_as(request, owner), cost, limit)
+        await rate.spend(request, state(request).store, payer, cost, limit)
 
 
 async def paced(request: Request) -> str:
-    """The caller, after a request of one unit is counted for them. Raises Unauthorised, TooManyRequests."""
+    """The caller, after a request of one unit is counted for them. Raises TooManyRequests."""
     caller = await caller_of(request)
     await charge(request, caller)
     return caller
@@ -89,14 +89,14 @@ async def paced(request: Request) -> str:
 async def _found(
     job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
 ) -> Job:
-    caller = await caller_of(request)
+    key = security.key_of(request)
     # a malformed id is unknown to everybody, and must never become part of a key in Redis
     if not _JOB_ID.fullmatch(job_id):
         raise UnknownJob(job_id[:64])
-    return await state(request).store.get(job_id, caller)
+    return await state(request).store.get(job_id, None if "admin" in key.scopes else key.owner)
 
 
-# the job of the path; 404 unless it is the caller's, 410 once expired
+# the job of the path; 404 unless it is the caller's, or theirs is the scope admin; 410 once expired
 Found = Annotated[Job, Depends(_found)]
 
 

@@ -31,7 +31,7 @@ PNG = files("PNG", "image/png")
 _EXAMPLES: dict[int, errors.Problem] = {
     example.status: example
     for example in (
-        errors.Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer."),
+        errors.Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer.", reason=""),
         errors.ForeignOrigin("Pages of this origin may not ask here."),
         errors.NotFound("There is no job 'x'."),
         errors.NotAcceptable(
@@ -76,7 +76,7 @@ _TAGS = {
     "attention": "What the network attended to while it made an image: drawn, or as numbers.",
     "models": "What can be asked for.",
     "openai": "The same for clients of OpenAI's: images and models in its shapes, errors too.",
-    "health": "For the operator. No key is needed.",
+    "health": "For the operator. Health needs no key.",
 }
 # functions whose names are too short away from their modules
 _NAMES = {"read_map": "get_attention_map", "draw_attention": "get_attention", "metrics": "get_metrics"}
@@ -107,11 +107,15 @@ def _problem(status: int) -> dict[str, Any]:
     return response
 
 
-def describe(app: FastAPI, *, with_keys: bool) -> None:
-    """Adds /docs, and /openapi.json with problem documents and, where keys are set, the keys."""
+def describe(app: FastAPI, *, has_keys: Callable[[], bool]) -> None:
+    """Adds /docs, and /openapi.json with problem documents and, while has_keys(), the keys."""
+    told_keys = False
 
     def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
+        nonlocal told_keys
+        with_keys = has_keys()
+        if app.openapi_schema is None or told_keys != with_keys:
+            told_keys = with_keys
             schema = get_openapi(
                 title=app.title,
                 version=app.version,
@@ -195,6 +199,14 @@ def _shown(route: BaseRoute, *, with_keys: bool) -> BaseRoute:
     shown.summary = route.summary or client_name(route).replace("_", " ").capitalize()
     if with_keys and not isinstance(route, KeyedRoute):
         shown.openapi_extra = {"security": [], **(route.openapi_extra or {})}
+    elif with_keys and isinstance(route, KeyedRoute):
+        security = [
+            {"key": [route.needed]},
+            {"bearer": [route.needed]},
+        ]  # OpenAPI 3.1 takes such names as roles
+        shown.openapi_extra = {"security": security, **(route.openapi_extra or {})}
+        if not v1.speaks_openai(route.path):
+            shown.responses = {**problems(403), **route.responses}
     return shown
 
 

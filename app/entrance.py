@@ -67,10 +67,18 @@ class Doorkeeper:
     """All connections of this process. Those that wait for their client give way to newer ones."""
 
     def __init__(
-        self, settings: Settings, *, on_stop: Callable[[], None], ended: Counter, shed: Counter
+        self,
+        settings: Settings,
+        *,
+        on_stop: Callable[[], None],
+        ended: Counter,
+        shed: Counter,
+        refusals: Counter,
     ) -> None:
         """on_stop: called once when the server begins to stop. ended: counts connections by reason. shed:
-        counts requests that are refused because too many are in work."""
+        counts requests that are refused because too many are in work. refusals: counts what is refused here,
+        by problem."""
+        self._refusals = refusals
         self.settings = settings
         self._ended = ended
         self._shed = shed
@@ -122,6 +130,7 @@ class Doorkeeper:
             problem = TooManyConnections("Too many connections are open. Ask again shortly.", retry_after=1)
         if problem is not None:
             self.count("refused")
+            self.refused(problem)
         self.wait(connection)
         return problem
 
@@ -169,6 +178,7 @@ class Doorkeeper:
         if url.startswith((b"/health/", b"/metrics")) or not self.work.is_too_much():
             return False
         self._shed.inc()
+        self.refused(_OVERLOADED)
         return True
 
     def stop(self) -> None:
@@ -179,6 +189,9 @@ class Doorkeeper:
 
     def count(self, reason: str) -> None:
         self._ended.labels(reason).inc()
+
+    def refused(self, problem: Problem) -> None:
+        self._refusals.labels(problem.slug).inc()
 
     def _share_of(self, address: str) -> int:
         """Connections that an address may have: all of them behind a trusted proxy."""
@@ -350,6 +363,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, problem: Problem) -> None:
         """Say why and read no more. A client may still be sending: closing would lose it the answer."""
         self._problem = problem
+        self.door.refused(problem)
         self.deadline = self.loop.time() + LINGER
         cycle = self.cycle
         unanswered = cycle is not None and not cycle.response_complete

@@ -6,7 +6,9 @@
     ├── Unauthorised        401  no valid key where keys are set
     ├── ForeignHost         403  asked under a name that is not ours
     ├── ForeignOrigin       403  a page of another site asked
+    ├── MissingScope        403  the key may not do this
     ├── PriorityTooHigh     403  above what this caller may ask for
+    ├── QuotaTooSmall       403  more images than the key may ask for in a day
     ├── NotFound            404  no such address, job, image, layer or point
     │   ├── UnknownClass
     │   └── UnknownModel
@@ -26,12 +28,14 @@
     ├── Invalid             422  a value outside its bounds
     │   └── KeyReused            an Idempotency-Key with another request
     ├── TooManyRequests     429  with Retry-After
-    │   └── QueueIsFull
+    │   ├── QueueIsFull
+    │   └── QuotaSpent           the images of the day
     ├── ClientLeft          499  the connection is closed: nobody reads this, but the counts know
     └── Unavailable         503  with Retry-After
         ├── NoWorker
         ├── TooMuchAsked     of Redis, or of this process
         ├── NoBroker
+        ├── KeysUnread       a key that was not known before, while keys cannot be read
         ├── Busy             too many drawings wait
         ├── TooManyConnections
         └── Stopping             the server ends before the answer is there
@@ -42,6 +46,7 @@
 import http
 import logging
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import ClassVar, Final
 
 from fastapi import FastAPI, Request, Response
@@ -63,10 +68,14 @@ from jobs.errors import (
     OlderWorkers,
     Overloaded,
     QueueFull,
+    QuotaReached,
     UnknownJob,
 )
 
 log = logging.getLogger("sagan.app")
+
+# slug of the problem that the request of the present task was answered with; "": none. For the counts
+answered_as: ContextVar[str] = ContextVar("answered_as", default="")
 
 RETRY_AFTER = 3  # seconds that a client is asked to wait where the server knows no better
 LONGEST_DETAIL: Final = 2000  # characters; see app.findings
@@ -94,6 +103,11 @@ class Problem(Exception):
 class Unauthorised(Problem):
     status, slug, title = 401, "unauthorised", "A key is needed"
 
+    def __init__(self, detail: str, *, reason: str, key: str = "") -> None:
+        super().__init__(detail)
+        self.reason = reason  # absent, unknown, expired, revoked
+        self.key = key  # its id; "": not known
+
     def headers(self) -> dict[str, str]:
         return {"WWW-Authenticate": "Bearer"}
 
@@ -114,8 +128,24 @@ class ForeignOrigin(Problem):
     status, slug, title = 403, "foreign-origin", "Asked by a page of another site"
 
 
+class MissingScope(Problem):
+    """The key is valid, and may not do this."""
+
+    status, slug, title = 403, "missing-scope", "Not within the scopes of the key"
+
+    def __init__(self, needed: str, scopes: Sequence[str]) -> None:
+        super().__init__(
+            f"This needs a key with the scope {needed}, and this one has {', '.join(scopes)}. "
+            "Ask whoever made it for another."
+        )
+
+
 class PriorityTooHigh(Problem):
     status, slug, title = 403, "priority-too-high", "Priority above your ceiling"
+
+
+class QuotaTooSmall(Problem):
+    status, slug, title = 403, "quota-too-small", "More images than your key has in a day"
 
 
 class NotFound(Problem):
@@ -221,6 +251,10 @@ class QueueIsFull(TooManyRequests):
     slug, title = "queue-full", "The queue is full"
 
 
+class QuotaSpent(TooManyRequests):
+    slug, title = "quota-spent", "The images of the day are spent"
+
+
 class ClientLeft(Problem):
     status, slug, title = 499, "client-left", "The client went away"
 
@@ -239,6 +273,10 @@ class TooMuchAsked(Unavailable):
 
 class NoBroker(Unavailable):
     slug, title = "no-broker", "The broker does not answer"
+
+
+class KeysUnread(Unavailable):
+    slug, title = "keys-unread", "Keys cannot be read just now"
 
 
 class TooManyConnections(Unavailable):
@@ -274,6 +312,10 @@ def problem_of(error: Exception) -> Problem:
             return Gone(str(error))
         case QueueFull():
             return QueueIsFull(str(error), retry_after=RETRY_AFTER)
+        case QuotaReached():
+            if not error.ever:
+                return QuotaTooSmall(str(error))
+            return QuotaSpent(str(error), retry_after=error.today.resets_in)
         case IdempotencyConflict():
             return KeyReused(str(error))
         case AttentionFailed():
@@ -320,6 +362,7 @@ def document(problem: Problem, path: str) -> dict[str, object]:
 
 def respond(problem: Problem, path: str) -> JSONResponse:
     """The answer to a request for `path`."""
+    answered_as.set(problem.slug)
     headers = {"Cache-Control": "no-store", **problem.headers()}
     if v1.speaks_openai(path):
         at = problem.errors[0]["at"] if problem.errors else ""

@@ -6,7 +6,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from app.openai import ErrorOut, ImageOut, ImagesOut, OpenAIErrorOut, OpenAIModelOut, OpenAIModelsOut
-from app.schemas import ClassesOut, JobOut, JobsOut, LiveOut, MapOut, ModelOut, ModelsOut, ReadyOut
+from app.schemas import ClassesOut, JobOut, JobsOut, LiveOut, MapOut, ModelOut, ModelsOut, ReadyOut, SeenOut
 from jobs.job import AttentionSite, Job, JobSpec, ModelInfo, WorkerInfo
 
 _HASH: Final = "9f" * 32
@@ -58,6 +58,14 @@ def answers() -> dict[str, Any]:
         ),
         LiveOut(),
         ReadyOut(workers=1, models=["cifar10"]),
+        SeenOut(
+            address="203.0.113.7",
+            scheme="https",
+            host="sagan.example.com",
+            prefix="",
+            proxied=True,
+            forwarded=["x-forwarded-for", "x-forwarded-proto"],
+        ),
         ImagesOut(
             created=int(_AT.timestamp()),
             output_format="png",

@@ -5,7 +5,6 @@ import gc
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -22,13 +21,15 @@ from app.docs import describe
 from app.drawing import Drawings
 from app.entrance import Doorkeeper
 from app.errors import handle_errors
+from app.exposition import Exposition
+from app.keyring import Keyring
 from app.metrics import Metrics, Observe
 from app.origins import Origins
 from app.pace import Pace
 from app.prefix import Prefix
 from app.rate import RateHeaders
 from app.routes import attention, attention_grid, exports, generate, health, jobs, models, openai
-from app.security import ResponseHeaders, WrongKeys
+from app.security import Gate, ResponseHeaders, WrongKeys
 from app.settings import Settings
 from app.streams import Streams
 from app.unbroken import Unbroken
@@ -36,6 +37,8 @@ from app.v1 import Versioned
 from app.work import resting
 from jobs import tracing
 from jobs.client import JobClient
+from jobs.exposition import build_version
+from jobs.key_stores import FileKeys, KeyStore, RedisKeys
 from jobs.pubsub import cancel
 from jobs.settings import read_settings
 
@@ -57,14 +60,24 @@ class _Page(StaticFiles):
         return response
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
-    """The app; no connection is opened before its lifespan starts. settings: None reads the environment."""
+def create_app(settings: Settings | None = None, key_store: KeyStore | None = None) -> FastAPI:
+    """The app; no connection is opened before its lifespan starts.
+
+    settings: None reads the environment. key_store: where keys are kept; None: as the settings say.
+    """
     settings = settings or read_settings(Settings)
     metrics = Metrics()
+    keyring = Keyring(
+        settings.api_keys,
+        settings.api_keys_file,
+        closed=settings.require_keys or settings.keys_file is not None,
+        resting=resting,
+    )
+    exposition = Exposition(metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
-        store = app.state.store = JobClient.open(settings, resting)
+        store = app.state.store = JobClient.open(settings, metrics.waiting)
         drawings = app.state.drawings = Drawings(
             memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
             at_once=container.cores(),
@@ -72,26 +85,29 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         )
         tracing.start("sagan-api")
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
+        publishing = asyncio.create_task(exposition.publish(store), name="metrics")
         doorkeeper = Doorkeeper(
             settings,
             on_stop=store.stop_waiting,
             ended=metrics.connections_ended,
             shed=metrics.requests_shed,
+            refusals=metrics.refusals,
         )
         try:
             # what a lifespan yields is each connection's state: the server's protocol finds it there
-            async with doorkeeper.watching():
+            async with keyring.following(key_store or _keys(settings)), doorkeeper.watching():
                 with _collecting_less():
                     yield {"doorkeeper": doorkeeper}
         finally:
-            await cancel(following)
+            await cancel(following, publishing)
+            await exposition.leave(store)
             drawings.close()
             await store.close()
             await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="Sagan",
-        version=_version(),
+        version=build_version(),
         description="Images of a class, on demand, and what the network attended to while it made them.",
         lifespan=lifespan,
         openapi_url=None,  # app.docs has both: FastAPI's page loads from a CDN, and its document knows no /v1
@@ -100,33 +116,38 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.metrics = metrics
-    app.state.wrong_keys = WrongKeys(settings.wrong_keys)
-    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller)
+    app.state.gate = Gate(keyring, WrongKeys(settings.wrong_keys), metrics.registry)
+    app.state.exposition = exposition
+    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller, metrics.streams)
     app.state.pace = Pace()
     handle_errors(app)
     for resource in (generate, jobs, exports, attention, attention_grid, models, openai, health):
         # not include_router: FastAPI goes through an included router twice at every request
         app.router.routes.extend(resource.router.routes)
-    describe(app, with_keys=bool(settings.api_keys))
+    app.router.routes.extend(health.keyed.routes)
+    describe(app, has_keys=lambda: keyring.closed)
     _show_page(app)
     for route in app.routes:
         if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
             route.methods.add("HEAD")  # as Starlette's own routes have it
-    _guard(app, settings)
+    _guard(app, settings, keyring)
     return app
 
 
-def _guard(app: FastAPI, settings: Settings) -> None:
+def _keys(settings: Settings) -> KeyStore:
+    return RedisKeys(settings) if settings.keys_file is None else FileKeys(settings.keys_file)
+
+
+def _guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
     """Adds the middleware. A request meets what is added last first."""
     app.add_middleware(Unbroken)
-    if settings.rate_limit is not None:
-        app.add_middleware(RateHeaders, limit=settings.rate_limit)
+    app.add_middleware(RateHeaders)
     app.add_middleware(BodyLimit, limit=settings.max_body)
     app.add_middleware(
         Origins,
         hosts=settings.allowed_hosts,
         origins=settings.allowed_origins,
-        with_keys=bool(settings.api_keys),
+        with_keys=lambda: keyring.closed,
     )
     app.add_middleware(Versioned)
     if settings.root_path or settings.trusted_proxies:
@@ -160,10 +181,3 @@ def _show_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def index(request: Request) -> Response:
         return await page.get_response("index.html", request.scope)
-
-
-def _version() -> str:
-    try:
-        return version("sagan-service")
-    except PackageNotFoundError:
-        return "0"  # run from a checkout that was not installed

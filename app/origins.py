@@ -7,7 +7,7 @@ was made to point here (DNS rebinding); to the browser such a page and this serv
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import idna
@@ -94,12 +94,12 @@ class Origins(CORSMiddleware):
 
     hosts: as read_pattern gives them. Names of this machine are allowed beside them, and so are addresses
     where the connection came over a network: no name server can make an address mean another machine. Without
-    any, and with_keys, every host is allowed: a page of another site has no key.
+    any, and while with_keys(), every host is allowed: a page of another site has no key.
     origins: as read_origin gives them, or "*".
     """
 
     def __init__(
-        self, app: ASGIApp, *, hosts: Sequence[str], origins: Sequence[str], with_keys: bool
+        self, app: ASGIApp, *, hosts: Sequence[str], origins: Sequence[str], with_keys: Callable[[], bool]
     ) -> None:
         super().__init__(
             app,
@@ -109,7 +109,7 @@ class Origins(CORSMiddleware):
             expose_headers=["*"],
             allow_private_network=True,
         )
-        self._any_host = "*" in hosts or (with_keys and not hosts)
+        self._any_host, self._none_named, self._with_keys = "*" in hosts, not hosts, with_keys
         self._names = {host for host in hosts if not host.startswith("*")}
         self._endings = tuple(host[1:] for host in hosts if host.startswith("*."))
         self._judged = lru_cache(256)(self._judge_host)  # the same few hosts come with every request
@@ -127,7 +127,8 @@ class Origins(CORSMiddleware):
             elif name == b"access-control-request-method":
                 preflight = True
         server = scope.get("server")
-        problem = self._judged(tuple(hosts), scope["http_version"], server[0] if server else None)
+        free = self._any_host or (self._none_named and self._with_keys())
+        problem = self._judged(tuple(hosts), scope["http_version"], server[0] if server else None, free)
         changes = scope["method"] not in ("GET", "HEAD", "OPTIONS") or preflight
         if problem is None and origin is not None and changes:
             problem = self._judge_origin(origin, hosts)
@@ -145,7 +146,10 @@ class Origins(CORSMiddleware):
         except ValueError:
             return False
 
-    def _judge_host(self, given: tuple[bytes, ...], version: str, server: str | None) -> Problem | None:
+    def _judge_host(
+        self, given: tuple[bytes, ...], version: str, server: str | None, free: bool
+    ) -> Problem | None:
+        """free: every name is allowed."""
         if not given and version == "1.0":
             return None  # no browser of today
         try:
@@ -153,7 +157,7 @@ class Origins(CORSMiddleware):
             host, _ = read_authority(only.decode("latin-1"))
         except ValueError:
             return BadHost("Send one Host header with the name or address of this service.")
-        if self._any_host or host in self._names or host.endswith(self._endings) or is_local(host):
+        if free or host in self._names or host.endswith(self._endings) or is_local(host):
             return None
         if read_address(host.strip("[]")) and server and not is_local(server):
             return None

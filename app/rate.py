@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import TooManyRequests
 from jobs.client import JobClient
-from jobs.scripts import Spent
+from jobs.job import DAY, Quota, Today
 
 _UNIT: Final = 2**22  # pixels of a drawing that cost a unit
-_SPENT: Final = "sagan.spent"  # in the scope of a request: what its caller has spent
+_TOLD: Final = "sagan.told"  # in the scope of a request: what its caller may still have, by name
 
 
 def cost_of(pixels: int) -> int:
@@ -27,7 +27,7 @@ async def spend(request: Request, store: JobClient, caller: str, cost: int, limi
     Whoever has spent nothing yet may have anything drawn: a cost above the limit is the limit.
     """
     spent = await store.spend(caller, min(cost, limit), limit)
-    request.scope[_SPENT] = spent
+    tell(request, "minute", 60, limit, limit - spent.units, spent.resets_in)
     if not spent.taken:
         raise TooManyRequests(
             f"A caller may spend {limit} units a minute: a job, an attention map or a drawing is one, a "
@@ -37,21 +37,32 @@ async def spend(request: Request, store: JobClient, caller: str, cost: int, limi
         )
 
 
+def tell(request: Request, name: str, seconds: int, limit: int, left: int, resets_in: int) -> None:
+    """Let the answer say that of `limit` in so many seconds `left` are left."""
+    told = request.scope.setdefault(_TOLD, {})
+    told[name] = f'"{name}";q={limit};w={seconds}', f'"{name}";r={max(0, left)};t={resets_in}'
+
+
+def tell_of_day(request: Request, quota: Quota, today: Today) -> None:
+    """Let the answer say what is left of a key's images of the day."""
+    tell(request, "day", DAY, quota.images, quota.images - today.images, today.resets_in)
+
+
 class RateHeaders:
     """Adds RateLimit and RateLimit-Policy to every answer to a request that was counted."""
 
-    def __init__(self, app: ASGIApp, *, limit: int) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
-        self._limit = limit
-        self._policy = (b"ratelimit-policy", b'"minute";q=%d;w=60' % limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def with_headers(message: Message) -> None:
-            spent: Spent | None = scope.get(_SPENT)
-            if message["type"] == "http.response.start" and spent is not None:
-                left = max(0, self._limit - spent.units)
-                now = (b"ratelimit", b'"minute";r=%d;t=%d' % (left, spent.resets_in))
-                message["headers"] = [*message["headers"], self._policy, now]
+            if message["type"] == "http.response.start" and _TOLD in scope:
+                policies, now = zip(*scope[_TOLD].values(), strict=True)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"ratelimit-policy", ", ".join(policies).encode()),
+                    (b"ratelimit", ", ".join(now).encode()),
+                ]
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)

@@ -150,6 +150,17 @@ class JobOut(BaseModel):
         )
 
 
+class SeenOut(BaseModel):
+    """What the service takes a request for."""
+
+    address: str = Field(description="Of who asks, as limits and logs have it.")
+    scheme: str
+    host: str
+    prefix: str = Field(description="The path under which a proxy serves this; often empty.")
+    proxied: bool = Field(description="It came from a trusted proxy, whose headers were believed.")
+    forwarded: list[str] = Field(description="Names of the headers of proxies that came with it.")
+
+
 class JobsOut(BaseModel):
     """One page of jobs, newest first."""
 

@@ -1,26 +1,30 @@
 """The guards: keys, wrong keys, and the headers of every response."""
 
-import hashlib
-import hmac
+import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import Request, Response
 from fastapi.dependencies.utils import get_flat_params
 from fastapi.params import ParamTypes
 from fastapi.routing import APIRoute
-from pydantic import SecretStr
+from prometheus_client import CollectorRegistry
+from prometheus_client import Counter as Count
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.access import key_of
 from app.addresses import address_of
-from app.errors import Invalid, TooManyRequests, Unauthorised
+from app.errors import Invalid, MissingScope, NoBroker, TooManyRequests, Unauthorised
 from app.findings import LONGEST_NAME, cut
+from app.keyring import OPEN, Key, Keyring
 from jobs import logs
+from jobs.api_keys import SCOPES
+from jobs.api_keys import Scope as KeyScope
 
-EVERYBODY = "everybody"  # owner of all jobs where no keys are set
+audit = logging.getLogger("sagan.audit")
+
+KEY: Final = "sagan.key"  # in the scope of a request: the Key of who asks
 
 # Our page runs nothing inline and loads nothing from elsewhere; with a key its images are blobs
 _PAGE_POLICY = (
@@ -63,11 +67,59 @@ class WrongKeys:
             )
 
 
+class Gate:
+    """Who comes in: the keys, the wrong ones, and the counts of those that are refused."""
+
+    def __init__(self, keyring: Keyring, wrong_keys: WrongKeys, registry: CollectorRegistry) -> None:
+        self.keyring = keyring
+        self._wrong = wrong_keys
+        self._refused = Count(
+            "sagan_keys_refused",
+            "Requests refused for their key: absent, unknown, expired, revoked, scope",
+            ["reason"],
+            registry=registry,
+        )
+
+    async def admit(self, request: Request, needed: KeyScope) -> Key:
+        """The request's key. Raises Unauthorised, MissingScope, TooManyRequests; NoBroker, KeysUnread."""
+        try:
+            key = await self.keyring.admit(_given(request))
+        except NoBroker:
+            if needed != "metrics":
+                raise
+            return OPEN  # what it tells is nobody's, and that the broker is away
+        except Unauthorised as refused:
+            if refused.reason != "absent":
+                self._wrong.count(address_of(request))
+            self._note(request, refused.reason, refused.key)
+            raise
+        if needed not in key.scopes:
+            self._note(request, "scope", key.id)
+            raise MissingScope(needed, [scope for scope in SCOPES if scope in key.scopes])
+        return key
+
+    def _note(self, request: Request, reason: str, key: str) -> None:
+        self._refused.labels(reason).inc()
+        if reason == "absent":
+            return  # a browser that opens the page: nothing was tried
+        about = {"reason": reason, "key": key, "address": address_of(request)}
+        about["request_id"] = request.scope.get("request_id", "")
+        audit.warning("key refused", extra=about)
+
+
 class KeyedRoute(APIRoute):
     """A route that looks at the key before it reads anything else, and takes no unknown query parameters."""
 
+    @property
+    def needed(self) -> KeyScope:
+        """The scope that a key must have."""
+        scope: KeyScope | None = getattr(self.endpoint, "scope", None)
+        if scope is not None:
+            return scope
+        return "read" if "GET" in (self.methods or ()) else "generate"
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        handle, needed = super().get_route_handler(), self.needed
         known = [
             field.alias
             for field in get_flat_params(self.dependant)
@@ -76,8 +128,9 @@ class KeyedRoute(APIRoute):
         ]
 
         async def handle_keyed(request: Request) -> Response:
-            owner_of(request, request.app.state.settings.api_keys)
-            logs.note({"key": key_of(request.scope)})
+            gate: Gate = request.app.state.gate
+            key = request.scope[KEY] = await gate.admit(request, needed)
+            logs.note({"key": key.id})
             if request.scope["query_string"]:
                 _check_names(
                     [name for name, _ in request.query_params.multi_items()],
@@ -87,6 +140,19 @@ class KeyedRoute(APIRoute):
             return await handle(request)
 
         return handle_keyed
+
+
+_Endpoint = TypeVar("_Endpoint", bound=Callable[..., Any])
+
+
+def needs(scope: KeyScope) -> Callable[[_Endpoint], _Endpoint]:
+    """Below the route's own line: it needs this scope, not its method's (GET: read, any other: generate)."""
+
+    def marked(endpoint: _Endpoint) -> _Endpoint:
+        endpoint.scope = scope  # type: ignore[attr-defined]
+        return endpoint
+
+    return marked
 
 
 def _check_names(given: Sequence[str], known: Sequence[str], *, has_body: bool) -> None:
@@ -103,44 +169,17 @@ def _check_names(given: Sequence[str], known: Sequence[str], *, has_body: bool) 
         raise Invalid(f"{at}: {message}", errors=[{"at": at, "message": message}])
 
 
-def owner_of(request: Request, keys: Sequence[SecretStr]) -> str:
-    """The caller as a name derived from the key, which itself is never stored; EVERYBODY without keys.
-
-    Raises Unauthorised where keys are set and the request carries none of them, and TooManyRequests after too
-    many wrong ones.
-    """
-    if not keys:
-        return EVERYBODY
-    owner: str | None = request.scope.get("sagan.owner")
-    if owner is None:
-        owner = request.scope["sagan.owner"] = _read_key(request, keys)
-    return owner
+def key_of(request: Request) -> Key:
+    """The key of a request that came through a KeyedRoute."""
+    key: Key = request.scope[KEY]
+    return key
 
 
-def _read_key(request: Request, keys: Sequence[SecretStr]) -> str:
+def _given(request: Request) -> str:
+    """The key that the request carries; "": none."""
     given = request.headers.get("x-api-key", "")
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if not given and scheme.lower() == "bearer":
-        given = token.strip()
-    asked = hashlib.sha256(given.encode()).digest()
-    # every key is compared, each in constant time: the time taken tells nothing about which one was near
-    matches = [
-        hmac.compare_digest(asked, hashlib.sha256(key.get_secret_value().encode()).digest()) for key in keys
-    ]
-    if any(matches):
-        return owner_named(given)
-    client = request.client.host if request.client else ""
-    logs.AUDIT.warning("key refused", extra={"reason": "unknown" if given else "absent", "client": client})
-    if given:
-        wrong_keys: WrongKeys = request.app.state.wrong_keys
-        wrong_keys.count(address_of(request))
-        raise Unauthorised("This key is none of this service's. Look for a letter too many or too few.")
-    raise Unauthorised("Send a valid key as X-API-Key, or as Authorization: Bearer.")
-
-
-def owner_named(key: str) -> str:
-    """The name under which the jobs of a key are kept; it does not tell the key."""
-    return hashlib.sha256(b"owner:" + key.encode()).hexdigest()[:32]
+    return token.strip() if not given and scheme.lower() == "bearer" else given
 
 
 class ResponseHeaders:

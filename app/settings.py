@@ -1,52 +1,21 @@
 """The HTTP face's settings: environment variables with the prefix SAGAN_."""
 
 import ipaddress
-import re
-from collections.abc import Sequence
-from functools import cached_property
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode, SettingsConfigDict
 
-from app import security
+from app import env_keys
 from app.addresses import Network
+from app.env_keys import words
 from app.origins import read_origin, read_pattern
 from app.prefix import read_prefix
 from jobs.settings import QueueSettings
 
 # An environment variable holds "a,b", not JSON
 Words = Annotated[tuple[str, ...], NoDecode]
-
-_OPTION = re.compile(r"(?P<key>.*):(?P<name>\w+)=(?P<value>[^:=]*)", re.DOTALL)
-
-
-class ApiKey(SecretStr):
-    """A key, and the highest priority that it may ask for; None: that of the service."""
-
-    max_priority: int | None = None
-
-    @classmethod
-    def read(cls, text: str) -> "ApiKey":
-        """`KEY` or `KEY:priority=5`. Raises ValueError, which does not quote the key."""
-        option = _OPTION.fullmatch(text)
-        if option is None:
-            return cls(text)
-        name, value = option["name"], option["value"]
-        odd = not option["key"] or _OPTION.fullmatch(option["key"])
-        if odd or name != "priority" or not re.fullmatch(r"[0-9]", value):
-            raise ValueError(
-                f"{name}={value} after a key: the only option is KEY:priority=5, with 0 to 9 "
-                "(a key itself must not end in :WORD=...)"
-            )
-        key = cls(option["key"])
-        key.max_priority = int(value)
-        return key
-
-
-def _words(value: Any) -> Any:
-    """The words between commas; anything but text stays as it is."""
-    return [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else value
 
 
 class Settings(QueueSettings):
@@ -58,6 +27,16 @@ class Settings(QueueSettings):
         default=(),
         description="comma-separated; empty: open to everybody. KEY:priority=5 asks for priority 5 at most",
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        description="a file of such keys, one a line or with commas between, as Docker's secrets are; read "
+        "again when it changes",
+    )
+    keys_file: Path | None = Field(
+        default=None,
+        description="a file of `sagan keys`, read again when it changes; None: they are in Redis",
+    )
+    require_keys: bool = False  # closed to everybody without a key, also where no key was ever made
     max_priority: int = Field(
         default=9, ge=0, le=9, description="of the jobs of callers whose key has none of its own"
     )
@@ -100,13 +79,13 @@ class Settings(QueueSettings):
     @field_validator("allowed_hosts", "allowed_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return _words(value)
+        return words(value)
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _read_networks(cls, value: object) -> object:
         try:
-            return [ipaddress.ip_network(word, strict=False) for word in _words(value)]
+            return [ipaddress.ip_network(word, strict=False) for word in words(value)]
         except ValueError as error:
             raise ValueError(f"{error}. Write addresses or networks: 127.0.0.1, 10.0.0.0/8") from error
 
@@ -128,28 +107,16 @@ class Settings(QueueSettings):
     @field_validator("api_keys", mode="before")
     @classmethod
     def _read_keys(cls, value: object) -> object:
-        given, value = value, _words(value)
-        if not isinstance(value, Sequence):
-            return value
-        if given and not value:  # "$ONE,$TWO" with neither set must not open the service
-            raise ValueError("there is no key between its commas; leave it empty to be open to everybody")
-        keys = [ApiKey.read(entry) if isinstance(entry, str) else entry for entry in value]
-        ceilings: dict[str, int | None] = {}
-        for key in keys:
-            ceiling = getattr(key, "max_priority", None)
-            if ceilings.setdefault(key.get_secret_value(), ceiling) != ceiling:
-                raise ValueError("one key stands there twice, with different priorities")
-        return keys
+        return env_keys.read_keys(value)
 
-    @cached_property
-    def _ceilings(self) -> dict[str, int]:
-        """Owner of jobs -> the highest priority of their key, where it has one."""
-        return {
-            security.owner_named(key.get_secret_value()): key.max_priority
-            for key in self.api_keys
-            if isinstance(key, ApiKey) and key.max_priority is not None
-        }
+    @field_validator("api_keys_file", "keys_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
-    def ceiling_of(self, caller: str) -> int:
-        """The highest priority that `caller`, an owner, may ask for."""
-        return self._ceilings.get(caller, self.max_priority)
+    @field_validator("api_keys_file")
+    @classmethod
+    def _has_keys(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            env_keys.read_file(value)
+        return value

@@ -3,17 +3,24 @@
 from collections import Counter
 from collections.abc import AsyncIterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
+from prometheus_client import Gauge
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from app.errors import RETRY_AFTER, TooManyRequests, Unavailable
 
+# whether the present task answers with an event stream
+streaming: ContextVar[bool] = ContextVar("streaming", default=False)
+
 
 class Streams:
     """The open event streams of this process."""
 
-    def __init__(self, most: int, share: int) -> None:
+    def __init__(self, most: int, share: int, count: Gauge) -> None:
+        """count: shows how many there are."""
+        self._count = count
         self._most = most
         self._share = share  # of one caller
         self._open: Counter[str] = Counter()  # caller -> streams
@@ -31,9 +38,11 @@ class Streams:
                 "Too many event streams are open. Ask for the job's state instead.", retry_after=RETRY_AFTER
             )
         self._open[caller] += 1
+        self._count.inc()
         try:
             yield
         finally:
+            self._count.dec()
             self._open[caller] -= 1
             if not self._open[caller]:
                 del self._open[caller]
@@ -54,4 +63,8 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._streams.one_of(self._caller):
-            await super().__call__(scope, receive, send)
+            before = streaming.set(True)
+            try:
+                await super().__call__(scope, receive, send)
+            finally:
+                streaming.reset(before)

@@ -7,7 +7,7 @@ from fastapi import Request
 
 from app.errors import Invalid
 from app.orders import LONGEST_LIFE, Order
-from jobs.job import Context, Terms
+from jobs.job import Context, Quota, Terms
 
 # as other services have it: 90, 90s, 1m30s, 1h
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII | re.IGNORECASE)
@@ -21,7 +21,9 @@ def terms_of(request: Request, body: Order) -> Terms:
         key=getattr(scope.get("sagan.key"), "id", ""),
         traceparent=scope.get("sagan.traceparent", ""),
     )
-    return Terms(context, _expires_in(request, body))
+    images: int | None = getattr(scope.get("sagan.key"), "quota", None)
+    quota = None if images is None else Quota(context.key, images)
+    return Terms(context, _expires_in(request, body), quota)
 
 
 def _expires_in(request: Request, body: Order) -> float | None:

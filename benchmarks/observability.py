@@ -93,10 +93,11 @@ def trace() -> None:
     """Traces to an exporter that encodes them and sends nothing."""
     from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
     from opentelemetry.exporter.otlp.proto.http import trace_exporter
+    from opentelemetry.sdk.trace.export import SpanExportResult
 
     def export(self: object, spans: Any) -> Any:
         encode_spans(spans).SerializeToString()
-        return trace_exporter.SpanExportResult.SUCCESS
+        return SpanExportResult.SUCCESS
 
     trace_exporter.OTLPSpanExporter.export = export  # type: ignore[method-assign]
     os.environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:1"

@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from time import monotonic
@@ -54,8 +55,10 @@ class Sample:
 class Service:
     """`sagan serve` on a Redis whose memory can be asked for."""
 
-    def __init__(self, folder: Path, ttl: int, checkpoint: Path | None = None) -> None:
-        """checkpoint: what is served; None: a tiny network of random weights."""
+    def __init__(
+        self, folder: Path, ttl: int, checkpoint: Path | None = None, env: Mapping[str, str] | None = None
+    ) -> None:
+        """checkpoint: what is served; None: a tiny network of random weights. env: more settings."""
         if checkpoint is None:
             _write_checkpoint(folder / "checkpoints" / "tiny.safetensors")
         else:
@@ -70,12 +73,14 @@ class Service:
             "SAGAN_RESULT_TTL": str(ttl),
             "SAGAN_RECORD_TTL": str(ttl),
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "cli", "serve", "--port", str(self.address.port)],
-            env={**os.environ, **ours},
-            cwd=ROOT,
-            start_new_session=True,
-        )
+        with (folder / "serve.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "cli", "serve", "--port", str(self.address.port)],
+                env={**os.environ, **ours, **(env or {})},
+                cwd=ROOT,
+                stderr=log,
+                start_new_session=True,
+            )
         self._api = psutil.Process(self._process.pid)
         self._worker: Any = None
         self._asked = Redis.from_url(self.redis.url)
@@ -93,8 +98,8 @@ class Service:
 
     def cpu(self) -> list[float]:
         """Seconds of CPU of API, worker and Redis since their start."""
-        redis = next(p for p in psutil.Process().children() if p.pid != self._api.pid)
-        times = [process.cpu_times() for process in (self._api, self._worker, redis)]
+        parts = (self._api, self._worker, psutil.Process(self.redis.pid))
+        times = [process.cpu_times() for process in parts]
         return [one.user + one.system for one in times]
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, ParamSpec
 import typer
 from typer.core import TyperGroup
 
-from cli import images, measuring, service, training
+from cli import images, keys, measuring, operating, service, training
 from cli.common import fail, refuse
 from cli.streams import forgiving
 
@@ -40,6 +40,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("train", measuring.experiment),
     ("train", training.choose),
     ("bench", service.bench),
+    ("api", operating.doctor),
 )
 
 
@@ -80,6 +81,10 @@ class _App(typer.Typer):
 app = _App(cls=_Commands, no_args_is_help=True, pretty_exceptions_enable=False, help=_ABOUT)
 data = typer.Typer(no_args_is_help=True, help="Labelled images, packed once into one file.")
 app.add_typer(data, name="data")
+queue = typer.Typer(no_args_is_help=True, help="Everybody's jobs, in Redis: list, inspect, cancel.")
+app.add_typer(queue, name="queue")
+api_keys = typer.Typer(no_args_is_help=True, help="Keys of a service: who may ask for what, and how much.")
+app.add_typer(api_keys, name="keys")
 
 
 def _with(extra: str, command: Callable[P, None]) -> Callable[P, None]:
@@ -101,3 +106,8 @@ def _with(extra: str, command: Callable[P, None]) -> Callable[P, None]:
 for _extra, _command in COMMANDS:
     app.command()(_with(_extra, _command))
 data.command()(_with("train", training.pack))
+queue.command("list")(_with("api", operating.list_jobs))
+queue.command()(_with("api", operating.inspect))
+queue.command()(_with("api", operating.cancel))
+for _name, _command in (("create", keys.create), ("list", keys.list_keys), ("revoke", keys.revoke)):
+    api_keys.command(_name)(_with("api", _command))

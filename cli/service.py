@@ -29,7 +29,7 @@ def serve(host: Host = "127.0.0.1", port: Port = 8000, root_path: RootPath = Non
 def api(
     host: Host = "127.0.0.1",
     port: Port = 8000,
-    workers: Annotated[int, typer.Option(help="Processes; /metrics counts the requests of one", min=1)] = 1,
+    workers: Annotated[int, typer.Option(help="Processes", min=1)] = 1,
     root_path: RootPath = None,
 ) -> None:
     """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""

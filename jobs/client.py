@@ -24,6 +24,7 @@ from jobs.errors import (
     OlderWorkers,
     UnknownJob,
 )
+from jobs.figures import Figures, hold, let_go, read_counts, read_figures
 from jobs.fleet import FleetReader, format_for, newest_format
 from jobs.job import (
     ENDED,
@@ -38,7 +39,6 @@ from jobs.job import (
     State,
     Terms,
     WorkerInfo,
-    as_state,
     attention_channel_key,
     new_job_id,
 )
@@ -139,7 +139,7 @@ class JobClient:
 
         request: what the caller asked, before defaults and a seed were drawn; the same key must come with
         the same request. None: the spec itself. caller: whose share of the queue it takes; None: the owner's.
-        Raises QueueFull, ShareFull, IdempotencyConflict, OlderWorkers.
+        Raises QueueFull, ShareFull, QuotaReached, IdempotencyConflict, OlderWorkers.
         """
         new = NewJob(new_job_id(), owner, spec, idempotency_key, request, caller=caller or "", terms=terms)
         return await self._submit(new)
@@ -155,9 +155,10 @@ class JobClient:
             job, _ = await self._submit(replace(new, waiter=self._node))
             if job.id == new.id:
                 try:
-                    return await self._answered(job, watch, deadline)
+                    ended, png = await self._answered(job, watch, deadline)
                 except BrokerUnavailable:
                     return job, None  # it is recorded: an error would have it ordered twice
+                return replace(ended, today=job.today), png
         return await self.finished(job.id, new.owner, deadline - monotonic()), None
 
     @_shares_a_call
@@ -196,10 +197,10 @@ class JobClient:
         return job, None
 
     @_shares_a_call
-    async def get(self, job_id: str, owner: str) -> Job:
-        """The job as it is now. Raises UnknownJob, ExpiredJob."""
+    async def get(self, job_id: str, owner: str | None) -> Job:
+        """The job as it is now; owner: None for whoever's it is. Raises UnknownJob, ExpiredJob."""
         now, (record,) = await self._commands.ask((("HGETALL", self._keys.job(job_id)),))
-        if not record or record[b"owner"].decode() != owner:
+        if not record or owner not in (None, record[b"owner"].decode()):
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
         if _expired(job, now):
@@ -353,13 +354,22 @@ class JobClient:
     @_asks_redis
     async def counts(self) -> dict[State, int]:
         """Numbers of jobs: queued and running now, and ever ended in each other state."""
-        async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.zcard(self._keys.queued)
-            pipe.scard(self._keys.open)
-            pipe.hgetall(self._keys.ended)
-            queued, unfinished, ended = await pipe.execute()
-        known: dict[State, int] = {"queued": int(queued), "running": max(0, int(unfinished) - int(queued))}
-        return known | {as_state(state.decode()): int(count) for state, count in ended.items()}
+        return await read_counts(self._redis, self._keys)
+
+    @_asks_redis
+    async def figures(self) -> Figures:
+        """The queue, for Prometheus."""
+        return await read_figures(self._redis, self._keys)
+
+    @_asks_redis
+    async def may_publish(self, holder: str, seconds: float) -> bool:
+        """Whether `holder` publishes the queue's figures for so many seconds: one of all does."""
+        return await hold(self._redis, self._keys, holder, seconds)
+
+    @_asks_redis
+    async def publish_no_more(self, holder: str) -> None:
+        """Let another one publish the queue's figures."""
+        await let_go(self._redis, self._keys, holder)
 
     @_asks_redis
     async def spend(self, caller: str, cost: int, limit: int) -> Spent:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jobs.job import Quota, Today
+
 # JobError
 # ├── UnknownJob            404: never known to this caller, or forgotten
 # ├── ExpiredJob            410: its images are gone
 # ├── QueueFull             429
 # │   └── ShareFull         one caller has the share of it that a caller may have
+# ├── QuotaReached          429: the images of a key's day; 403: it never has so many
 # ├── NewerFormat           503: a newer release wrote the record
 # ├── OlderWorkers          503: the workers with this model are of a release that makes other images of it
 # ├── MapsFull              429: too many attention maps are waited for
@@ -54,6 +60,19 @@ class ShareFull(QueueFull):
         self.args = (
             f"{own} of your jobs are waiting, which is the share of the queue that one caller may have. "
             "Try again when some are done.",
+        )
+
+
+class QuotaReached(JobError):
+    """The images do not fit into the key's day."""
+
+    def __init__(self, asked: int, quota: Quota, today: Today) -> None:
+        self.quota, self.today = quota, today
+        self.ever = asked <= quota.images  # it fits into another day
+        left = max(0, quota.images - today.images)
+        super().__init__(
+            f"This key may ask for {quota.images} images a day (UTC), {left} are left, and this asks for "
+            f"{asked}. " + ("Ask for fewer, or tomorrow." if self.ever else "Ask for fewer.")
         )
 
 

@@ -90,12 +90,32 @@ class Context:
 NOWHERE: Final = Context()  # of a job that is not to be followed
 
 
+DAY: Final = 86400  # seconds
+
+
+@dataclass(frozen=True)
+class Quota:
+    """How many images may be asked for with a key in a day of UTC."""
+
+    key: str
+    images: int
+
+
+@dataclass(frozen=True)
+class Today:
+    """What was asked for with a key on this day, as of the moment of asking."""
+
+    images: int
+    resets_in: int  # seconds
+
+
 @dataclass(frozen=True)
 class Terms:
     """What is asked of a job beside its images."""
 
     context: Context = NOWHERE
     expires_in: float | None = None  # seconds from its creation, after which it is cancelled; None: it waits
+    quota: Quota | None = None  # that its images are taken from; None: of none
 
 
 USUAL: Final = Terms()
@@ -118,6 +138,7 @@ class Job:
     attempts: int = 0  # forwards it entered since its last finished image; above one: a worker died
     deadline: datetime | None = None  # it is cancelled then, unless it has ended; None: it waits
     context: Context = NOWHERE
+    today: Today | None = None  # of its quota; None: it has none, or is older than this call
 
     @property
     def ended(self) -> bool:
@@ -167,12 +188,11 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ModelStats:
-    """A worker's counts for one model since it started."""
+    """A worker's counts for one model since it started, for the API; all others are the worker's /metrics.
 
-    images: int = 0
-    forwards: int = 0
-    busy_seconds: float = 0.0  # of the device
-    batch_sizes: dict[int, int] = field(default_factory=dict)  # images in a forward -> forwards
+    Heartbeats of older releases have more, which is not read.
+    """
+
     attention_maps: int = 0
 
 

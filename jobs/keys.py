@@ -55,6 +55,11 @@ class Keys:
         """Lock of the one worker that sweeps."""
         return f"{self.namespace}:sweeper"
 
+    @property
+    def exporter(self) -> str:
+        """Lock of the one service whose /metrics has the queue's series."""
+        return f"{self.namespace}:exporter"
+
     def job(self, job_id: str) -> str:
         """Hash: the record."""
         return f"{self.namespace}:job:{job_id}"
@@ -78,6 +83,15 @@ class Keys:
     def idempotency(self, owner: str, key: str) -> str:
         """Hash: the job of this key, and the request."""
         return f"{self.namespace}:idempotency:{owner}:{key}"
+
+    @property
+    def api_keys(self) -> str:
+        """Hash: id of an API key -> its record; and how often it has changed."""
+        return f"{self.namespace}:keys"
+
+    def quota(self, key_id: str) -> str:
+        """Counters of the images asked for with a key, without their days since 1970."""
+        return f"{self.namespace}:quota:{key_id}:"
 
     def rate(self, caller: str) -> str:
         """Counters of what the caller spends, without their minutes since 1970."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from hashlib import sha1
 from importlib.resources import files
@@ -16,8 +16,8 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from redis.exceptions import NoScriptError
 
-from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, ShareFull
-from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms
+from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, QuotaReached, ShareFull
+from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms, Today
 from jobs.keys import Keys
 from jobs.records import CONTEXT, SPEC, read_context, read_job
 from jobs.settings import QueueSettings
@@ -106,7 +106,15 @@ class Spent:
     resets_in: int  # seconds
 
 
-Created = tuple[Job, bool] | QueueFull | IdempotencyConflict  # the job, and whether it is new
+@dataclass(frozen=True)
+class Saved:
+    """What became of a job when an image of it was stored."""
+
+    goes_on: bool  # False: it has ended, with this image or before, or is unknown
+    ended: tuple[float, float] | None = None  # with this image: seconds that it waited, and took altogether
+
+
+Created = tuple[Job, bool] | QueueFull | QuotaReached | IdempotencyConflict  # the job, and whether it is new
 
 
 class Scripts:
@@ -191,14 +199,11 @@ class Scripts:
         args += [*entering, *survived]
         return Call("begin", args, lambda answer: {job_id.decode() for job_id in answer})
 
-    def save(self, images: Sequence[tuple[str, int, bytes]]) -> Call[list[bool]]:
-        """Store images (job, index, PNG), those of one job side by side; the last of a job ends it.
-
-        Answers for each image whether its job goes on.
-        """
+    def save(self, images: Sequence[tuple[str, int, bytes]]) -> Call[list[Saved]]:
+        """Store images (job, index, PNG), those of one job side by side; the last of a job ends it."""
         times = (self._settings.result_ttl, self._settings.record_ttl)
         parts = [part for image in images for part in image]
-        return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(bool, answer)))
+        return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(_saved, answer)))
 
     def claim_attention(
         self, job: Job, image: int, layer: str, caller: str, seconds: int, format: int = PLAIN
@@ -257,7 +262,15 @@ def _extras(terms: Terms, context: str) -> str:
     fields: list[str] = []
     if terms.context != NOWHERE:
         fields += ["context", context]
+    if terms.quota is not None:  # create.lua counts it
+        fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
     return json.dumps(fields) if fields else ""
+
+
+def _saved(answer: Any) -> Saved:
+    return (
+        Saved(False, (float(answer[0]), float(answer[1]))) if isinstance(answer, list) else Saved(answer == 1)
+    )
 
 
 def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Created:
@@ -267,13 +280,15 @@ def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Crea
             lives = job.terms.expires_in
             deadline = None if lives is None else created_at + timedelta(seconds=lives)
             context = job.terms.context
-            return Job(
-                job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context
-            ), True
+            made = Job(job.id, job.owner, job.spec, "queued", created_at, deadline=deadline, context=context)
+            return (replace(made, today=Today(*map(int, record))) if record else made), True
         case b"full":
             return QueueFull(int(detail))
         case b"share":
             return ShareFull(int(detail))
+        case b"quota":
+            assert job.terms.quota is not None
+            return QuotaReached(job.spec.count, job.terms.quota, Today(int(detail), *map(int, record)))
         case b"conflict":
             return IdempotencyConflict(str(job.idempotency_key))
         case _:  # "again" or "known"

@@ -15,6 +15,9 @@ S = TypeVar("S", bound=BaseSettings)
 
 # a word in any case
 _Lower = BeforeValidator(lambda word: word.strip().lower() if isinstance(word, str) else word)
+# Environment variable with the path of a Unix socket: `sagan serve` sets it for its own worker, which writes
+# its series there to whoever connects, and for its API, which reads them. No setting: nobody else needs it.
+METRICS_SOCKET: Final = "SAGAN_METRICS_SOCKET"
 
 YEARS: Final = 10 * 365 * 86400  # seconds; Redis refuses to expire what is too far away
 

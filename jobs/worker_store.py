@@ -18,7 +18,7 @@ from jobs.fleet import format_for
 from jobs.job import FAILED, PLAIN, AttentionMap, Job, JobSpec, Taken, WorkerInfo, attention_channel_key
 from jobs.keys import Keys
 from jobs.records import WORKER, as_time, read_job, read_workers
-from jobs.scripts import Scripts
+from jobs.scripts import Saved, Scripts
 from jobs.settings import QueueSettings
 from jobs.wire import (
     OLD_GENERATE_QUEUE,
@@ -126,16 +126,16 @@ class WorkerStore:
         finally:
             self._redis.connection_pool.release(connection)
 
-    def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[bool]:
+    def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[Saved]:
         """Store images (job, index, PNG), those of one job side by side, in one round trip.
 
-        The last image of a job ends it. For each image: whether its job goes on.
+        The last image of a job ends it.
         """
         return self._scripts.save(images).run(self._redis)
 
-    def fail(self, job_id: str, reason: str) -> None:
-        """End a job without success. A job that has ended stays as it is."""
-        self._scripts.end(job_id, "failed", reason).run(self._redis)
+    def fail(self, job_id: str, reason: str) -> bool:
+        """End a job without success. False: it had ended before, and stays as it is."""
+        return self._scripts.end(job_id, "failed", reason).run(self._redis)
 
     def release(self, job_id: str) -> bool:
         """Let a job of this worker wait again. False: it ended or moved on."""
@@ -304,14 +304,14 @@ class WorkerStore:
         return {queue: now - known.get(queue, now) for queue in lacking}
 
     def give_up(self, queue: str, reason: str) -> list[str]:
-        """Fail every job whose message is in a queue; their ids."""
+        """Fail every job whose message is in a queue; the ids of those that had not ended."""
         failed: list[str] = []
         for name in self._filled([queue]):
             while messages := self._redis.lrange(name, -PAGE, -1):
                 for message in messages:
-                    self.fail(_task_id(message), reason)
+                    if self.fail(_task_id(message), reason):
+                        failed.append(_task_id(message))
                     self._redis.lrem(name, -1, message)
-                    failed.append(_task_id(message))
         self._redis.srem(self._keys.queues, queue)
         return failed
 

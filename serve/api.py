@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pkgutil import resolve_name
@@ -69,9 +70,25 @@ def run(host: str, port: int, workers: int, root_path: str | None) -> None:
         where = f"[{host}]" if ":" in host else host
         logging.getLogger(__name__).info("the API is at http://%s:%d", where, listener.getsockname()[1])
         if workers > 1:
-            Multiprocess(config, sockets).run()
+            with counting_together():
+                Multiprocess(config, sockets).run()
         else:
             Server(config).run(sockets)
+
+
+@contextmanager
+def counting_together() -> Iterator[None]:
+    """The processes started meanwhile share their counts, so that a scrape of any of them shows the sum.
+
+    By prometheus_client's files: a process that ends leaves what it counted. Prometheus would take a smaller
+    sum for a new start, and count all of it again.
+    """
+    with tempfile.TemporaryDirectory(prefix="sagan-metrics-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder  # before they import prometheus_client
+        try:
+            yield
+        finally:
+            del os.environ["PROMETHEUS_MULTIPROC_DIR"]
 
 
 @contextmanager

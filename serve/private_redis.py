@@ -105,7 +105,7 @@ class PrivateRedis:
         self._appendfsync = appendfsync
         self._maxmemory = maxmemory
         self._process: subprocess.Popen[bytes] | None = None
-        self.socket = _socket_folder() / f"sagan-{secrets.token_hex(8)}.sock"
+        self.socket = socket_folder() / f"sagan-{secrets.token_hex(8)}.sock"
 
     @property
     def socket_url(self) -> str:
@@ -238,7 +238,18 @@ class PrivateRedis:
         self.socket.unlink(missing_ok=True)  # it removes it itself, unless it was killed
 
 
-def _socket_folder() -> Path:
+def url_in(folder: Path) -> str | None:
+    """The address of the server that runs on the data in `folder`; None: none does, or not for this user."""
+    try:
+        lines = (folder / "redis.conf").read_text().splitlines()
+    except OSError:
+        return None
+    told = dict(line.split(" ", 1) for line in lines if " " in line and not line.startswith("#"))
+    place, password = told.get("unixsocket", ""), told.get("requirepass", "")
+    return f"unix://:{password}@{place}" if place and Path(place).exists() else None
+
+
+def socket_folder() -> Path:
     """A folder for a socket: that of the data may have too long a path, or a disk without sockets."""
     folder = tempfile.gettempdir()
     short = len(folder) < 60  # a socket's whole path may have 107 bytes

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from math import inf
@@ -23,9 +24,10 @@ import uvloop
 
 from jobs import logs, tracing
 from jobs.deadlines import WORKER_STOPS
-from jobs.settings import QueueSettings, read_settings
+from jobs.settings import METRICS_SOCKET, QueueSettings, read_settings
 from serve.api import NotListening, accepting, listening, options
-from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end
+from serve.private_redis import PrivateRedis, RedisMissing, die_with_parent, end, socket_folder
+from serve.running import state_folder
 
 if TYPE_CHECKING:
     from jobs.client import JobClient
@@ -65,7 +67,7 @@ def run(
     read_settings(resolve_name("worker.settings:WorkerSettings"))
     logs.configure(settings, "serve")
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
-    state_dir = state_dir or Path(os.environ.get("SAGAN_STATE_DIR") or ".sagan")
+    state_dir = state_dir or state_folder()
     try:
         tracing.check()
         with listening(host, port) as listener, contextlib.ExitStack() as stack:
@@ -138,8 +140,12 @@ class _Service:
                     return 0
                 await starting
             os.environ["SAGAN_REDIS_URL"] = self._redis_url  # the API and the worker read it from there
-            await self._serve()
+            # the worker's series on their way to /metrics: nobody else may read them there
+            with tempfile.TemporaryDirectory(prefix="sagan-", dir=socket_folder()) as private:
+                os.environ[METRICS_SOCKET] = f"{private}/metrics.sock"
+                await self._serve()
         finally:
+            os.environ.pop(METRICS_SOCKET, None)
             if self._worker is not None:
                 log.info("stopping: the worker hands back what it has not finished")
                 await asyncio.to_thread(end, self._worker, QueueSettings().drain + WORKER_STOPS)

@@ -17,6 +17,7 @@ from jobs.records import SPEC
 from jobs.worker_store import Stopping, WorkerStore
 from worker import trail
 from worker.engine import Engine, UnknownLayer
+from worker.metrics import WORKER_DIED, WorkerMetrics, reason_of
 from worker.pending import Dropped, PendingJob, image_spec
 from worker.result_writer import ResultWriter
 from worker.scheduler import Scheduler
@@ -53,8 +54,10 @@ class Dispatcher:
         scheduler: Scheduler[Engine],
         engines: Callable[[], Mapping[str, Engine]],
         writer: ResultWriter,
+        metrics: WorkerMetrics | None = None,
     ) -> None:
-        """engines: those that are loaded now, by version."""
+        """engines: those that are loaded now, by version. metrics: what failures are counted in."""
+        self._metrics = metrics or WorkerMetrics()
         self._settings = settings
         self._store = store
         self._scheduler = scheduler
@@ -119,8 +122,7 @@ class Dispatcher:
         if taken is None or taken.spec.version not in self._engines():
             return  # the sweeper of another worker finds it
         if reason := self._refusal(taken):
-            trail.failed(job_id, taken.context, taken.spec, reason)
-            self._store.fail(job_id, reason)
+            self._give_up(taken, reason)
             return
         pending = self._pending(taken)
         with self._lock:
@@ -150,9 +152,11 @@ class Dispatcher:
             self._store.release(job_id)
             raise
         except Exception as error:  # the client must hear of any error
-            if self._in_hand.get(job_id) is None:  # else its trail has told
+            with self._lock:
+                pending = self._in_hand[job_id]
+            if pending is None:  # else its trail has told
                 log.exception("job failed", extra={"job_id": job_id})
-            self._fail(job_id, error)
+            self._fail(job_id, pending.spec.model if pending else "", error)
         finally:
             self._let_go(job_id)
 
@@ -213,11 +217,12 @@ class Dispatcher:
             self._let_go(pending.job_id)
             done()
         else:
-            self._writer.do(partial(self._end_failed, pending.job_id, error, done))
+            self._writer.do(partial(self._end_failed, pending, error, done))
 
-    def _end_failed(self, job_id: str, error: BaseException, done: Callable[[], None]) -> None:
+    def _end_failed(self, pending: PendingJob, error: BaseException, done: Callable[[], None]) -> None:
+        job_id = pending.job_id
         try:
-            self._fail(job_id, error)
+            self._fail(job_id, pending.spec.model, error)
         except Stopping:
             self._handed_back.append(job_id)
             return
@@ -226,8 +231,14 @@ class Dispatcher:
         self._let_go(job_id)
         done()
 
-    def _fail(self, job_id: str, error: BaseException) -> None:
-        self._store.fail(job_id, f"The model could not make this image: {error}")
+    def _fail(self, job_id: str, model: str, error: BaseException) -> None:
+        if self._store.fail(job_id, f"The model could not make this image: {error}"):
+            self._metrics.failed(model, reason_of(error))
+
+    def _give_up(self, taken: Taken, reason: str) -> None:
+        trail.failed(taken.job_id, taken.context, taken.spec, reason)
+        if self._store.fail(taken.job_id, reason):
+            self._metrics.failed(taken.spec.model, WORKER_DIED)
 
     def _let_go(self, job_id: str) -> None:
         with self._lock:
@@ -235,8 +246,7 @@ class Dispatcher:
 
     def _make(self, taken: Taken) -> None:
         if reason := self._refusal(taken):
-            trail.failed(taken.job_id, taken.context, taken.spec, reason)
-            self._store.fail(taken.job_id, reason)
+            self._give_up(taken, reason)
             return
         pending = self._pending(taken)
         with self._lock:

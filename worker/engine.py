@@ -109,7 +109,7 @@ def _power_of_two(number: int) -> int:
 # z [size, latent], classes and their shares [size, M] -> [size, R, R, 3]
 Forward = Callable[[Tensor, Tensor, Tensor], NDArray[np.uint8]]
 
-_recording = Lock()  # a recording first synchronizes the device, which breaks another that is under way
+recording = Lock()  # a recording first synchronizes the device, which breaks another that is under way
 
 
 def _record_graph(network: FusedGenerator, size: int, latent: int) -> Forward:
@@ -270,7 +270,7 @@ class Engine:
         log.info("%s: images a forward by threads: %s", self.info.name, found)
         if self._record is not None:
             lanes: SimpleQueue[Mapping[int, Forward]] = SimpleQueue()
-            with _recording, torch.inference_mode():
+            with recording, torch.inference_mode():
                 for _ in range(self.lanes):
                     wanted = sorted({size for sizes in found.values() for size in sizes})
                     lanes.put({size: self._record(self._network, size, self._latent) for size in wanted})

@@ -26,6 +26,7 @@ from worker.celery_app import make_celery
 from worker.consumer import Hooks, Queues, consume, register
 from worker.dispatcher import Dispatcher
 from worker.engine import Engine, EngineError, NotRecorded
+from worker.metrics import WorkerMetrics, export
 from worker.models import EngineLoader, ModelFolder
 from worker.pending import DeviceLost
 from worker.previews import Previews
@@ -82,10 +83,12 @@ class Worker:
         """Raises EngineError."""
         self._settings = settings
         self._id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._metrics = WorkerMetrics()
+        export(self._metrics, settings)  # before the models load: a port that is taken is told at once
         self._stopping, self._stopped = Event(), Event()
         self._code: int | None = None  # None: that of Celery
         self._store = WorkerStore(settings, self._id, self._stopping.is_set)
-        self._writer = ResultWriter(self._store)
+        self._writer = ResultWriter(self._store, self._metrics)
         load = make_loader(settings)
         self._folder = ModelFolder(settings.checkpoints, load)
         self._scheduler = Scheduler(
@@ -94,11 +97,12 @@ class Worker:
             self._writer.take,
             settings.maps_share,
             self._lose_device,
+            self._metrics,
             self._writer.do,
         )
         self._device = next(iter(self._scheduler.start().values())).device
         self._dispatcher = Dispatcher(
-            settings, self._store, self._scheduler, lambda: self._folder.engines, self._writer
+            settings, self._store, self._scheduler, lambda: self._folder.engines, self._writer, self._metrics
         )
         self._versions = Versions(
             settings, self._id, self._folder, self._store, self._scheduler, self._dispatcher
@@ -108,10 +112,19 @@ class Worker:
         self._looked_at = monotonic()
         self._stopper = Thread(target=self._stop_working, name="stop", daemon=True)
         self._patience = settings.drain + JOBS_RETURNED  # seconds, over all calls of _hand_back
+        self._metrics.watch(
+            models=self._folder.infos,
+            device=self._device,
+            in_hand=lambda: len(self._dispatcher.in_hand()),
+            running=self._scheduler.busy_for,
+            backlog=self._scheduler.backlog,
+            consuming=self._is_consuming,
+        )
+        self._metrics.know(info.name for info in self._folder.infos())
 
     def run(self) -> int:
         """Serve until a signal; returns the exit code."""
-        period, sweeper = self._settings.heartbeat_period, Sweeper(self._settings, self._store)
+        period, sweeper = self._settings.heartbeat_period, Sweeper(self._settings, self._store, self._metrics)
         helpers = [
             every(period, self._beat, self._stopped, "heartbeat"),
             every(period, sweeper.sweep, self._stopping, "sweeper"),
@@ -155,12 +168,16 @@ class Worker:
                 models=models,
                 stats=self._scheduler.stats(),
                 in_hand=self._dispatcher.in_hand(),
-                consuming=monotonic() - self._looked_at < SILENT or not self._dispatcher.room(),
+                consuming=self._is_consuming(),
                 stuck=f"a forward has been running for {busy:.0f} s" if busy > LONG else None,
                 refused=dict(self._folder.refused),
                 format=FORMAT,
             )
         )
+
+    def _is_consuming(self) -> bool:
+        """Whether the consumer looks into Redis, or has no room to."""
+        return monotonic() - self._looked_at < SILENT or not self._dispatcher.room()
 
     def _looked(self) -> None:
         self._looked_at = monotonic()
@@ -188,6 +205,7 @@ class Worker:
             return
         if changed:
             self._queues.take_from(self._versions.queues())
+            self._metrics.know(info.name for info in self._folder.infos())
             self._beat()
 
     def _watch_forwards(self) -> None:

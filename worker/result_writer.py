@@ -14,6 +14,7 @@ from imaging.png import png
 from imaging.spec import Provenance
 from jobs.worker_store import Stopping, WorkerStore
 from worker import trail
+from worker.metrics import WorkerMetrics
 from worker.pending import Made, class_name, image_spec
 
 log = logging.getLogger(__name__)
@@ -22,8 +23,10 @@ log = logging.getLogger(__name__)
 class ResultWriter:
     """A thread that encodes the images of a forward and stores them in one round trip."""
 
-    def __init__(self, store: WorkerStore) -> None:
+    def __init__(self, store: WorkerStore, metrics: WorkerMetrics | None = None) -> None:
+        """metrics: what finished jobs are counted in."""
         self._store = store
+        self._metrics = metrics or WorkerMetrics()
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread = Thread(target=self._run, name="writer", daemon=True)
         self._thread.start()
@@ -60,16 +63,18 @@ class ResultWriter:
         for made in by_job:
             if made.map is not None:  # before its image: whoever hears of the end finds all maps
                 self._store.save_attention(made.pending.job_id, made.image, made.map.layer, made.map)
-        goes_on = self._store.save(
+        outcomes = self._store.save(
             [(made.pending.job_id, made.image, png(made.pixels, _provenance(made))) for made in by_job]
         )
         stored()
         now = monotonic()
-        for made, still in zip(by_job, goes_on, strict=True):
+        for made, saved in zip(by_job, outcomes, strict=True):
             made.pending.stored += 1
-            made.pending.wanted_at = now if still else -inf
+            made.pending.wanted_at = now if saved.goes_on else -inf
+            if saved.ended is not None:
+                self._metrics.made(made.pending.spec.model, *saved.ended, made.pending.context.traceparent)
             # the job has ended, or another worker has the rest of it
-            if not still or made.pending.stored == len(made.pending.images):
+            if not saved.goes_on or made.pending.stored == len(made.pending.images):
                 made.pending.end()
 
 

@@ -8,11 +8,10 @@ short ones behind it.
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from threading import Condition, Thread, get_ident
 from time import monotonic
@@ -22,6 +21,7 @@ from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
 from worker import trail
 from worker.calls import Call, CallQueue, settle
+from worker.metrics import WorkerMetrics
 from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob, image_spec, map_of
 
 log = logging.getLogger(__name__)
@@ -36,14 +36,6 @@ T = TypeVar("T")
 _Batch = list[tuple[PendingJob, int]]  # images of jobs
 
 
-@dataclass
-class _Tally:
-    images: int = 0
-    busy_seconds: float = 0.0
-    batch_sizes: Counter[int] = field(default_factory=Counter)
-    maps: int = 0
-
-
 class Scheduler(Generic[S]):
     """Runs forwards on its lanes; the first lane also loads the models. A model goes by its version."""
 
@@ -54,6 +46,7 @@ class Scheduler(Generic[S]):
         deliver: Callable[[Sequence[Made]], None],
         calls_share: float = 0.5,
         on_lost: Callable[[DeviceLost], None] = lambda _: None,
+        metrics: WorkerMetrics | None = None,
         aside: Callable[[Callable[[], None]], None] = lambda function: function(),
     ) -> None:
         """load: returns the models by version; it runs in the first lane.
@@ -64,8 +57,10 @@ class Scheduler(Generic[S]):
         deliver(images): takes the images of a forward; the lane waits for it.
         calls_share: of the device's time that calls may take while images wait.
         on_lost: called in a lane whose device answers no more.
+        metrics: what forwards and calls are counted in.
         aside: runs a function soon, so that no lane waits for the log.
         """
+        self._metrics = metrics or WorkerMetrics()
         self._on_lost, self._aside = on_lost, aside
         self._load = load
         self._begin = begin
@@ -78,7 +73,7 @@ class Scheduler(Generic[S]):
         self._running = 0  # lanes at work
         self._exclusive = False  # one of them is at work on a suspect, a job that is `alone`
         self._survived: list[str] = []
-        self._tallies: dict[str, _Tally] = defaultdict(_Tally)  # by the name of the model
+        self._maps: Counter[str] = Counter()  # made, by the name of the model
         self._pace = 0.0  # seconds an image, over the last forwards that were not small
         self._models: Mapping[str, S] = {}
         self._since: dict[int, float] = {}  # lane whose device is at work -> monotonic() of its beginning
@@ -151,16 +146,7 @@ class Scheduler(Generic[S]):
     def stats(self) -> dict[str, ModelStats]:
         """Counts since the start, by model."""
         with self._changed:
-            return {
-                name: ModelStats(
-                    images=tally.images,
-                    forwards=tally.batch_sizes.total(),
-                    busy_seconds=tally.busy_seconds,
-                    batch_sizes=dict(tally.batch_sizes),
-                    attention_maps=tally.maps,
-                )
-                for name, tally in self._tallies.items()
-            }
+            return {name: ModelStats(attention_maps=maps) for name, maps in self._maps.items()}
 
     def stop(self) -> None:
         """Let running forwards end; every job that is in none of them ends with Stopping."""
@@ -350,11 +336,8 @@ class Scheduler(Generic[S]):
             return self._one_by_one(batch, error)
         took = forward.ended()
         self._aside(forward.tell)
+        self._metrics.forward(spec.model, len(batch), took, batch[0][0].context.traceparent)
         with self._changed:
-            tally = self._tallies[spec.model]
-            tally.images += len(batch)
-            tally.busy_seconds += took
-            tally.batch_sizes[len(batch)] += 1
             self._calls.allow(took)
             pace = took / len(batch)
             if pace < self._pace or self._pace == 0.0:
@@ -386,10 +369,10 @@ class Scheduler(Generic[S]):
         else:
             call.future.set_result(result)
         took = monotonic() - began
+        self._metrics.called(call.spec.model, took, call.of_map)
         with self._changed:
             self._calls.ended(call, took)
-            self._tallies[call.spec.model].busy_seconds += took
-            self._tallies[call.spec.model].maps += call.of_map
+            self._maps[call.spec.model] += call.of_map
 
     def _end(self, lost: DeviceLost) -> None:
         self.stop()  # another forward would only count an attempt for other jobs

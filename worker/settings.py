@@ -52,3 +52,13 @@ class WorkerSettings(QueueSettings):
         gt=0,
         description="seconds of work in hand above which no more jobs are taken, only attention maps",
     )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65535,
+        description="port of this worker's /metrics, for Prometheus; None: none, and under `sagan serve` the "
+        "service's /metrics has its series",
+    )
+    metrics_address: str = Field(
+        default="127.0.0.1", min_length=1, description="address that this port is opened on; 0.0.0.0: all"
+    )

@@ -14,6 +14,7 @@ from jobs.settings import QueueSettings
 from jobs.wire import queues_of
 from jobs.worker_store import Stopping, WorkerStore
 from worker import trail
+from worker.metrics import NO_WORKER, WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +32,12 @@ class Sweeper:
     overtake it. Only for a job that has looked lost long enough does it read the whole queue.
     """
 
-    def __init__(self, settings: QueueSettings, store: WorkerStore) -> None:
+    def __init__(
+        self, settings: QueueSettings, store: WorkerStore, metrics: WorkerMetrics | None = None
+    ) -> None:
+        """metrics: what it does is counted in."""
         self._store = store
+        self._metrics = metrics or WorkerMetrics()
         self._patience = 2.5 * settings.heartbeat_period  # seconds
         self._lock_seconds = settings.worker_ttl
         self._model_patience = settings.model_patience
@@ -81,7 +86,9 @@ class Sweeper:
                     f"No worker has had the version of the model that this job was made for in the last "
                     f"{self._model_patience:g} s. Ask again to have it made by the one that is served now."
                 )
-                for job_id in self._store.give_up(queue, reason):
+                failed = self._store.give_up(queue, reason)
+                self._metrics.failed("", NO_WORKER, len(failed))
+                for job_id in failed:
                     log.error("job failed", extra={"job_id": job_id, "queue": queue, "reason": reason})
 
     def _suspects(self, workers: list[WorkerInfo]) -> dict[str, str]:
@@ -105,6 +112,7 @@ class Sweeper:
             return
         if not self._store.bring_back(job_id, job.spec, holder, format_for(job.spec, workers)):
             return
+        self._metrics.brought_back.inc()
         trail.brought_back(job, holder)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
-from app import formats, negotiation
+from app import formats, negotiation, rate
 from app.blends import draw_of, heaviest, morph_spec
 from app.deps import ANSWERS_JOB, counted_as, paced, served_model, state
 from app.disconnect import while_connected
@@ -17,9 +17,9 @@ from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
 from app.orders import GenerateAnyIn, GenerateIn, MorphIn, OfClasses, Order
 from app.routes.jobs import Included, included_images, picture_of, present
 from app.schemas import JobOut
-from app.security import KeyedRoute
+from app.security import KeyedRoute, key_of
 from app.terms import terms_of
-from jobs.errors import BrokerUnavailable, QueueFull, UnknownJob
+from jobs.errors import BrokerUnavailable, QueueFull, QuotaReached, UnknownJob
 from jobs.job import Job, JobSpec, ModelInfo, Terms, new_job_id
 from jobs.scripts import NewJob
 
@@ -137,7 +137,8 @@ async def order(
     """
     here = state(asking.request)
     model = await served_model(here.store, body.model or here.settings.default_model)
-    priority = _priority(body, here.settings.ceiling_of(asking.caller))
+    ceiling = key_of(asking.request).max_priority
+    priority = _priority(body, here.settings.max_priority if ceiling is None else ceiling)
     spec, terms = spec_of(model, priority), terms_of(asking.request, body)
     asked = None
     if asking.key is not None:
@@ -150,9 +151,15 @@ async def order(
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
     try:
-        return await _create(asking, spec, asked, terms)
+        job, png = await _create(asking, spec, asked, terms)
     except QueueFull as full:
         raise QueueIsFull(str(full), retry_after=here.pace.until_a_job_fits(full.depth)) from full
+    except QuotaReached as spent:
+        rate.tell_of_day(asking.request, spent.quota, spent.today)
+        raise
+    if terms.quota is not None and job.today is not None:
+        rate.tell_of_day(asking.request, terms.quota, job.today)
+    return job, png
 
 
 def _priority(body: Order, ceiling: int) -> int:

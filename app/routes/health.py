@@ -3,16 +3,18 @@
 import asyncio
 from typing import Final
 
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import APIRouter, Request, Response
 
-from app.deps import Store, UseMetrics, served_model
+from app.addresses import address_of
+from app.deps import Store, served_model, state
 from app.docs import problems
 from app.errors import RETRY_AFTER, NoBroker, NoWorker
-from app.schemas import LiveOut, ReadyOut
+from app.schemas import LiveOut, ReadyOut, SeenOut
+from app.security import KeyedRoute, needs
 from jobs.job import WorkerInfo
 
 router = APIRouter(tags=["health"])
+keyed = APIRouter(tags=["health"], route_class=KeyedRoute)
 
 ANSWERS_WITHIN: Final = 1.5  # seconds; whoever asks for readiness waits a second or two
 
@@ -49,7 +51,29 @@ def _idles(worker: WorkerInfo) -> str | None:
     return worker.stuck if worker.consuming else "it is not connected to the queue"
 
 
-@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(store: Store, metrics: UseMetrics) -> Response:
-    """Prometheus: this process' requests, and the jobs, queue and workers in Redis."""
-    return Response(await metrics.render(store), headers={"Content-Type": CONTENT_TYPE_LATEST})
+@router.get("/health/seen")
+async def seen(request: Request) -> SeenOut:
+    """What this service takes you for, behind proxies too: `sagan doctor` compares it with what should be."""
+    names = {name for name in request.headers if name.startswith("x-forwarded-") or name == "forwarded"}
+    return SeenOut(
+        address=address_of(request),
+        scheme=request.url.scheme,
+        host=request.headers.get("host", ""),
+        prefix=request.scope.get("root_path", ""),
+        proxied=request.scope.get("sagan.proxied", False),
+        forwarded=sorted(names),
+    )
+
+
+@keyed.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}, **problems(401)}
+)
+@needs("metrics")
+async def metrics(request: Request, store: Store) -> Response:
+    """For Prometheus: requests; of one API service on a Redis the queue; under `sagan serve` the worker.
+
+    In OpenMetrics, with exemplars, where `Accept` asks for `application/openmetrics-text`.
+    """
+    accept = ", ".join(request.headers.getlist("accept"))
+    content, kind = await state(request).exposition.render(store, accept)
+    return Response(content, headers={"Content-Type": kind, "Vary": "Accept"})

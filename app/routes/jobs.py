@@ -12,7 +12,6 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import formats, negotiation, pictures, rate, recipes
-from app.addresses import address_of
 from app.deps import ANSWERS_JOB, Caller, Found, Store, charge, counted_as, state
 from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
@@ -20,7 +19,7 @@ from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
 from app.formats import STILLS
 from app.pictures import Resample
 from app.schemas import JobOut, JobsOut, Seeds
-from app.security import EVERYBODY, KeyedRoute
+from app.security import KeyedRoute
 from app.streams import EventStream
 from imaging.png import text_of
 from imaging.recipes import with_enlargement
@@ -131,9 +130,9 @@ async def included_images(request: Request, job: Job, included: Included) -> lis
 
 
 @router.delete("/{job_id}", dependencies=ANSWERS_JOB, responses=problems(401, 403, 404, 410, 422, 503))
-async def cancel_job(request: Request, job: Found, store: Store, caller: Caller) -> JobOut:
+async def cancel_job(request: Request, job: Found, store: Store) -> JobOut:
     """Cancel: images that no forward has begun are never made. A job that has ended stays as it is."""
-    return present(request, await store.cancel(job.id, caller), None)
+    return present(request, await store.cancel(job.id, job.owner), None)
 
 
 @router.get("/{job_id}/images/{index}", response_class=Response, responses=PICTURE)
@@ -244,8 +243,7 @@ async def read_events(request: Request, job: Found, store: Store) -> Response:
     # 204 is what stops an EventSource from connecting again
     if job.ended and not await store.events(job.id, last_id):
         return Response(status_code=204)
-    caller = job.owner if job.owner != EVERYBODY else address_of(request)
-    return EventStream(_stream(store, job, last_id), state(request).streams, caller)
+    return EventStream(_stream(store, job, last_id), state(request).streams, counted_as(request, job.owner))
 
 
 async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[bytes]:

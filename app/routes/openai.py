@@ -269,7 +269,7 @@ def _file(png: bytes, wanted: _Wanted) -> Generator[bytes, None, bytes]:
     return b"".join(parts)
 
 
-@router.get("/models", responses=_errors(401, 503))
+@router.get("/models", responses=_errors(401, 403, 503))
 async def list_openai_models(store: Store, caller: Caller, settings: UseSettings) -> OpenAIModelsOut:
     """The models as OpenAI's clients list them, and as /models does."""
     told = await list_models(store, caller, settings)
@@ -278,7 +278,7 @@ async def list_openai_models(store: Store, caller: Caller, settings: UseSettings
     return OpenAIModelsOut(data=data, **dict(told))
 
 
-@router.get("/models/{name}", responses=_errors(401, 404, 503))
+@router.get("/models/{name}", responses=_errors(401, 403, 404, 503))
 async def get_openai_model(name: str, store: Store, caller: Caller) -> OpenAIModelOut:
     """One model, as OpenAI's clients read it. Raises UnknownModel, NoWorker."""
     model = await served_model(store, name)

@@ -7,8 +7,10 @@
 --   is to be listed (or ''), seconds after which it is cancelled (or ''), further fields of its record as JSON
 --   of field, value, field, ... (or '')
 -- Returns for each job {outcome, detail, field, value, ...}. outcome and detail: 'new', created_at; 'full',
---   jobs that wait; 'share', jobs of the caller that wait; 'conflict', id; 'again' (this very call, sent again)
---   or 'known' (by its idempotency key), id. The fields are those of the record, for the last two.
+--   jobs that wait; 'share', jobs of the caller that wait; 'quota', images of the key's day so far, followed by
+--   the seconds until the next; 'conflict', id; 'again' (this very call, sent again)
+--   or 'known' (by its idempotency key), id. The fields are those of the record, for the last two; for 'new' with
+--   a quota the images of the key's day, these included, and the seconds until the next.
 local ttl, depth = ARGV[2], redis.call('ZCARD', queued)
 local most_jobs, most_images = tonumber(ARGV[3]), tonumber(ARGV[4])
 local share_jobs, share_images = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -28,6 +30,20 @@ local function refusal(caller, count)
     return {'full', tostring(depth)}
   end
 end
+-- Take images from the day of a key (by the clock of Redis, UTC). quota: KEY:IMAGES.
+-- Returns whether they fitted; images of the day so far; seconds until the next.
+local function spend(quota, count)
+  local key, most = quota:match('^(.*):(%d+)$')
+  local seconds = math.floor(now())
+  local counter = prefix .. 'quota:' .. key .. ':' .. string.format('%d', seconds / 86400)
+  local spent, left = tonumber(redis.call('GET', counter) or 0), 86400 - seconds % 86400
+  local fits = spent + count <= tonumber(most)
+  if fits then
+    spent = redis.call('INCRBY', counter, count)
+    redis.call('EXPIRE', counter, 2 * 86400)
+  end
+  return fits, tostring(spent), tostring(left)
+end
 local function create(id, owner, caller, spec, priority, count, key, request, waiter, queue, list, message, format,
                       listed, expires_in, extras)
   if redis.call('EXISTS', job(id)) == 1 then return answer('again', id) end  -- our own call, sent again
@@ -44,6 +60,12 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   end
   local refused = refusal(caller, tonumber(count))
   if refused then return refused end
+  local fields = extras ~= '' and cjson.decode(extras) or {}
+  local made, fits = {'new'}, true
+  for i = 1, #fields, 2 do
+    if fields[i] == 'quota' then fits, made[3], made[4] = spend(fields[i + 1], tonumber(count)) end
+  end
+  if not fits then return {'quota', made[3], made[4]} end
   depth = depth + 1
   local time = string.format('%.6f', now())
   local sequence = redis.call('INCR', prefix .. 'sequence')
@@ -51,7 +73,7 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   redis.call('HSET', job(id), 'owner', owner, 'spec', spec, 'state', 'queued', 'count', count, 'done', '0',
              'attempts', '0', 'worker', '', 'error', '', 'score', score, 'waiter', waiter, 'created_at', time,
              'caller', caller, 'format', format)
-  if extras ~= '' then redis.call('HSET', job(id), unpack(cjson.decode(extras))) end
+  if extras ~= '' then redis.call('HSET', job(id), unpack(fields)) end
   if expires_in ~= '' then
     local deadline = string.format('%.6f', now() + tonumber(expires_in))
     redis.call('HSET', job(id), 'deadline', deadline)
@@ -73,7 +95,8 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   redis.call('SADD', prefix .. 'queues', queue)
   if list:sub(-1) == '~' then list = list .. redis.call('HGET', shares, 'turn:' .. caller) end
   redis.call('LPUSH', list, message)
-  return {'new', time}
+  made[2] = time
+  return made
 end
 local outcomes = {}
 for i = 7, #ARGV, 16 do table.insert(outcomes, create(unpack(ARGV, i, i + 15))) end

@@ -86,7 +86,7 @@ end
 local answers = {}  -- node -> pieces of one message, to all who wait there
 local ends = {}  -- state -> how many jobs end in it now
 
--- End a job. image: the PNG of a job of one image; '' for any other.
+-- End a job. image: the PNG of a job of one image; '' for any other. Returns the seconds that it waited and took.
 local function finish(id, state, reason, image, result_ttl, record_ttl)
   local time = now()
   local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
@@ -96,7 +96,7 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('SREM', open, id)
   redis.call('HDEL', held, id)
   ends[state] = (ends[state] or 0) + 1
-  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline')
+  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline', 'created_at')
   if record[5] then redis.call('ZREM', deadlines, id) end
   local node, done = record[1] or '', record[2]
   if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end
@@ -113,6 +113,8 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('EXPIRE', images(id), result_ttl)
   redis.call('EXPIRE', events(id), result_ttl)
   redis.call('EXPIRE', job(id), result_ttl + record_ttl)
+  local created, started = tonumber(record[6]) or time, tonumber(record[4]) or time
+  return {string.format('%.6f', started - created), string.format('%.6f', time - created)}
 end
 
 -- Cancel a job whose deadline has come; false: it has none, or time left.

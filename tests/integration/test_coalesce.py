@@ -82,7 +82,10 @@ async def test_jobs_that_end_together_are_told_in_one_message(service: Service, 
     before = calls(service, "publish")
     pngs = [b"\x89PNG\r\n\x1a\n%d\n" % k * 1000 for k in range(4)]
     images = [(jobs[0], 0, pngs[0]), (jobs[1], 0, pngs[1]), (jobs[2], 0, pngs[2]), (jobs[2], 1, pngs[3])]
-    assert worker.save(images) == [False, False, True, False]
+    saved = worker.save(images)
+    assert [one.goes_on for one in saved] == [False, False, True, False]
+    assert all(0 <= waited <= took for waited, took in (one.ended for one in saved if one.ended))
+    assert [one.ended is not None for one in saved] == [True, True, False, True]
     answers = [await wait for _, wait in waits[:3]]
     assert calls(service, "publish") == before + 1
     assert [png for _, png in answers] == [pngs[0], pngs[1], None]  # two images are not told
@@ -90,7 +93,7 @@ async def test_jobs_that_end_together_are_told_in_one_message(service: Service, 
         assert job.state == "succeeded"
         assert job == await service.store.get(job.id, service.owner)
     assert not waits[3][1].done()
-    assert worker.save([(jobs[3], 0, pngs[3])]) == [False]
+    assert not worker.save([(jobs[3], 0, pngs[3])])[0].goes_on
     assert (await waits[3][1])[1] == pngs[3]
 
 

@@ -275,7 +275,7 @@ async def test_attention_does_not_wait_for_long_jobs(running: Service) -> None:
         await running.store.cancel(one.id, running.owner)
 
 
-async def test_a_worker_tells_what_it_has_and_what_it_did(running: Service) -> None:
+async def test_a_worker_tells_what_it_has(running: Service) -> None:
     await running.finished([await running.generate(count=8)])
     [worker] = await running.told()
     [model] = await running.store.models()
@@ -283,11 +283,6 @@ async def test_a_worker_tells_what_it_has_and_what_it_did(running: Service) -> N
     assert (model.name, model.hash, model.resolution) == ("tiny", running.model_hash, 32)
     assert model.classes == ("cat", "dog", "ship")
     assert [(site.name, site.resolution) for site in model.attention] == [("16x16", 16)]
-    stats = worker.stats["tiny"]
-    assert stats.images >= 8
-    assert stats.forwards == sum(stats.batch_sizes.values())
-    assert stats.images == sum(size * forwards for size, forwards in stats.batch_sizes.items())
-    assert stats.busy_seconds > 0.05 * stats.forwards
 
 
 async def test_a_bad_checkpoint_is_refused_in_one_line_and_others_are_served(

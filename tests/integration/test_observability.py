@@ -89,7 +89,7 @@ async def test_one_job_by_its_id(traced: tuple[Sagan, Collector]) -> None:
     assert durations == {"queued", "forward", "stored", "seconds"}
     assert sum(line["images"] for line in life if line["event"] == "job in forward") == 3
 
-    assert [line["client"] for line in lines if line["event"] == "key refused"] == ["127.0.0.1"]
+    assert [line["address"] for line in lines if line["event"] == "key refused"] == ["127.0.0.1"]
     [refused] = [line for line in lines if line["event"] == "request refused"]
     assert f"x-request-id: {refused['request_id']}" in refusal.lower()
     [strange] = [line for line in lines if line["event"] == "request" and line["status"] == 404]

@@ -26,8 +26,9 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 GPU = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-SERVING = ("redis", "api", "worker")
+SERVING = ("redis", "api", "worker", "prometheus", "grafana")
 BUILT = ("api", "worker", "train")
+MONITORING = ("prometheus", "grafana")
 
 
 def check_against_the_specification(*files: Path) -> subprocess.CompletedProcess[str]:
@@ -106,14 +107,24 @@ def test_every_setting_can_be_set_from_outside(name: str, settings: type[QueueSe
     # OpenTelemetry has its own names, and more of them than we hand on
     assert {variable for variable in given if not variable.startswith("OTEL_")} == known
     fixed = {variable for variable, value in given.items() if value is not None}
-    assert fixed <= {"SAGAN_REDIS_URL", "SAGAN_CHECKPOINTS", "SAGAN_DEVICE"}
+    exported = {"SAGAN_METRICS_PORT", "SAGAN_METRICS_ADDRESS"}
+    assert fixed <= {"SAGAN_REDIS_URL", "SAGAN_CHECKPOINTS", "SAGAN_DEVICE"} | exported
 
 
 def test_only_the_api_is_published_and_to_this_machine_alone() -> None:
-    assert [name for name in SERVICES if "ports" in SERVICES[name]] == ["api"]
+    published = [name for name in SERVICES if "ports" in SERVICES[name]]
+    assert [name for name in published if name not in MONITORING] == ["api"]
+    for name in MONITORING:
+        assert SERVICES[name]["profiles"] == ["monitoring"]
+        assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
     assert SERVICES["api"]["ports"] == ["${SAGAN_HOST:-127.0.0.1}:${PORT:-8000}:8000"]
     assert COMPOSE["networks"]["queue"]["internal"] is True
-    assert SERVICES["redis"]["networks"] == SERVICES["worker"]["networks"] == ["queue"]
+    assert SERVICES["redis"]["networks"] == ["queue"]
+    # who is in Redis' network is nobody that reads metrics, and workers have no way out
+    assert [name for name in SERVICES if "queue" in SERVICES[name].get("networks", ())] == [
+        *("redis", "api", "worker")
+    ]
+    assert all(COMPOSE["networks"][name]["internal"] for name in SERVICES["worker"]["networks"])
 
 
 def test_redis_has_one_password_and_everybody_uses_it() -> None:

@@ -32,6 +32,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 BEAT = 0.4  # seconds
 ClientFactory = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 Told = Callable[[], Awaitable[None]]
+MapsMade = Callable[[], Awaitable[int]]
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +87,19 @@ def told(redis_url: str, worker: object) -> Told:
         await asyncio.sleep(BEAT)
 
     return told
+
+
+@pytest.fixture
+def maps_made(redis_url: str, worker: object) -> MapsMade:
+    """`await maps_made()`: attention maps of the worker so far, as it has told."""
+
+    async def maps_made() -> int:
+        store = JobClient.open(Settings(redis_url=redis_url, heartbeat_period=BEAT))
+        workers = await store.workers()
+        await store.close()
+        return sum(stats.attention_maps for info in workers for stats in info.stats.values())
+
+    return maps_made
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from PIL import Image
 from redis import Redis
 
 if TYPE_CHECKING:
-    from tests.integration.api.conftest import Told
+    from tests.integration.api.conftest import MapsMade, Told
 
 WAIT = {"Prefer": "wait=30"}
 
@@ -142,13 +142,8 @@ async def test_points_may_be_several_and_are_drawn_in_order(client: httpx.AsyncC
 
 
 async def test_many_asking_at_once_cost_one_forward_and_later_ones_none(
-    client: httpx.AsyncClient, link: str, told: Told
+    client: httpx.AsyncClient, link: str, told: Told, maps_made: MapsMade
 ) -> None:
-    async def maps_made() -> float:
-        text = (await client.get("/metrics")).text
-        lines = [line.split() for line in text.splitlines()]
-        return sum(float(line[-1]) for line in lines if line[0].startswith("sagan_attention_maps_total"))
-
     await told()
     before = await maps_made()
     replies = await asyncio.gather(*(client.get(f"{link}/map") for _ in range(12)))

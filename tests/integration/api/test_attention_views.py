@@ -16,7 +16,7 @@ from PIL import Image
 from tests.integration.api.test_rate import left, within_a_minute
 
 if TYPE_CHECKING:
-    from tests.integration.api.conftest import ClientFactory, Told
+    from tests.integration.api.conftest import ClientFactory, MapsMade, Told
 
 WAIT = {"Prefer": "wait=30"}
 
@@ -127,12 +127,8 @@ async def test_the_grid_paints_every_image_at_its_place(client: httpx.AsyncClien
 
 
 async def test_a_grid_that_takes_too_long_says_how_far_it_is_and_goes_on(
-    serve: ClientFactory, client: httpx.AsyncClient, told: Told
+    serve: ClientFactory, client: httpx.AsyncClient, told: Told, maps_made: MapsMade
 ) -> None:
-    async def maps_made() -> float:
-        lines = [line.split() for line in (await client.get("/metrics")).text.splitlines()]
-        return sum(float(line[-1]) for line in lines if line[0].startswith("sagan_attention_maps_total"))
-
     link = await job_of(client, 30, seed=77)
     await told()
     before, progress = await maps_made(), []

@@ -26,6 +26,7 @@ def doorkeeper(**settings: object) -> Doorkeeper:
         on_stop=lambda: None,
         ended=Counter("ended", "By reason", ["reason"], registry=counts),
         shed=Counter("shed", "Requests", registry=counts),
+        refusals=Counter("refusals", "By problem", ["reason"], registry=counts),
     )
 
 

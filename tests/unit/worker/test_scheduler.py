@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from imaging.spec import ImageSpec
 from jobs.job import AttentionMap, JobSpec
 from jobs.worker_store import Stopping
+from worker.metrics import WorkerMetrics
 from worker.pending import Dropped, Made, PendingJob
 from worker.scheduler import Scheduler
 
@@ -60,11 +61,13 @@ class Bench:
         self.refused: set[str] = set()
         self.begun: list[tuple[list[str], int, list[str]]] = []
         self.made: dict[str, list[tuple[int, int]]] = {}  # job -> (seed, index) as delivered
+        self.metrics = WorkerMetrics()
         self.scheduler = Scheduler(
             lambda: {spec_of("m").version: self.model, spec_of("other").version: self.other},
             self.begin,
             self.deliver,
             calls_share,
+            metrics=self.metrics,
         )
         self.scheduler.start()
         self.other.gate.set()
@@ -343,10 +346,17 @@ def test_it_counts_what_it_does(bench: Bench) -> None:
     bench.hold()
     bench.run(bench.ask(1, count=6))
     bench.scheduler.call(spec_of("m"), id).result(10)
-    stats = bench.scheduler.stats()
-    assert (stats["m"].images, stats["m"].forwards, stats["m"].batch_sizes) == (7, 3, {1: 1, 4: 1, 2: 1})
-    assert stats["m"].busy_seconds > 0
-    assert "other" not in stats
+    counted = {
+        (sample.name, sample.labels.get("le")): sample.value
+        for family in bench.metrics.registry.collect()
+        for sample in family.samples
+        if sample.labels.get("model") == "m"
+    }
+    assert counted["sagan_images_total", None] == 7
+    assert [counted["sagan_forward_images_bucket", le] for le in ("1.0", "2.0", "4.0")] == [1, 2, 3]
+    assert counted["sagan_forward_seconds_count", None] == 3
+    assert counted["sagan_device_busy_seconds_total", None] >= counted["sagan_forward_seconds_sum", None] > 0
+    assert "other" not in bench.scheduler.stats()
     bench.scheduler.call(spec_of("m"), id).result(10)
     assert bench.scheduler.stats()["m"].attention_maps >= 1
 
