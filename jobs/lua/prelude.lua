@@ -120,7 +120,7 @@ end
 -- Cancel a job whose deadline has come; false: it has none, or time left.
 local function is_late(id, created_at, deadline, result_ttl, record_ttl)
   if not deadline or tonumber(deadline) > now() then return false end
-  local given = string.format('%.6g', tonumber(deadline) - tonumber(created_at))
+  local given = string.format('%.3f', tonumber(deadline) - tonumber(created_at)):gsub('%.?0+$', '')
   finish(id, 'cancelled', 'It was not made in the ' .. given .. ' s that were given to it.', '',
          result_ttl, record_ttl)
   return true
