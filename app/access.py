@@ -9,7 +9,7 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import problem_of, respond
+from app.errors import Problem, problem_of, respond
 from jobs import logs, tracing
 
 log = logging.getLogger("sagan.access")
@@ -79,6 +79,12 @@ def note(scope: Scope, status: int, seconds: float) -> None:
     if job_id := scope.get("path_params", {}).get("job_id"):
         fields["job_id"] = job_id
     log.info("request", extra=fields)
+
+
+def note_refusal(request_id: str, path: str, problem: Problem, client: str) -> None:
+    """The line of what was no request. path: as far as it came."""
+    told = {"request_id": request_id, "path": path, "status": problem.status, "reason": problem.slug}
+    log.info("request refused", extra=told | {"client": client})
 
 
 def key_of(scope: Scope) -> str:

@@ -23,8 +23,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from app.access import Access, id_of
-from app.access import log as access_log
+from app.access import Access, id_of, note_refusal
 from app.addresses import counted_as, read_address
 from app.bodies import refuse
 from app.errors import (
@@ -381,16 +380,8 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
-        access_log.info(
-            "request refused",
-            extra={
-                "request_id": request_id,
-                "path": (self.url or b"").decode("latin-1"),
-                "status": problem.status,
-                "reason": problem.slug,
-                "client": self.client[0] if self.client else "",
-            },
-        )
+        url = (self.url or b"").decode("latin-1")
+        note_refusal(request_id, url, problem, self.client[0] if self.client else "")
 
 
 async def _shed(scope: Scope, receive: Receive, send: Send) -> None:

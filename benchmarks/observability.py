@@ -15,7 +15,7 @@ from time import process_time
 from typing import Any
 
 from app.access import Access
-from jobs import client, logs, tracing
+from jobs import logs, telling, tracing
 from jobs.job import Context, Job, JobSpec, Terms
 from jobs.scripts import NewJob
 from jobs.settings import QueueSettings
@@ -65,9 +65,9 @@ def api() -> None:
     async def ordered(scope: Any, receive: Any, send: Any) -> None:
         context = Context(scope["request_id"], "k1", scope["sagan.traceparent"])
         job = NewJob("59o5cNpetXBjWb_AR6YmIw", "everybody", SPEC, terms=Terms(context))
-        _, span = client._published(job)
+        _, span = telling.sending(job)
         span.end()
-        client._tell_created(Job(job.id, job.owner, SPEC, "queued", None), True)  # type: ignore[arg-type]
+        telling.created(Job(job.id, job.owner, SPEC, "queued", None), True)  # type: ignore[arg-type]
         await _answer(scope, receive, send)
 
     asyncio.run(_bare(Access(ordered)))

@@ -13,7 +13,7 @@ from functools import wraps
 from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
-from jobs import logs, tracing
+from jobs import telling
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
 from jobs.errors import (
@@ -47,7 +47,6 @@ from jobs.pubsub import Subscriber, Waiting, Watch
 from jobs.records import as_time, ended_job, read_job
 from jobs.scripts import Created, NewJob, Scripts, Spent
 from jobs.settings import QueueSettings
-from jobs.wire import generate_queue
 
 log = logging.getLogger(__name__)
 
@@ -166,14 +165,14 @@ class JobClient:
         version = job.spec.version
         if job.spec.format > PLAIN and newest_format(version, (await self._fleet.look()).workers) < FORMAT:
             raise OlderWorkers
-        traced, span = _published(job)
+        traced, span = telling.sending(job)
         try:
             created = await self._creates.ask(traced)
         finally:
             span.end()
         if isinstance(created, JobError):
             raise created
-        _tell_created(*created)
+        telling.created(*created)
         return created
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
@@ -278,7 +277,7 @@ class JobClient:
         ended = await self._scripts.end(job_id, "cancelled").arun(self._redis)
         job = await self.get(job_id, owner)
         if ended:
-            logs.AUDIT.info("job cancelled", extra=_told(job) | {"done": job.done})
+            telling.cancelled(job)
         return job
 
     @_asks_redis
@@ -421,45 +420,6 @@ class JobClient:
         ended, images = job.expires_at is not None and job.done > 0, self._keys.images(job.id)
         if ended and (job.state == "succeeded" or not await self._redis.exists(images)):
             raise ExpiredJob(job.id)
-
-
-def _told(job: Job) -> dict[str, object]:
-    """A job as lines of the log have it; who asks now and in which request stands in them already."""
-    spec = job.spec
-    return {"job_id": job.id, "model": spec.model, "class": spec.class_name, "count": spec.count}
-
-
-def _tell_created(job: Job, new: bool) -> None:
-    told = _told(job)
-    logs.note(told)
-    logs.AUDIT.info(
-        "job created" if new else "job asked for again", extra=told | {"priority": job.spec.priority}
-    )
-
-
-def _published(job: NewJob) -> tuple[NewJob, tracing.Span]:
-    """The job with its place in the trace, and the span of its publishing."""
-    if not tracing.on():
-        return job, tracing.NONE
-    terms, queue = job.terms, generate_queue(job.spec.version, job.format)
-    span = tracing.span(
-        "send generate",
-        "producer",
-        terms.context.traceparent,
-        {
-            "messaging.system": "redis",
-            "messaging.operation.name": "send",
-            "messaging.operation.type": "send",
-            "messaging.destination.name": queue,
-            "messaging.message.id": job.id,
-            "sagan.job_id": job.id,
-            "sagan.model": job.spec.model,
-            "sagan.class": job.spec.class_name,
-            "sagan.count": job.spec.count,
-        },
-    )
-    context = replace(terms.context, traceparent=span.traceparent)
-    return replace(job, terms=replace(terms, context=context)), span
 
 
 def _expired(job: Job, now: datetime) -> bool:
