@@ -81,9 +81,14 @@ def note(scope: Scope, status: int, seconds: float) -> None:
     log.info("request", extra=fields)
 
 
-def note_refusal(request_id: str, path: str, problem: Problem, client: str) -> None:
-    """The line of what was no request. path: as far as it came."""
-    told = {"request_id": request_id, "path": path, "status": problem.status, "reason": problem.slug}
+def note_refusal(request_id: str, url: bytes, problem: Problem, client: str) -> None:
+    """The line of what was no request. url: as far as it came."""
+    told = {
+        "request_id": request_id,
+        "path": url.decode("latin-1"),
+        "status": problem.status,
+        "reason": problem.slug,
+    }
     log.info("request refused", extra=told | {"client": client})
 
 

@@ -380,8 +380,7 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
-        url = (self.url or b"").decode("latin-1")
-        note_refusal(request_id, url, problem, self.client[0] if self.client else "")
+        note_refusal(request_id, self.url or b"", problem, self.client[0] if self.client else "")
 
 
 async def _shed(scope: Scope, receive: Receive, send: Send) -> None:
