@@ -93,10 +93,10 @@ async def _queue(store: JobClient, name: str) -> Sequence[Metric]:
     try:
         if await store.may_publish(name, LEASE):
             found = tuple(_of_queue(await store.figures(), await store.workers()))
+    except Overloaded:
+        pass  # it answers others; the counts of this process tell why
     except BrokerUnavailable:
         up = 0.0
-    except Overloaded:
-        pass  # the counts of this process tell why
     return (GaugeMetricFamily("sagan_broker_up", "1 if Redis answers", value=up), *found)
 
 

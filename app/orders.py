@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, from_json
 
 MAX_SEED: Final = 2**63 - 1
+YEARS: Final = 10 * 365 * 24 * 3600  # seconds
 LONGEST_LIFE: Final = 7 * 24 * 3600  # seconds that a job may be given
 MOST_CLASSES: Final = 8  # that a job may mix; as many as worker and recipe take
 FRAMES: Final = 32  # of a morph, unless told
@@ -88,6 +89,14 @@ class Order(BaseModel):
         allow_inf_nan=False,
         description="Seconds from now after which the job is cancelled unless it has ended: what nobody "
         "waits for any more is not made. Or as the header `Cancel-After: 1m30s`. Absent: it waits.",
+    )
+
+    retention: int | None = Field(
+        None,
+        ge=1,
+        le=YEARS,
+        description="Seconds that the images are kept after the job's end, up to what the service allows. "
+        "Absent: the service's own, `result_ttl` of /models.",
     )
 
     @model_validator(mode="before")

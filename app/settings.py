@@ -62,6 +62,12 @@ class Settings(QueueSettings):
     max_streams: int = Field(default=1000, ge=1)  # open event streams of one process
     max_streams_per_caller: int = Field(default=100, ge=1)  # a caller: a key, or without keys an address
     max_wait: int = Field(default=60, ge=0, le=600)  # seconds; Prefer: wait holds a request no longer
+    result_url_ttl: int = Field(
+        default=300,
+        ge=0,
+        le=7 * 86400,
+        description="seconds that a store's own address of an image is good (?redirect=true); 0: none",
+    )
     attention_timeout: float = Field(default=30, gt=0)  # seconds to wait for a worker to make a map, then 503
     max_side: int = Field(default=2048, ge=256)  # pixels of an enlarged image's side
     drawing_memory: int | None = Field(

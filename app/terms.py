@@ -5,6 +5,7 @@ from typing import Final
 
 from fastapi import Request
 
+from app.deps import state
 from app.errors import Invalid
 from app.orders import LONGEST_LIFE, Order
 from jobs.job import Context, Quota, Terms
@@ -23,7 +24,19 @@ def terms_of(request: Request, body: Order) -> Terms:
     )
     images: int | None = getattr(scope.get("sagan.key"), "quota", None)
     quota = None if images is None else Quota(context.key, images)
-    return Terms(context, _expires_in(request, body), quota)
+    return Terms(context, _expires_in(request, body), _retention(request, body), quota)
+
+
+def _retention(request: Request, body: Order) -> int | None:
+    if body.retention is None:
+        return None
+    longest = state(request).settings.longest_retention
+    if body.retention > longest:
+        raise Invalid(
+            f"retention may be {longest} seconds at most here, and this is {body.retention}. "
+            "Ask for less, or leave it out."
+        )
+    return body.retention
 
 
 def _expires_in(request: Request, body: Order) -> float | None:

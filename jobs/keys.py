@@ -65,8 +65,17 @@ class Keys:
         return f"{self.namespace}:job:{job_id}"
 
     def images(self, job_id: str) -> str:
-        """Hash: index of the image -> PNG."""
+        """Hash: index of the image -> PNG, or `in:` and the URL of the object store that has it."""
         return f"{self.namespace}:images:{job_id}"
+
+    @property
+    def expiring(self) -> str:
+        """Sorted set: `JOB COUNT STORE` (images) or `NAME STORE` (a map) by when a worker deletes them."""
+        return f"{self.namespace}:expiring"
+
+    def maps(self, job_id: str) -> str:
+        """Set: `IMAGE:LAYER` of the job's attention maps."""
+        return f"{self.namespace}:maps:{job_id}"
 
     def events(self, job_id: str) -> str:
         """Stream: changes of state."""

@@ -45,6 +45,7 @@ def read_job(job_id: str, record: Mapping[bytes, bytes]) -> Job:
         attempts=int(text["attempts"]),
         deadline=_time(text.get("deadline")),
         context=read_context(text.get("context")),
+        purged="purged" in text,
     )
 
 

@@ -10,6 +10,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import ConnectionPool
 from redis.exceptions import RedisError
 
+from jobs.results import check_opens, read_stores
+
 S = TypeVar("S", bound=BaseSettings)
 
 
@@ -43,6 +45,22 @@ class QueueSettings(BaseSettings):
     )
     result_ttl: int = Field(
         default=3600, ge=1, le=YEARS, description="seconds the images of a finished job live; then 410"
+    )
+    max_retention: int | None = Field(
+        default=None,
+        ge=1,
+        le=YEARS,
+        description="seconds that a caller may have the images of a job kept; None: result_ttl",
+    )
+    result_store: str = Field(
+        default="redis",
+        description="where images and attention maps lie: redis, file:///FOLDER, s3://BUCKET/PREFIX; of "
+        "several, with commas, the first takes what is new and the others are still read",
+    )
+    result_patience: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds that a result store may refuse to take images before their jobs fail",
     )
     record_ttl: int = Field(
         default=86400, ge=1, le=YEARS, description="seconds an expired job still answers 410; then 404"
@@ -109,6 +127,19 @@ class QueueSettings(BaseSettings):
                 "options are those of redis-py"
             ) from None
         return url
+
+    @field_validator("result_store")
+    @classmethod
+    def _only_stores(cls, setting: str) -> str:
+        urls = read_stores(setting)
+        for url in urls:
+            check_opens(url)
+        return ",".join(urls)
+
+    @property
+    def longest_retention(self) -> int:
+        """Seconds that images may live at most."""
+        return self.max_retention or self.result_ttl
 
     @model_validator(mode="after")
     def _lives_between_its_heartbeats(self) -> Self:

@@ -25,6 +25,10 @@ def cancelled(job: Job) -> None:
     logs.AUDIT.info("job cancelled", extra=_fields(job) | {"done": job.done})
 
 
+def purged(job: Job) -> None:
+    logs.AUDIT.info("job purged", extra=_fields(job) | {"done": job.done})
+
+
 def _fields(job: Job) -> dict[str, object]:
     spec = job.spec
     return {"job_id": job.id, "model": spec.model, "class": spec.class_name, "count": spec.count}

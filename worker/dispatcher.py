@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from jobs.job import NOWHERE, Context, Taken
 from jobs.records import SPEC
+from jobs.worker_results import StoreFailed
 from jobs.worker_store import Stopping, WorkerStore
 from worker import trail
 from worker.engine import Engine, UnknownLayer
@@ -206,7 +207,10 @@ class Dispatcher:
             reason = f"The model could not make this map: {error}"
             self._store.save_attention(job_id, image, layer, reason)
         else:
-            self._store.save_attention(job_id, image, layer, attention_map)
+            try:
+                self._store.save_attention(job_id, image, layer, attention_map)
+            except StoreFailed as error:
+                self._store.save_attention(job_id, image, layer, str(error))
 
     def _ended(self, pending: PendingJob, done: Callable[[], None]) -> None:
         """Runs when a job of `begin` has ended, in the thread that ended it."""
@@ -232,6 +236,10 @@ class Dispatcher:
         done()
 
     def _fail(self, job_id: str, model: str, error: BaseException) -> None:
+        if isinstance(error, StoreFailed):
+            if self._store.fail(job_id, str(error)):
+                self._metrics.failed(model, reason_of(error))
+            return
         if self._store.fail(job_id, f"The model could not make this image: {error}"):
             self._metrics.failed(model, reason_of(error))
 

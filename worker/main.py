@@ -19,6 +19,7 @@ from typing import Final
 
 from jobs import logs, tracing
 from jobs.deadlines import FORWARDS_END, HELPER_ENDS, JOBS_RETURNED, RESULTS_STORED
+from jobs.errors import StoreUnavailable
 from jobs.job import FORMAT, WorkerInfo
 from jobs.worker_store import Stopping, WorkerStore
 from worker import startup
@@ -68,7 +69,7 @@ def run_worker(
         log.warning("%s: it starts again with SAGAN_CUDA_GRAPHS=false", error)
         os.environ["SAGAN_CUDA_GRAPHS"] = "false"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except EngineError as error:
+    except (EngineError, StoreUnavailable) as error:
         log.critical("%s", error)
         return 1
     code = worker.run()
@@ -80,7 +81,7 @@ class Worker:
     """The parts of one worker process, with the models loaded."""
 
     def __init__(self, settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader]) -> None:
-        """Raises EngineError."""
+        """Raises EngineError, StoreUnavailable."""
         self._settings = settings
         self._id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._metrics = WorkerMetrics()
@@ -129,6 +130,8 @@ class Worker:
             every(period, self._beat, self._stopped, "heartbeat"),
             every(period, sweeper.sweep, self._stopping, "sweeper"),
         ]
+        if self._store.stores:  # a store may take its time, and no heartbeat waits for it
+            every(period, self._look_after_results, self._stopping, "results")
         every(period, self._watch_forwards, Event(), "watchdog")
         self._stopper.start()
         startup.settle()
@@ -169,11 +172,23 @@ class Worker:
                 stats=self._scheduler.stats(),
                 in_hand=self._dispatcher.in_hand(),
                 consuming=self._is_consuming(),
-                stuck=f"a forward has been running for {busy:.0f} s" if busy > LONG else None,
+                stuck=f"a forward has been running for {busy:.0f} s" if busy > LONG else self._refused(),
                 refused=dict(self._folder.refused),
+                results=self._store.results,
                 format=FORMAT,
             )
         )
+
+    def _refused(self) -> str | None:
+        """Why no image can be stored; None: one can."""
+        return self._store.keeper.trouble if self._store.keeper else None
+
+    def _look_after_results(self) -> None:
+        """Delete what has expired, and see whether a store that refused takes files again."""
+        if self._store.keeper is not None:
+            self._store.keeper.probe()
+        while self._store.sweeps() and self._store.delete_expired():
+            pass  # some at a time
 
     def _is_consuming(self) -> bool:
         """Whether the consumer looks into Redis, or has no room to."""

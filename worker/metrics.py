@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from jobs.exposition import SECONDS, build_info, exemplar_of, tell
 from jobs.job import ModelInfo
 from jobs.settings import METRICS_SOCKET
+from jobs.worker_results import StoreFailed
 from worker.engine import EngineError, NotAnImage, recording
 from worker.settings import WorkerSettings
 
@@ -46,7 +47,7 @@ def reason_of(error: BaseException) -> str:
             return NOT_FINITE
         case torch.OutOfMemoryError():
             return OUT_OF_MEMORY
-        case RedisError():
+        case RedisError() | StoreFailed():
             return STORE
         case _:
             return ERROR
@@ -75,6 +76,12 @@ class WorkerMetrics:
         self._took = self._histogram("sagan_job_seconds", "From a job's order to its last image in Redis")
         self._forward = self._histogram("sagan_forward_seconds", "A forward of the network")
         self._size = self._histogram("sagan_forward_images", "Images in a forward", IMAGES)
+        self.storing = Histogram(
+            "sagan_store_seconds",
+            "From a forward's end to its images in the store, encoding included",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
         self._images = self._counter("sagan_images", "Images made")
         self._busy = self._counter("sagan_device_busy_seconds", "Seconds in forwards and attention maps")
         self._maps = self._counter("sagan_attention_maps", "Attention maps made")

@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs import tracing
 from jobs.job import Context, Job, JobSpec
+from jobs.worker_results import StoreFailed
 from jobs.worker_store import Stopping
 from worker.pending import Dropped, PendingJob
 
@@ -165,7 +166,8 @@ def _ended(pending: PendingJob) -> None:
         case Stopping():
             log.info("job handed back", extra=_of(pending) | told | {"reason": str(error)})
         case _:
-            log.error("job failed", extra=_of(pending) | told | {"reason": str(error)}, exc_info=error)
+            trace = None if isinstance(error, StoreFailed) else error  # that one says all in its sentence
+            log.error("job failed", extra=_of(pending) | told | {"reason": str(error)}, exc_info=trace)
     if error is not None:
         pending.span.fail(str(error) or type(error).__name__)
     pending.span.end()

@@ -143,9 +143,11 @@ async def order(
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number
-        fields = body.model_dump(exclude={"class_id", "class_weights", "ends", "expires_in"})
+        fields = body.model_dump(exclude={"class_id", "class_weights", "ends", "expires_in", "retention"})
         if terms.expires_in is not None:  # absent as in releases that did not know it
             fields["expires_in"] = terms.expires_in
+        if terms.retention is not None:
+            fields["retention"] = terms.retention
         fields |= {"class_id": spec.class_id, "priority": priority}
         if spec.ends:
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds

@@ -5,6 +5,7 @@
 local prefix = ARGV[1]
 local queued, open, held = prefix .. 'queued', prefix .. 'open', prefix .. 'held'
 local shares, deadlines = prefix .. 'shares', prefix .. 'deadlines'
+local expiring = prefix .. 'expiring'  -- files in object stores, by when they are to be deleted
 local TURNS = 8  -- as in jobs/wire.py
 
 local clock
@@ -18,6 +19,7 @@ end
 
 local function job(id) return prefix .. 'job:' .. id end
 local function images(id) return prefix .. 'images:' .. id end
+local function maps(id) return prefix .. 'maps:' .. id end
 local function events(id) return prefix .. 'events:' .. id end
 local function watchers(id) return prefix .. 'watchers:' .. id end
 local function is_open(state) return state == 'queued' or state == 'running' end
@@ -83,12 +85,22 @@ local function run(id)
   wait_no_more(id)
 end
 
+-- Have a worker delete a job's images. stores: the object stores that may have some, with spaces between.
+local function delete_images(id, count, stores, at)
+  for store in stores:gmatch('%S+') do
+    redis.call('ZADD', expiring, string.format('%.6f', at), id .. ' ' .. count .. ' ' .. store)
+  end
+end
+
 local answers = {}  -- node -> pieces of one message, to all who wait there
 local ends = {}  -- state -> how many jobs end in it now
 
 -- End a job. image: the PNG of a job of one image; '' for any other. Returns the seconds that it waited and took.
 local function finish(id, state, reason, image, result_ttl, record_ttl)
+  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline',
+                            'created_at', 'retention', 'store', 'count')
   local time = now()
+  result_ttl = tonumber(record[7] or result_ttl)
   local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
   redis.call('HSET', job(id), 'state', state, 'error', reason, 'worker', '',
              'finished_at', finished, 'expires_at', expires)
@@ -96,7 +108,7 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   redis.call('SREM', open, id)
   redis.call('HDEL', held, id)
   ends[state] = (ends[state] or 0) + 1
-  local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline', 'created_at')
+  if record[8] then delete_images(id, record[9], record[8], time + result_ttl) end
   if record[5] then redis.call('ZREM', deadlines, id) end
   local node, done = record[1] or '', record[2]
   if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end

@@ -28,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 FILES = ROOT / "docker" / "prometheus"
 RULES = yaml.safe_load((FILES / "rules.yml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
+RECORDINGS = [rule["record"] for group in RULES["groups"] for rule in group["rules"] if "record" in rule]
 QUERIES = {
     f"{panel['title']} {target['refId']}": target["expr"]
     for panel in panels()
@@ -132,6 +133,7 @@ async def test_every_query_of_the_dashboard_finds_something_of_a_real_run(
 ) -> None:
     prometheus = Prometheus(tmp_path, served.port)
     wanted = {name: expr for name, expr in QUERIES.items() if name not in OF_GPU}
+    wanted |= {name: name for name in RECORDINGS}
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{served.port}", timeout=40) as client:
             with anyio.move_on_after(90):
