@@ -9,7 +9,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import Problem, problem_of, respond
+from app.answers import problem_of, respond
+from app.errors import Problem
 from jobs import logs, tracing
 
 log = logging.getLogger("sagan.access")

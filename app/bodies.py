@@ -6,7 +6,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import BodyTooLarge, Problem, respond
+from app.answers import respond
+from app.errors import BodyTooLarge, Problem
 
 # A client may read the answer only when it has sent everything. Closing before would reset its connection,
 # and the answer would be lost: the rest is read and dropped, up to so much.

@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.routing import BaseRoute
 
-from app import errors, examples, v1
+from app import answers, errors, examples, v1
 from app.schemas import ProblemOut
 from app.security import KeyedRoute
 
@@ -91,7 +91,7 @@ def _problem(status: int) -> dict[str, Any]:
     example = _EXAMPLES[status]
     content = {
         "schema": {"$ref": "#/components/schemas/Problem"},
-        "example": errors.document(example, "/..."),
+        "example": answers.document(example, "/..."),
     }
     response: dict[str, Any] = {
         "description": example.title,

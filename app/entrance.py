@@ -25,6 +25,7 @@ from uvicorn.server import ServerState
 
 from app.access import Access, id_of, note_refusal
 from app.addresses import counted_as, read_address
+from app.answers import document
 from app.bodies import refuse
 from app.errors import (
     BadRequest,
@@ -34,7 +35,6 @@ from app.errors import (
     TooManyRequests,
     TooMuchAsked,
     TooSlow,
-    document,
 )
 from app.settings import Settings
 from app.work import Work, answering

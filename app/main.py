@@ -16,11 +16,11 @@ from starlette.types import Scope
 from app import container
 from app.access import Access
 from app.addresses import Proxies
+from app.answers import handle_errors
 from app.bodies import BodyLimit
 from app.docs import describe
 from app.drawing import Drawings
 from app.entrance import Doorkeeper
-from app.errors import handle_errors
 from app.exposition import Exposition
 from app.keyring import Keyring
 from app.metrics import Metrics, Observe

@@ -10,7 +10,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.access import METHODS
-from app.errors import answered_as
+from app.answers import answered_as
 from app.streams import streaming
 from app.work import resting
 from jobs.exposition import SECONDS, exemplar_of

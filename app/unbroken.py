@@ -5,7 +5,8 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import RETRY_AFTER, Problem, Stopping, problem_of, respond
+from app.answers import problem_of, respond
+from app.errors import RETRY_AFTER, Problem, Stopping
 
 log = logging.getLogger("sagan.app")
 

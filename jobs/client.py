@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
-from functools import wraps
 from time import monotonic
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Final, Self
 
 from jobs import telling
 from jobs.coalesce import Coalescer
@@ -47,6 +46,7 @@ from jobs.records import as_time, changed_job, read_job
 from jobs.results import Stores
 from jobs.scripts import Created, NewJob, Purged, Scripts, Spent
 from jobs.settings import QueueSettings
+from jobs.turns import asks_redis, shares_a_call
 
 log = logging.getLogger(__name__)
 
@@ -54,30 +54,6 @@ WATCHED: Final = 3600  # seconds that Redis remembers a watcher: longer than any
 
 _Question = tuple[tuple[str, ...], ...]  # commands for Redis that do the same when they are sent twice
 _Reply = tuple[datetime, list[Any]]  # Redis' time, and its answers
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
-_Asked = Callable[Concatenate["JobClient", _P], Coroutine[Any, Any, _T]]
-
-
-def _asks_redis(method: Callable[Concatenate[JobClient, _P], Awaitable[_T]]) -> _Asked[_P, _T]:
-    """The method when it is its turn, raising BrokerUnavailable and Overloaded (see Turns)."""
-
-    @wraps(method)
-    async def asked(self: JobClient, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await self._turns.take(lambda: method(self, *args, **kwargs))
-
-    return asked  # type: ignore[return-value]  # wraps() drops the first parameter's type
-
-
-def _shares_a_call(method: Callable[Concatenate[JobClient, _P], Awaitable[_T]]) -> _Asked[_P, _T]:
-    """The same for a method whose question goes to Redis together with others: it waits for no turn."""
-
-    @wraps(method)
-    async def asked(self: JobClient, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return await self._turns.take(lambda: method(self, *args, **kwargs), shared=True)
-
-    return asked  # type: ignore[return-value]
 
 
 class JobClient:
@@ -91,11 +67,11 @@ class JobClient:
         """
         self._redis = redis
         self._settings = settings
-        self._turns = Turns()
+        self.turns = Turns()
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
         stores = Stores.open(settings.result_store)
-        self._kept = Kept(redis, self._keys, self._turns, stores, waiting)
+        self._kept = Kept(redis, self._keys, self.turns, stores, waiting)
         self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
         self._subscriber = Subscriber(redis, self._keys.channel(self._node), waiting)
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
@@ -123,7 +99,7 @@ class JobClient:
         await self._subscriber.close()
         await self._redis.aclose()
 
-    @_shares_a_call
+    @shares_a_call
     async def ping(self) -> None:
         """Return if Redis answers."""
         await self._redis.ping()
@@ -163,7 +139,7 @@ class JobClient:
                 return replace(ended, today=job.today), png
         return await self.finished(job.id, new.owner, deadline - monotonic()), None
 
-    @_shares_a_call
+    @shares_a_call
     async def _submit(self, job: NewJob) -> tuple[Job, bool]:
         version = job.spec.version
         if job.spec.format > PLAIN and newest_format(version, (await self._fleet.look()).workers) < FORMAT:
@@ -198,7 +174,7 @@ class JobClient:
             job = await self.get(job.id, job.owner)
         return job, None
 
-    @_shares_a_call
+    @shares_a_call
     async def get(self, job_id: str, owner: str | None, *, expired: bool = False) -> Job:
         """The job as it is now; owner: None for whoever's it is.
 
@@ -227,7 +203,7 @@ class JobClient:
         found = dict(zip(commands, answers, strict=True))
         return [(as_time(told), [found[command] for command in question]) for question in questions]
 
-    @_shares_a_call
+    @shares_a_call
     async def position(self, job: Job) -> int:
         """Number of jobs that run before it; 0 too once a worker has it."""
         _, (rank,) = await self._commands.ask((("ZRANK", self._keys.queued, job.id),))
@@ -245,7 +221,7 @@ class JobClient:
         """Where a store hands an image to anybody, for so long; None: nowhere (see Kept.address)."""
         return await self._kept.address(job, index, method, seconds)
 
-    @_asks_redis
+    @asks_redis
     async def recent(
         self, owner: str, limit: int = 20, cursor: str | None = None
     ) -> tuple[list[Job], str | None]:
@@ -272,7 +248,7 @@ class JobClient:
         following = str(int(rows[-1][1])) if len(rows) == limit else None
         return [job for job in known if not _expired(job, now)], following
 
-    @_asks_redis
+    @asks_redis
     async def cancel(self, job_id: str, owner: str) -> Job:
         """End a job; no further image of it is made. A job that has ended, or expired, stays as it is."""
         await self.get(job_id, owner, expired=True)
@@ -293,14 +269,14 @@ class JobClient:
         telling.purged(ended)
         return ended, await self._kept.delete(job, left)
 
-    @_asks_redis
+    @asks_redis
     async def _purge(self, job: Job) -> tuple[Purged, Job]:
         left = await self._scripts.purge(job.id).arun(self._redis)
         if left is None:
             return Purged((), ()), job
         return left, read_job(job.id, await self._redis.hgetall(self._keys.job(job.id)))
 
-    @_asks_redis
+    @asks_redis
     async def events(self, job_id: str, last_id: str = "0") -> list[tuple[str, dict[str, object]]]:
         """Changes of state after last_id, oldest first: (id, {"state": ..., "done": images})."""
         rows = await self._redis.xrange(self._keys.events(job_id), min=f"({last_id}")
@@ -340,7 +316,7 @@ class JobClient:
             await self._subscribe(key)
             yield watch
 
-    @_shares_a_call
+    @shares_a_call
     async def _subscribe(self, key: str) -> None:
         watchers = self._keys.watchers(key)
         await self._commands.ask((("SADD", watchers, self._node), ("EXPIRE", watchers, str(WATCHED))))
@@ -355,42 +331,42 @@ class JobClient:
                 job = await self.get(job_id, owner)
             return job
 
-    @_shares_a_call
+    @shares_a_call
     async def workers(self) -> list[WorkerInfo]:
         """The workers that are alive, oldest first; as they were up to half a heartbeat ago."""
         return (await self._fleet.look()).workers
 
-    @_shares_a_call
+    @shares_a_call
     async def models(self) -> list[ModelInfo]:
         """The models that living workers have loaded, the largest images first, then by name."""
         return (await self._fleet.look()).models
 
-    @_asks_redis
+    @asks_redis
     async def depth(self) -> int:
         """Number of jobs that wait."""
         return int(await self._redis.zcard(self._keys.queued))
 
-    @_asks_redis
+    @asks_redis
     async def counts(self) -> dict[State, int]:
         """Numbers of jobs: queued and running now, and ever ended in each other state."""
         return await read_counts(self._redis, self._keys)
 
-    @_asks_redis
+    @asks_redis
     async def figures(self) -> Figures:
         """The queue, for Prometheus."""
         return await read_figures(self._redis, self._keys)
 
-    @_asks_redis
+    @asks_redis
     async def may_publish(self, holder: str, seconds: float) -> bool:
         """Whether `holder` publishes the queue's figures for so many seconds: one of all does."""
         return await hold(self._redis, self._keys, holder, seconds)
 
-    @_asks_redis
+    @asks_redis
     async def publish_no_more(self, holder: str) -> None:
         """Let another one publish the queue's figures."""
         await let_go(self._redis, self._keys, holder)
 
-    @_asks_redis
+    @asks_redis
     async def spend(self, caller: str, cost: int, limit: int) -> Spent:
         """Take `cost` units from what the caller may spend in this minute, unless that exceeds `limit`."""
         return await self._scripts.spend(caller, cost, limit).arun(self._redis)
@@ -399,12 +375,12 @@ class JobClient:
         """The map; None before it is made. Raises AttentionFailed, ResultGone, StoreUnavailable."""
         return await self._kept.map(job, image, layer)
 
-    @_asks_redis
+    @asks_redis
     async def has_attention(self, job: Job, image: int, layer: str) -> bool:
         """Whether the map is there, or the reason why there is none."""
         return bool(await self._redis.exists(self._keys.attention(job.id, image, layer)))
 
-    @_asks_redis
+    @asks_redis
     async def ask_for_attention(self, job: Job, image: int, layer: str, caller: str, seconds: int) -> None:
         """Queue a map for which the caller waits so many seconds, unless somebody does. Raises MapsFull."""
         format_ = format_for(job.spec, (await self._fleet.look()).workers)
@@ -423,7 +399,7 @@ class JobClient:
                 await watch.wait(left)
             return found
 
-    @_shares_a_call
+    @shares_a_call
     async def previews(self, model: ModelInfo) -> bytes | None:
         """A small picture of each class, as one sheet (WebP); None: not made yet."""
         _, (sheet,) = await self._commands.ask((("GET", self._keys.previews(model.version)),))

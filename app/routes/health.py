@@ -52,7 +52,7 @@ def _idles(worker: WorkerInfo) -> str | None:
 
 
 @router.get("/health/seen")
-async def seen(request: Request) -> SeenOut:
+async def read_seen(request: Request) -> SeenOut:
     """What this service takes you for, behind proxies too: `sagan doctor` compares it with what should be."""
     names = {name for name in request.headers if name.startswith("x-forwarded-") or name == "forwarded"}
     return SeenOut(

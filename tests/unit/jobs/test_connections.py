@@ -9,7 +9,7 @@ import pytest
 from redis._parsers import BaseParser
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.errors import problem_of
+from app.answers import problem_of
 from jobs.connections import REFUSALS, Full, Refused, Turns
 from jobs.errors import BrokerUnavailable, Overloaded, UnknownJob
 
