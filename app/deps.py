@@ -16,6 +16,7 @@ from app.pace import Pace
 from app.schemas import Seeds
 from app.settings import Settings
 from app.streams import Streams
+from app.webhooks import Webhooks
 from jobs.client import JobClient
 from jobs.errors import UnknownJob
 from jobs.job import Job, ModelInfo
@@ -33,6 +34,7 @@ class State(Protocol):
     exposition: Exposition
     streams: Streams
     pace: Pace
+    webhooks: Webhooks
 
 
 def state(request: Request) -> State:
@@ -64,8 +66,11 @@ Caller = Annotated[str, Depends(caller_of)]
 
 
 def counted_as(request: Request, owner: str) -> str:
-    """Who pays for what the request has computed: the key's owner, or without keys the client's address."""
-    owner = security.key_of(request).owner  # who asks, also where an admin looks at what is another's
+    """Who pays for what the request has computed of an owner's job: who asks, and that may be an admin.
+
+    The owner that the key has, or without keys the client's address.
+    """
+    owner = security.key_of(request).owner
     return address_of(request) if owner == EVERYBODY else owner
 
 
@@ -86,18 +91,29 @@ async def paced(request: Request) -> str:
     return caller
 
 
-async def _found(
-    job_id: Annotated[str, Path(description="As the answer to POST /generate gave it.")], request: Request
-) -> Job:
+JobId = Annotated[str, Path(description="As the answer to POST /generate gave it.")]
+
+
+async def _found(job_id: JobId, request: Request) -> Job:
+    return await _job(job_id, request, expired=False)
+
+
+async def _known(job_id: JobId, request: Request) -> Job:
+    return await _job(job_id, request, expired=True)
+
+
+async def _job(job_id: str, request: Request, *, expired: bool) -> Job:
     key = security.key_of(request)
     # a malformed id is unknown to everybody, and must never become part of a key in Redis
     if not _JOB_ID.fullmatch(job_id):
         raise UnknownJob(job_id[:64])
-    return await state(request).store.get(job_id, None if "admin" in key.scopes else key.owner)
+    owner = None if "admin" in key.scopes else key.owner
+    return await state(request).store.get(job_id, owner, expired=expired)
 
 
 # the job of the path; 404 unless it is the caller's, or theirs is the scope admin; 410 once expired
 Found = Annotated[Job, Depends(_found)]
+Known = Annotated[Job, Depends(_known)]  # though it has expired
 
 
 async def seeds_asked(

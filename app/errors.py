@@ -35,6 +35,7 @@
         ├── NoWorker
         ├── TooMuchAsked     of Redis, or of this process
         ├── NoBroker
+        ├── NoStore          of images and maps
         ├── KeysUnread       a key that was not known before, while keys cannot be read
         ├── Busy             too many drawings wait
         ├── TooManyConnections
@@ -69,6 +70,8 @@ from jobs.errors import (
     Overloaded,
     QueueFull,
     QuotaReached,
+    ResultGone,
+    StoreUnavailable,
     UnknownJob,
 )
 
@@ -275,6 +278,10 @@ class NoBroker(Unavailable):
     slug, title = "no-broker", "The broker does not answer"
 
 
+class NoStore(Unavailable):
+    slug, title = "no-store", "The store of the results does not answer"
+
+
 class KeysUnread(Unavailable):
     slug, title = "keys-unread", "Keys cannot be read just now"
 
@@ -308,8 +315,10 @@ def problem_of(error: Exception) -> Problem:
             return _of_http(error)
         case UnknownJob():
             return NotFound(str(error))
-        case ExpiredJob():
+        case ExpiredJob() | ResultGone():
             return Gone(str(error))
+        case StoreUnavailable():
+            return NoStore(str(error), retry_after=RETRY_AFTER)
         case QueueFull():
             return QueueIsFull(str(error), retry_after=RETRY_AFTER)
         case QuotaReached():

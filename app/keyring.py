@@ -151,16 +151,25 @@ class Keyring:
         self._closed = self._closed or new.in_use
         if old is not None and old.version == new.version:
             return
-        self._records = {record.digest: Key.of(record) for record in new.records.values()}
+        before = {} if old is None else old.records
+        self._records = {
+            # the same object: it has not changed, as of thousands all but one
+            record.digest: self._records[record.digest] if before.get(key_id) is record else Key.of(record)
+            for key_id, record in new.records.items()
+        }
         for key_id in new.unreadable:
             log.error("the record of key %s cannot be read, and the key is refused", ascii(key_id))
         if old is not None:
             self._report(old.records, new.records)
+        elif self._closed and not (self._given or self._in_file or self._records):
+            log.warning("there is no key yet: nobody is let in until `sagan keys create` has made one")
 
     @staticmethod
     def _report(old: Mapping[str, KeyRecord], new: Mapping[str, KeyRecord]) -> None:
         for record in new.values():
             before = old.get(record.id)
+            if before is record:
+                continue
             if before is None:
                 audit.info("key created", extra={"key": record.id, "owner": record.owner})
             if record.revoked_at and (before is None or not before.revoked_at):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -13,21 +12,21 @@ from functools import wraps
 from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
+from jobs import telling
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
 from jobs.errors import (
-    AttentionFailed,
     BrokerUnavailable,
     ExpiredJob,
     JobError,
     OlderWorkers,
+    PurgedJob,
     UnknownJob,
 )
 from jobs.figures import Figures, hold, let_go, read_counts, read_figures
 from jobs.fleet import FleetReader, format_for, newest_format
 from jobs.job import (
     ENDED,
-    FAILED,
     FORMAT,
     PLAIN,
     USUAL,
@@ -41,10 +40,12 @@ from jobs.job import (
     attention_channel_key,
     new_job_id,
 )
+from jobs.kept import Kept
 from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Waiting, Watch
-from jobs.records import as_time, ended_job, read_job
-from jobs.scripts import Created, NewJob, Scripts, Spent
+from jobs.records import as_time, changed_job, read_job
+from jobs.results import Stores
+from jobs.scripts import Created, NewJob, Purged, Scripts, Spent
 from jobs.settings import QueueSettings
 
 log = logging.getLogger(__name__)
@@ -85,13 +86,16 @@ class JobClient:
     def __init__(self, redis: Any, settings: QueueSettings, waiting: Waiting = nullcontext) -> None:
         """redis: from open_redis. Any: redis-py's types allow for text and bytes everywhere.
 
-        waiting: entered around every wait for a worker.
+        waiting: entered around every wait for a worker. Raises StoreUnavailable for an object store that
+        cannot be opened.
         """
         self._redis = redis
         self._settings = settings
         self._turns = Turns()
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
+        stores = Stores.open(settings.result_store)
+        self._kept = Kept(redis, self._keys, self._turns, stores, waiting)
         self._node = secrets.token_urlsafe(9)  # this process, among the subscribers
         self._subscriber = Subscriber(redis, self._keys.channel(self._node), waiting)
         self._fleet = FleetReader(redis, self._keys, fresh=settings.heartbeat_period / 2)
@@ -164,9 +168,14 @@ class JobClient:
         version = job.spec.version
         if job.spec.format > PLAIN and newest_format(version, (await self._fleet.look()).workers) < FORMAT:
             raise OlderWorkers
-        created = await self._creates.ask(job)
+        traced, span = telling.sending(job)
+        try:
+            created = await self._creates.ask(traced)
+        finally:
+            span.end()
         if isinstance(created, JobError):
             raise created
+        telling.created(*created)
         return created
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
@@ -182,7 +191,7 @@ class JobClient:
             if watch.answer is not None:
                 try:
                     changes, png = watch.answer.split(b"\n", 1)
-                    return ended_job(job, changes), png or None
+                    return changed_job(job, changes), png or None
                 except (ValueError, TypeError, StopIteration) as error:  # not one of ours
                     log.warning("news of job %s cannot be read: %r", job.id, error)
                     watch.answer = None
@@ -190,14 +199,17 @@ class JobClient:
         return job, None
 
     @_shares_a_call
-    async def get(self, job_id: str, owner: str | None) -> Job:
-        """The job as it is now; owner: None for whoever's it is. Raises UnknownJob, ExpiredJob."""
+    async def get(self, job_id: str, owner: str | None, *, expired: bool = False) -> Job:
+        """The job as it is now; owner: None for whoever's it is.
+
+        Raises UnknownJob, and ExpiredJob unless that is `expired` as well.
+        """
         now, (record,) = await self._commands.ask((("HGETALL", self._keys.job(job_id)),))
         if not record or owner not in (None, record[b"owner"].decode()):
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
-        if _expired(job, now):
-            raise ExpiredJob(job_id)
+        if _expired(job, now) and not expired:
+            raise PurgedJob(job_id) if job.purged else ExpiredJob(job_id)
         late = job.deadline is not None and not job.ended and job.deadline <= now
         # workers cancel it within a second, where there are any
         if late and await self._scripts.expire().arun(self._redis):
@@ -221,21 +233,17 @@ class JobClient:
         _, (rank,) = await self._commands.ask((("ZRANK", self._keys.queued, job.id),))
         return 0 if rank is None else int(rank)
 
-    @_asks_redis
     async def image(self, job: Job, index: int) -> bytes | None:
-        """PNG of one image; None before it is made. Raises ExpiredJob."""
-        png: bytes | None = await self._redis.hget(self._keys.images(job.id), str(index))
-        if png is None:
-            await self._still_there(job)
-        return png
+        """PNG of one image; None before it is made. Raises ExpiredJob, ResultGone, StoreUnavailable."""
+        return await self._kept.image(job, index)
 
-    @_asks_redis
     async def images(self, job: Job) -> list[bytes | None]:
-        """PNG of every image; None where it is not made yet. Raises ExpiredJob."""
-        found = await self._redis.hgetall(self._keys.images(job.id))
-        if not found:
-            await self._still_there(job)
-        return [found.get(str(index).encode()) for index in range(job.spec.count)]
+        """PNG of every image; None where it is not made yet. Raises as `image`."""
+        return await self._kept.images(job)
+
+    async def address(self, job: Job, index: int, method: str, seconds: float) -> str | None:
+        """Where a store hands an image to anybody, for so long; None: nowhere (see Kept.address)."""
+        return await self._kept.address(job, index, method, seconds)
 
     @_asks_redis
     async def recent(
@@ -266,10 +274,31 @@ class JobClient:
 
     @_asks_redis
     async def cancel(self, job_id: str, owner: str) -> Job:
-        """End a job; no further image of it is made. A job that has ended stays as it is."""
-        await self.get(job_id, owner)
-        await self._scripts.end(job_id, "cancelled").arun(self._redis)
-        return await self.get(job_id, owner)
+        """End a job; no further image of it is made. A job that has ended, or expired, stays as it is."""
+        await self.get(job_id, owner, expired=True)
+        ended = await self._scripts.end(job_id, "cancelled").arun(self._redis)
+        job = await self.get(job_id, owner, expired=True)
+        if ended:
+            telling.cancelled(job)
+        return job
+
+    async def purge(self, job_id: str, owner: str) -> tuple[Job, bool]:
+        """Take a job's images and attention maps away; an open one is cancelled first.
+
+        The job as it is then, and whether all files are deleted: a store that does not answer has them
+        deleted by a worker when it is back. A second time changes nothing. Raises UnknownJob.
+        """
+        job = await self.get(job_id, owner, expired=True)
+        left, ended = await self._purge(job)
+        telling.purged(ended)
+        return ended, await self._kept.delete(job, left)
+
+    @_asks_redis
+    async def _purge(self, job: Job) -> tuple[Purged, Job]:
+        left = await self._scripts.purge(job.id).arun(self._redis)
+        if left is None:
+            return Purged((), ()), job
+        return left, read_job(job.id, await self._redis.hgetall(self._keys.job(job.id)))
 
     @_asks_redis
     async def events(self, job_id: str, last_id: str = "0") -> list[tuple[str, dict[str, object]]]:
@@ -366,15 +395,9 @@ class JobClient:
         """Take `cost` units from what the caller may spend in this minute, unless that exceeds `limit`."""
         return await self._scripts.spend(caller, cost, limit).arun(self._redis)
 
-    @_asks_redis
     async def attention(self, job: Job, image: int, layer: str) -> AttentionMap | None:
-        """The map; None before it is made. Raises AttentionFailed, with the worker's reason."""
-        data = await self._redis.get(self._keys.attention(job.id, image, layer))
-        if data is None:
-            return None
-        if data.startswith(FAILED):
-            raise AttentionFailed(data.removeprefix(FAILED).decode())
-        return await asyncio.to_thread(AttentionMap.from_bytes, data)  # milliseconds
+        """The map; None before it is made. Raises AttentionFailed, ResultGone, StoreUnavailable."""
+        return await self._kept.map(job, image, layer)
 
     @_asks_redis
     async def has_attention(self, job: Job, image: int, layer: str) -> bool:
@@ -405,12 +428,6 @@ class JobClient:
         """A small picture of each class, as one sheet (WebP); None: not made yet."""
         _, (sheet,) = await self._commands.ask((("GET", self._keys.previews(model.version)),))
         return sheet or None
-
-    async def _still_there(self, job: Job) -> None:
-        # of a job that was cancelled or failed, images that were never made are no expired ones
-        ended, images = job.expires_at is not None and job.done > 0, self._keys.images(job.id)
-        if ended and (job.state == "succeeded" or not await self._redis.exists(images)):
-            raise ExpiredJob(job.id)
 
 
 def _expired(job: Job, now: datetime) -> bool:

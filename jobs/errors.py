@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 # JobError
 # ├── UnknownJob            404: never known to this caller, or forgotten
 # ├── ExpiredJob            410: its images are gone
+# │   └── PurgedJob         its owner had them taken away
+# ├── ResultGone            410: somebody deleted a file of the result store
+# ├── StoreUnavailable      503: the result store does not answer, or is full
 # ├── QueueFull             429
 # │   └── ShareFull         one caller has the share of it that a caller may have
 # ├── QuotaReached          429: the images of a key's day; 403: it never has so many
@@ -42,6 +45,34 @@ class ExpiredJob(JobError):
         super().__init__(
             f"The images of job {job_id!r} have expired. The same spec makes the same images again."
         )
+
+
+class PurgedJob(ExpiredJob):
+    """The owner of the job had its images taken away."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(job_id)
+        self.args = (
+            f"The images of job {job_id!r} were purged, as its owner asked. The same spec makes the same "
+            "images again.",
+        )
+
+
+class ResultGone(JobError):
+    """A file of a job that has not expired is not in the result store."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This result was deleted from the store in which it was kept. "
+            "The same spec makes the same images again."
+        )
+
+
+class StoreUnavailable(JobError):
+    """The store of images and maps does not answer, or is full."""
+
+    def __init__(self, reason: str = "The store of the results does not answer") -> None:
+        super().__init__(f"{reason}. Nothing that was accepted is lost; try again in a few seconds.")
 
 
 class QueueFull(JobError):

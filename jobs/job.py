@@ -109,13 +109,27 @@ class Today:
     resets_in: int  # seconds
 
 
+HookEvent = Literal["start", "progress", "end"]
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """Who is told of a job."""
+
+    url: str
+    receiver: str  # the URL's scheme, host and port: what is slow or away as one
+    events: tuple[HookEvent, ...]
+
+
 @dataclass(frozen=True)
 class Terms:
     """What is asked of a job beside its images."""
 
     context: Context = NOWHERE
     expires_in: float | None = None  # seconds from its creation, after which it is cancelled; None: it waits
+    retention: int | None = None  # seconds that its images are kept after its end; None: the service's own
     quota: Quota | None = None  # that its images are taken from; None: of none
+    webhook: Webhook | None = None
 
 
 USUAL: Final = Terms()
@@ -138,6 +152,7 @@ class Job:
     attempts: int = 0  # forwards it entered since its last finished image; above one: a worker died
     deadline: datetime | None = None  # it is cancelled then, unless it has ended; None: it waits
     context: Context = NOWHERE
+    purged: bool = False  # its owner had its images taken away
     today: Today | None = None  # of its quota; None: it has none, or is older than this call
 
     @property
@@ -210,6 +225,7 @@ class WorkerInfo:
     consuming: bool = True  # its consumer is connected to Redis
     stuck: str | None = None  # why it makes nothing now; None: it does
     refused: dict[str, str] = field(default_factory=dict)  # file in its folder -> why it is not served
+    results: str = "redis"  # where it stores images: redis, or the URL of an object store
     format: int = 1  # of its heartbeat, and of the messages that it takes; 1 did not tell
 
 

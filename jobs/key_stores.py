@@ -10,7 +10,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -38,6 +38,7 @@ class Reading:
     now: datetime  # by the clock that says what has expired
     in_use: bool  # whether keys were ever made here
     version: object  # another one: something may have changed
+    raw: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # what was read, by id
 
 
 class KeyStore(Protocol):
@@ -80,9 +81,8 @@ class RedisKeys:
             raw = await self._redis.hgetall(self._name)
         in_use = bool(raw)
         raw.pop(VERSION, None)
-        return _reading(
-            {name.decode(errors="replace"): text for name, text in raw.items()}, now, in_use, version
-        )
+        named = {name.decode(errors="replace"): text for name, text in raw.items()}
+        return _reading(named, now, in_use, version, known)
 
     async def add(self, record: KeyRecord) -> None:
         async with _answering(), self._redis.pipeline(transaction=True) as pipe:
@@ -132,7 +132,7 @@ class FileKeys:
         except OSError as error:
             raise KeysUnreadable(f"{self.path} cannot be read: {error.strerror}") from error
         raw = {str(row.get("id")): json.dumps(row).encode() for row in rows}
-        return _reading(raw, now, True, version)
+        return _reading(raw, now, True, version, known)
 
     def _read(self) -> list[dict[str, Any]]:
         """Raises OSError, KeysUnreadable."""
@@ -178,9 +178,15 @@ class FileKeys:
         pass
 
 
-def _reading(raw: Mapping[str, bytes], now: datetime, in_use: bool, version: object) -> Reading:
+def _reading(
+    raw: Mapping[str, bytes], now: datetime, in_use: bool, version: object, known: Reading | None
+) -> Reading:
+    """known: of before; what has not changed since is not read again, and there may be thousands."""
     records, unreadable = {}, []
     for key_id, text in raw.items():
+        if known is not None and known.raw.get(key_id) == text and key_id in known.records:
+            records[key_id] = known.records[key_id]
+            continue
         try:
             record = KeyRecord.model_validate_json(text)
         except ValidationError:
@@ -189,7 +195,7 @@ def _reading(raw: Mapping[str, bytes], now: datetime, in_use: bool, version: obj
             unreadable.append(key_id[:64])
         else:
             records[key_id] = record
-    return Reading(records, tuple(unreadable), now, in_use, version)
+    return Reading(records, tuple(unreadable), now, in_use, version, raw)
 
 
 def _known(text: bytes | None, key_id: str) -> KeyRecord:

@@ -65,8 +65,17 @@ class Keys:
         return f"{self.namespace}:job:{job_id}"
 
     def images(self, job_id: str) -> str:
-        """Hash: index of the image -> PNG."""
+        """Hash: index of the image -> PNG, or `in:` and the URL of the object store that has it."""
         return f"{self.namespace}:images:{job_id}"
+
+    @property
+    def expiring(self) -> str:
+        """Sorted set: `JOB COUNT STORE` (images) or `NAME STORE` (a map) by when a worker deletes them."""
+        return f"{self.namespace}:expiring"
+
+    def maps(self, job_id: str) -> str:
+        """Set: `IMAGE:LAYER` of the job's attention maps."""
+        return f"{self.namespace}:maps:{job_id}"
 
     def events(self, job_id: str) -> str:
         """Stream: changes of state."""
@@ -109,6 +118,29 @@ class Keys:
     def attention_asked(self) -> str:
         """Hash: claim of a map -> the caller who waits for it."""
         return f"{self.namespace}:attention-asked"
+
+    @property
+    def hooks(self) -> str:
+        """Sorted set: CALLER:RECEIVER:JOB of each job with a webhook to deliver, by when it is due."""
+        return f"{self.namespace}:hooks"
+
+    @property
+    def hook_callers(self) -> str:
+        """Hash: caller, as in `hooks` -> its number of members there."""
+        return f"{self.namespace}:hooks:callers"
+
+    @property
+    def hook_bell(self) -> str:
+        """List: it has a member once a webhook has come due that no API process knows of."""
+        return f"{self.namespace}:hooks:bell"
+
+    def hook(self, job_id: str) -> str:
+        """Hash: a job's events to deliver, and the tries of the first one."""
+        return f"{self.namespace}:hook:{job_id}"
+
+    def hook_log(self, job_id: str) -> str:
+        """List: the attempts to deliver a job's events, as JSON, oldest first."""
+        return f"{self.namespace}:hook-log:{job_id}"
 
     def previews(self, version: str) -> str:
         """One small picture of each class, as one sheet; empty while a worker makes it."""

@@ -17,9 +17,10 @@ from typing import Any, Final, Generic, Literal, TypeVar
 from redis.exceptions import NoScriptError
 
 from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, QuotaReached, ShareFull
-from jobs.job import NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms, Today
+from jobs.job import FAILED, NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms, Today
 from jobs.keys import Keys
-from jobs.records import CONTEXT, SPEC, read_context, read_job
+from jobs.records import CONTEXT, SPEC, read_context, read_job, webhook_field
+from jobs.results import REDIS, read_stores
 from jobs.settings import QueueSettings
 from jobs.wire import (
     attention_message,
@@ -38,7 +39,20 @@ def _read(name: str, prelude: str = "") -> str:
     return prelude + files("jobs").joinpath("lua", f"{name}.lua").read_text()
 
 
-NAMES: Final = ("create", "end", "take", "begin", "save", "release", "recount", "expire")
+NAMES: Final = (
+    "create",
+    "end",
+    "take",
+    "begin",
+    "save",
+    "release",
+    "recount",
+    "expire",
+    "purge",
+    "keep_map",
+    "hook_claim",
+    "hook_settle",
+)
 _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
     **{name: _read(name, _PRELUDE) for name in NAMES},
@@ -107,11 +121,20 @@ class Spent:
 
 
 @dataclass(frozen=True)
+class Purged:
+    """What object stores may still have of a job whose images were taken away."""
+
+    stores: Sequence[str]  # URLs
+    maps: Sequence[tuple[int, str]]  # image, layer
+
+
+@dataclass(frozen=True)
 class Saved:
     """What became of a job when an image of it was stored."""
 
     goes_on: bool  # False: it has ended, with this image or before, or is unknown
     ended: tuple[float, float] | None = None  # with this image: seconds that it waited, and took altogether
+    refused: bool = False  # it had ended before, and the image's file in an object store is nobody's
 
 
 Created = tuple[Job, bool] | QueueFull | QuotaReached | IdempotencyConflict  # the job, and whether it is new
@@ -123,11 +146,13 @@ class Scripts:
     def __init__(self, settings: QueueSettings) -> None:
         self._settings = settings
         self._keys = Keys(settings.namespace)
+        first = read_stores(settings.result_store)[0]
+        self._store = "" if first == REDIS else first  # where workers of these settings keep images
 
     def create(self, jobs: Sequence[NewJob]) -> Call[list[Created]]:
         """Record jobs and queue them; the outcome of each."""
         settings = self._settings
-        lifetime = settings.result_ttl + settings.record_ttl
+        lifetime = settings.longest_retention + settings.record_ttl
         limits = (settings.max_queued, settings.max_queued_images)
         shares = [max(1, int(limit * settings.caller_share)) for limit in limits]
         parts = [part for job in jobs for part in self._parts(job)]
@@ -165,8 +190,23 @@ class Scripts:
             job.spec.format,
             "1" if job.spec.listed else "",
             "" if job.terms.expires_in is None else f"{job.terms.expires_in:.3f}",
-            _extras(job.terms, context),
+            self._extras(job, context),
         )
+
+    def _extras(self, job: NewJob, context: str) -> str:
+        """Further fields of a job's record, as JSON of field, value, field, ...; "": none."""
+        terms, fields = job.terms, list[str]()
+        if terms.context != NOWHERE:
+            fields += ["context", context]
+        if terms.quota is not None:  # create.lua counts it
+            fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
+        if terms.retention is not None:
+            fields += ["retention", str(terms.retention)]
+        if terms.webhook is not None:
+            fields += ["webhook", webhook_field(terms.webhook, job.caller or job.owner)]
+        if self._store:
+            fields += ["store", self._store]
+        return json.dumps(fields) if fields else ""
 
     def end(self, job_id: str, state: Literal["failed", "cancelled"], reason: str = "") -> Call[bool]:
         """End a job without success. False: it had ended before, or is unknown."""
@@ -199,11 +239,41 @@ class Scripts:
         args += [*entering, *survived]
         return Call("begin", args, lambda answer: {job_id.decode() for job_id in answer})
 
-    def save(self, images: Sequence[tuple[str, int, bytes]]) -> Call[list[Saved]]:
-        """Store images (job, index, PNG), those of one job side by side; the last of a job ends it."""
+    def save(self, images: Sequence[tuple[str, int, bytes]], store: str = "") -> Call[list[Saved]]:
+        """Store images (job, index, PNG), those of one job side by side; the last of a job ends it.
+
+        store: URL of the object store that has them already; "": they lie in Redis.
+        """
         times = (self._settings.result_ttl, self._settings.record_ttl)
         parts = [part for image in images for part in image]
-        return Call("save", [self._keys.prefix, *times, *parts], lambda answer: list(map(_saved, answer)))
+        return Call(
+            "save", [self._keys.prefix, *times, store, *parts], lambda answer: list(map(_saved, answer))
+        )
+
+    def purge(self, job_id: str) -> Call[Purged | None]:
+        """Take a job's images and maps away, and cancel it before if need be. None: it has none left."""
+
+        def read(answer: Any) -> Purged | None:
+            if answer is None:
+                return None
+            stores, *maps = (part.decode() for part in answer)
+            places = [(int(image), layer) for image, layer in zip(maps[::2], maps[1::2], strict=True)]
+            return Purged(tuple(stores.split()), places)
+
+        return Call("purge", [self._keys.prefix, job_id, self._settings.record_ttl], read)
+
+    def keep_map(self, place: tuple[str, int, str], content: bytes, store: str, name: str) -> Call[bool]:
+        """Keep an attention map of (job, image, layer). False: its job is gone.
+
+        store: URL of the object store that has it under `name`; "": it lies in Redis.
+        """
+        args: tuple[str | int | bytes, ...] = (*place, content, "", self._settings.result_ttl, store, name)
+        return Call("keep_map", [self._keys.prefix, *args], bool)
+
+    def keep_reason(self, place: tuple[str, int, str], reason: str, seconds: int) -> Call[bool]:
+        """Keep for so long why there is no map. False: the job is gone."""
+        args: tuple[str | int | bytes, ...] = (*place, FAILED + reason.encode(), seconds, 0, "", "")
+        return Call("keep_map", [self._keys.prefix, *args], bool)
 
     def claim_attention(
         self, job: Job, image: int, layer: str, caller: str, seconds: int, format: int = PLAIN
@@ -247,30 +317,20 @@ class Scripts:
         message = generate_message(job_id, None, spec.priority, queue)
         return Call("release", [self._keys.prefix, job_id, holder, name, message], bool)
 
-    def expire(self) -> Call[int]:
-        """Cancel the jobs whose deadline has come, a hundred at most; their number."""
+    def expire(self) -> Call[list[str]]:
+        """Cancel the jobs whose deadline has come, a hundred at most; their ids."""
         times = (self._settings.result_ttl, self._settings.record_ttl)
-        return Call("expire", [self._keys.prefix, *times], int)
+        return Call("expire", [self._keys.prefix, *times], lambda ids: [job_id.decode() for job_id in ids])
 
     def recount(self) -> Call[bool]:
         """Count anew what waits of each caller."""
         return Call("recount", [self._keys.prefix], bool)
 
 
-def _extras(terms: Terms, context: str) -> str:
-    """Further fields of a job's record, as JSON of field, value, field, ...; "": none."""
-    fields: list[str] = []
-    if terms.context != NOWHERE:
-        fields += ["context", context]
-    if terms.quota is not None:  # create.lua counts it
-        fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
-    return json.dumps(fields) if fields else ""
-
-
 def _saved(answer: Any) -> Saved:
-    return (
-        Saved(False, (float(answer[0]), float(answer[1]))) if isinstance(answer, list) else Saved(answer == 1)
-    )
+    if isinstance(answer, list):
+        return Saved(False, (float(answer[0]), float(answer[1])))
+    return Saved(answer == 1, refused=answer is None)
 
 
 def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Created:

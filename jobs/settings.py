@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import ConnectionPool
 from redis.exceptions import RedisError
 
+from jobs.results import check_opens, read_stores
+
 S = TypeVar("S", bound=BaseSettings)
 
 
+# a word in any case
+_Lower = BeforeValidator(lambda word: word.strip().lower() if isinstance(word, str) else word)
 # Environment variable with the path of a Unix socket: `sagan serve` sets it for its own worker, which writes
 # its series there to whoever connects, and for its API, which reads them. No setting: nobody else needs it.
 METRICS_SOCKET: Final = "SAGAN_METRICS_SOCKET"
@@ -41,6 +45,22 @@ class QueueSettings(BaseSettings):
     )
     result_ttl: int = Field(
         default=3600, ge=1, le=YEARS, description="seconds the images of a finished job live; then 410"
+    )
+    max_retention: int | None = Field(
+        default=None,
+        ge=1,
+        le=YEARS,
+        description="seconds that a caller may have the images of a job kept; None: result_ttl",
+    )
+    result_store: str = Field(
+        default="redis",
+        description="where images and attention maps lie: redis, file:///FOLDER, s3://BUCKET/PREFIX; of "
+        "several, with commas, the first takes what is new and the others are still read",
+    )
+    result_patience: float = Field(
+        default=60.0,
+        gt=0,
+        description="seconds that a result store may refuse to take images before their jobs fail",
     )
     record_ttl: int = Field(
         default=86400, ge=1, le=YEARS, description="seconds an expired job still answers 410; then 404"
@@ -85,6 +105,12 @@ class QueueSettings(BaseSettings):
     visibility_timeout: int = Field(
         default=3600, ge=60, description="seconds after which Redis hands out an unacknowledged message again"
     )
+    log_format: Annotated[Literal["auto", "console", "json"], _Lower] = Field(
+        default="auto", description="of log lines; auto: for a reader at a terminal, JSON elsewhere"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _Lower] = Field(
+        default="info", description="log lines below it are left out"
+    )
 
     @field_validator("redis_url")
     @classmethod
@@ -101,6 +127,19 @@ class QueueSettings(BaseSettings):
                 "options are those of redis-py"
             ) from None
         return url
+
+    @field_validator("result_store")
+    @classmethod
+    def _only_stores(cls, setting: str) -> str:
+        urls = read_stores(setting)
+        for url in urls:
+            check_opens(url)
+        return ",".join(urls)
+
+    @property
+    def longest_retention(self) -> int:
+        """Seconds that images may live at most."""
+        return self.max_retention or self.result_ttl
 
     @model_validator(mode="after")
     def _lives_between_its_heartbeats(self) -> Self:

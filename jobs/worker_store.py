@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from math import inf
@@ -15,11 +14,13 @@ from redis.exceptions import RedisError
 
 from jobs.connections import PatientRetry
 from jobs.fleet import format_for
-from jobs.job import FAILED, PLAIN, AttentionMap, Job, JobSpec, Taken, WorkerInfo, attention_channel_key
+from jobs.job import PLAIN, AttentionMap, Job, JobSpec, Taken, WorkerInfo
 from jobs.keys import Keys
 from jobs.records import WORKER, as_time, read_job, read_workers
+from jobs.results import REDIS, Stores, image_name, map_name
 from jobs.scripts import Saved, Scripts
 from jobs.settings import QueueSettings
+from jobs.stopping import Stopping as Stopping
 from jobs.wire import (
     OLD_GENERATE_QUEUE,
     attention_message,
@@ -29,17 +30,16 @@ from jobs.wire import (
     message_list,
     queues_of,
 )
+from jobs.worker_results import Due, Keeper
 
 PAGE: Final = 200  # messages read at once: between two reads Redis serves others
+EXPIRED_AT_ONCE: Final = 200  # jobs whose files are deleted in one call of the store
+POSTPONED: Final = 60  # seconds until files that could not be deleted are tried again
 MAP_FAILURE_TTL: Final = 30  # seconds; then the map may be tried again
 PREVIEWS_CLAIMED: Final = 120  # seconds; then another worker may make them
 PREVIEWS_KEPT: Final = (
     30 * 24 * 3600
 )  # seconds; those of a version that nobody serves any more go by themselves
-
-
-class Stopping(Exception):
-    """The worker is being stopped: hand back the jobs in hand."""
 
 
 class _UntilStopped(ExponentialWithJitterBackoff):
@@ -62,10 +62,15 @@ class WorkerStore:
     """Jobs, maps and heartbeats. Each call retries until Redis answers, or raises Stopping."""
 
     def __init__(self, settings: QueueSettings, worker_id: str, stopping: Callable[[], bool]) -> None:
+        """Raises StoreUnavailable for an object store that cannot be opened."""
         self._settings = settings
         self._worker = worker_id
         self._keys = Keys(settings.namespace)
         self._scripts = Scripts(settings)
+        self.stores = Stores.open(settings.result_store)
+        self.keeper: Keeper | None = None  # None: images go into Redis
+        if self.stores.first is not None:
+            self.keeper = Keeper(self.stores.first, stopping, settings.result_patience)
         # Any: redis-py's types allow for text and bytes everywhere; this client answers bytes.
         self._redis: Any = Redis.from_url(
             settings.redis_url,
@@ -127,11 +132,20 @@ class WorkerStore:
             self._redis.connection_pool.release(connection)
 
     def save(self, images: Sequence[tuple[str, int, bytes]]) -> list[Saved]:
-        """Store images (job, index, PNG), those of one job side by side, in one round trip.
+        """Store images (job, index, PNG), those of one job side by side, in one round trip to Redis.
 
-        The last image of a job ends it.
+        The last image of a job ends it. Raises StoreFailed where an object store refuses them.
         """
-        return self._scripts.save(images).run(self._redis)
+        keeper = self.keeper
+        if keeper is None:
+            return self._scripts.save(images).run(self._redis)
+        names = [image_name(job_id, index) for job_id, index, _ in images]
+        keeper.put([(name, png) for name, (_, _, png) in zip(names, images, strict=True)])
+        # whoever waits for a job of one image hears it from Redis, which keeps none
+        told = [(job_id, index, b"" if index else png) for job_id, index, png in images]
+        outcomes = self._scripts.save(told, keeper.url).run(self._redis)
+        keeper.drop([name for name, saved in zip(names, outcomes, strict=True) if saved.refused])
+        return outcomes
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End a job without success. False: it had ended before, and stays as it is."""
@@ -156,8 +170,8 @@ class WorkerStore:
         name = message_list(self._settings.namespace, queue, 0)
         self._redis.lpush(name, attention_message(job.id, image, layer, queue))
 
-    def expire(self) -> int:
-        """Cancel jobs whose deadline has come; their number."""
+    def expire(self) -> list[str]:
+        """Cancel jobs whose deadline has come; their ids."""
         return self._scripts.expire().run(self._redis)
 
     def recount(self) -> None:
@@ -180,26 +194,41 @@ class WorkerStore:
         return bool(claimed) and not self._redis.exists(self._keys.attention(*place))
 
     def save_attention(self, job_id: str, image: int, layer: str, found: AttentionMap | str) -> None:
-        """Store a map as long as the job's images live, or why there is none, and tell its watchers."""
-        key = self._keys.attention(job_id, image, layer)
-        job = self.job(job_id)
-        if job is None:
-            return
+        """Store a map as long as the job's images live, or why there is none, and tell its watchers.
+
+        Raises StoreFailed.
+        """
+        place = (job_id, image, layer)
         if isinstance(found, str):
-            data, lifetime = FAILED + found.encode(), {"ex": MAP_FAILURE_TTL}
-        elif job.expires_at is None:
-            data, lifetime = found.to_bytes(), {"ex": self._settings.result_ttl}
-        else:  # a moment by Redis' clock
-            data, lifetime = found.to_bytes(), {"exat": math.ceil(job.expires_at.timestamp())}
-        name = attention_channel_key(job_id, image, layer)
+            self._scripts.keep_reason(place, found, MAP_FAILURE_TTL).run(self._redis)
+            return
+        content, keeper, name = found.to_bytes(), self.keeper, map_name(*place)
+        if keeper is None:
+            self._scripts.keep_map(place, content, "", "").run(self._redis)
+            return
+        keeper.put([(name, content)])
+        if not self._scripts.keep_map(place, b"", keeper.url, name).run(self._redis):
+            keeper.drop([name])
+
+    def delete_expired(self) -> int:
+        """Delete files of jobs that have expired from their object stores, some at a time; how many jobs."""
+        now = self.time().timestamp()
+        found = self._redis.zrangebyscore(self._keys.expiring, "-inf", now, start=0, num=EXPIRED_AT_ONCE)
+        if not found:
+            return 0
+        gone, left = Due(member.decode() for member in found).delete(self.stores)
         with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(key, data, **lifetime)
-            pipe.delete(self._keys.attention_claim(job_id, image, layer))
-            pipe.smembers(self._keys.watchers(name))
-            pipe.delete(self._keys.watchers(name))
-            *_, nodes, _ = pipe.execute()
-        for node in nodes:
-            self._redis.publish(self._keys.channel(node.decode()), name)
+            if gone:
+                pipe.zrem(self._keys.expiring, *gone)
+            if left:
+                pipe.zadd(self._keys.expiring, dict.fromkeys(left, now + POSTPONED))
+            pipe.execute()
+        return len(gone)
+
+    @property
+    def results(self) -> str:
+        """Where images are stored, as a heartbeat tells it."""
+        return self.keeper.url if self.keeper else REDIS
 
     def claim_previews(self, version: str) -> bool:
         """Whether this worker is to make the previews of a version: none are there, and nobody makes them."""
@@ -238,6 +267,10 @@ class WorkerStore:
         if holder in old:
             return bool(self._redis.set(self._keys.sweeper, self._worker, px=lifetime))
         return holder == self._worker and bool(self._redis.pexpire(self._keys.sweeper, lifetime))
+
+    def sweeps(self) -> bool:
+        """Whether this worker is the one that sweeps."""
+        return bool(self._redis.get(self._keys.sweeper) == self._worker.encode())
 
     def holders(self) -> dict[str, str]:
         """Open job -> the worker that has taken it, dead or alive."""
@@ -303,13 +336,14 @@ class WorkerStore:
             self._redis.hsetnx(self._keys.unserved, queue, now)
         return {queue: now - known.get(queue, now) for queue in lacking}
 
-    def give_up(self, queue: str, reason: str) -> int:
-        """Fail every job whose message is in a queue; their number."""
-        failed = 0
+    def give_up(self, queue: str, reason: str) -> list[str]:
+        """Fail every job whose message is in a queue; the ids of those that had not ended."""
+        failed: list[str] = []
         for name in self._filled([queue]):
             while messages := self._redis.lrange(name, -PAGE, -1):
                 for message in messages:
-                    failed += self.fail(_task_id(message), reason)
+                    if self.fail(_task_id(message), reason):
+                        failed.append(_task_id(message))
                     self._redis.lrem(name, -1, message)
         self._redis.srem(self._keys.queues, queue)
         return failed

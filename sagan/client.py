@@ -93,6 +93,11 @@ class Job(JobState):
         self.told = self._run(self._core.cancel(self)).told
         return self
 
+    def purge(self) -> Job:
+        """Cancel it, and take its images and attention maps away: it raises Expired from then on."""
+        self.told = self._run(self._core.purge(self)).told
+        return self
+
     def events(self) -> Iterator[dict[str, Any]]:
         """Every change, {"state": ..., "done": images}, until the job has ended; a broken stream goes on."""
         read = Events()
@@ -250,6 +255,10 @@ class AsyncJob(JobState):
 
     async def cancel(self) -> AsyncJob:
         self.told = (await self._run(self._core.cancel(self))).told
+        return self
+
+    async def purge(self) -> AsyncJob:
+        self.told = (await self._run(self._core.purge(self))).told
         return self
 
     async def events(self) -> AsyncIterator[dict[str, Any]]:

@@ -44,7 +44,10 @@ class Wish(TypedDict, total=False):
     truncation: float  # above 0 to 1: lower is more typical, less varied
     model: str | None  # None: the service's default
     priority: int | None  # 0 to 9, 9 is most urgent
+    retention: int | None  # seconds that its images are kept after its end; None: the service's own
     expires_in: float | None  # seconds after which it is cancelled unless it has ended; None: it waits
+    webhook: str | None  # an https URL that is told of the job; None: nobody is
+    webhook_events: Sequence[Literal["start", "progress", "end"]] | None  # of what; None: of the end
     start: int  # index of the first image
     class_weights: Mapping[str, float] | None  # a mixture of classes, in place of class_
 
@@ -223,6 +226,9 @@ class Core:
 
     def cancel(self, job: JobState) -> Steps[JobState]:
         return (yield from self.read("DELETE", f"/jobs/{job.id}", JobState.reading))
+
+    def purge(self, job: JobState) -> Steps[JobState]:
+        return (yield from self.read("DELETE", f"/jobs/{job.id}", JobState.reading, params={"purge": "true"}))
 
     def jobs(self, limit: int) -> Steps[list[JobState]]:
         found: list[JobState] = []

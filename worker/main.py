@@ -17,7 +17,9 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from jobs import logs, tracing
 from jobs.deadlines import FORWARDS_END, HELPER_ENDS, JOBS_RETURNED, RESULTS_STORED
+from jobs.errors import StoreUnavailable
 from jobs.job import FORMAT, WorkerInfo
 from jobs.worker_store import Stopping, WorkerStore
 from worker import startup
@@ -53,7 +55,12 @@ def run_worker(
     settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader] = EngineLoader
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Unfinished jobs are handed back, in seconds."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings, "worker")
+    try:
+        tracing.start("sagan-worker")
+    except tracing.TracingError as error:
+        log.critical("%s", error)
+        return 1
     log.info("loading models from %s", settings.checkpoints)
     try:
         worker = Worker(settings, make_loader)
@@ -62,17 +69,19 @@ def run_worker(
         log.warning("%s: it starts again with SAGAN_CUDA_GRAPHS=false", error)
         os.environ["SAGAN_CUDA_GRAPHS"] = "false"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    except EngineError as error:
-        print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
+    except (EngineError, StoreUnavailable) as error:
+        log.critical("%s", error)
         return 1
-    return worker.run()
+    code = worker.run()
+    tracing.stop()
+    return code
 
 
 class Worker:
     """The parts of one worker process, with the models loaded."""
 
     def __init__(self, settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader]) -> None:
-        """Raises EngineError."""
+        """Raises EngineError, StoreUnavailable."""
         self._settings = settings
         self._id = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._metrics = WorkerMetrics()
@@ -90,6 +99,7 @@ class Worker:
             settings.maps_share,
             self._lose_device,
             self._metrics,
+            self._writer.do,
         )
         self._device = next(iter(self._scheduler.start().values())).device
         self._dispatcher = Dispatcher(
@@ -120,6 +130,8 @@ class Worker:
             every(period, self._beat, self._stopped, "heartbeat"),
             every(period, sweeper.sweep, self._stopping, "sweeper"),
         ]
+        if self._store.stores:  # a store may take its time, and no heartbeat waits for it
+            every(period, self._look_after_results, self._stopping, "results")
         every(period, self._watch_forwards, Event(), "watchdog")
         self._stopper.start()
         startup.settle()
@@ -160,11 +172,23 @@ class Worker:
                 stats=self._scheduler.stats(),
                 in_hand=self._dispatcher.in_hand(),
                 consuming=self._is_consuming(),
-                stuck=f"a forward has been running for {busy:.0f} s" if busy > LONG else None,
+                stuck=f"a forward has been running for {busy:.0f} s" if busy > LONG else self._refused(),
                 refused=dict(self._folder.refused),
+                results=self._store.results,
                 format=FORMAT,
             )
         )
+
+    def _refused(self) -> str | None:
+        """Why no image can be stored; None: one can."""
+        return self._store.keeper.trouble if self._store.keeper else None
+
+    def _look_after_results(self) -> None:
+        """Delete what has expired, and see whether a store that refused takes files again."""
+        if self._store.keeper is not None:
+            self._store.keeper.probe()
+        while self._store.sweeps() and self._store.delete_expired():
+            pass  # some at a time
 
     def _is_consuming(self) -> bool:
         """Whether the consumer looks into Redis, or has no room to."""

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from jobs.exposition import SECONDS, build_info, exemplar_of, tell
 from jobs.job import ModelInfo
 from jobs.settings import METRICS_SOCKET
+from jobs.worker_results import StoreFailed
 from worker.engine import EngineError, NotAnImage, recording
 from worker.settings import WorkerSettings
 
@@ -46,7 +47,7 @@ def reason_of(error: BaseException) -> str:
             return NOT_FINITE
         case torch.OutOfMemoryError():
             return OUT_OF_MEMORY
-        case RedisError():
+        case RedisError() | StoreFailed():
             return STORE
         case _:
             return ERROR

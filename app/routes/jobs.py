@@ -5,6 +5,7 @@ import math
 import re
 from base64 import b64encode
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -12,7 +13,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import formats, negotiation, pictures, rate, recipes
-from app.deps import ANSWERS_JOB, Caller, Found, Store, charge, counted_as, state
+from app.deps import ANSWERS_JOB, Caller, Found, Known, Store, charge, counted_as, state
 from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
@@ -59,6 +60,16 @@ class Wanted(Enlargement):
     )
 
 
+class WantedImage(Wanted):
+    """An image's size and format, and from where."""
+
+    redirect: bool = Field(
+        False,
+        description="Lead to the image in its store, where that has addresses good for some minutes (S3 and "
+        "its like); else the image itself.",
+    )
+
+
 _AS_KEPT = Wanted.model_validate({})
 Asked = Annotated[Wanted, Query()]
 Included = Annotated[
@@ -68,6 +79,8 @@ Included = Annotated[
         description="base64: the answer has the job's images as PNGs, null for those not made yet.",
     ),
 ]
+
+Purge = Annotated[bool, Query(description="Take the job's images and attention maps away as well.")]
 
 
 def present(request: Request, job: Job, position: int | None) -> JobOut:
@@ -129,19 +142,48 @@ async def included_images(request: Request, job: Job, included: Included) -> lis
     return [None if png is None else b64encode(png).decode() for png in pngs]
 
 
-@router.delete("/{job_id}", dependencies=ANSWERS_JOB, responses=problems(401, 403, 404, 410, 422, 503))
-async def cancel_job(request: Request, job: Found, store: Store) -> JobOut:
-    """Cancel: images that no forward has begun are never made. A job that has ended stays as it is."""
-    return present(request, await store.cancel(job.id, job.owner), None)
+@router.delete(
+    "/{job_id}",
+    dependencies=ANSWERS_JOB,
+    responses={
+        202: {
+            "model": JobOut,
+            "description": "Purged; a store that does not answer deletes the files later.",
+        },
+        **problems(401, 403, 404, 422, 503),
+    },
+)
+async def cancel_job(
+    request: Request, response: Response, job: Known, store: Store, purge: Purge = False
+) -> JobOut:
+    """Cancel: images that no forward has begun are never made. A job that has ended stays as it is.
+
+    With `purge=true` its images and attention maps are taken away as well: it answers 410 from then on. A
+    second time changes nothing.
+    """
+    if not purge:
+        return present(request, await store.cancel(job.id, job.owner), None)
+    purged, all_deleted = await store.purge(job.id, job.owner)
+    response.status_code = 200 if all_deleted else 202
+    return present(request, purged, None)
 
 
-@router.get("/{job_id}/images/{index}", response_class=Response, responses=PICTURE)
-async def read_image(index: int, asked: Asked, request: Request, job: Found) -> Response:
+@router.get(
+    "/{job_id}/images/{index}",
+    response_class=Response,
+    responses={302: {"description": "With `redirect=true`: the image in its store."}, **PICTURE},
+)
+async def read_image(
+    index: int, asked: Annotated[WantedImage, Query()], request: Request, job: Found
+) -> Response:
     """One image, as soon as it is made: the job may still be running. Its file says how it was made.
 
-    PNG unless `format` or `Accept` names another; as it is kept unless `size` enlarges it.
+    PNG unless `format` or `Accept` names another; as it is kept unless `size` enlarges it. With
+    `redirect=true` it comes from the store of the images itself, where that gives such addresses.
     """
     here = state(request)
+    if asked.redirect and (elsewhere := await _elsewhere(request, job, index, asked)):
+        return elsewhere
     kind = formats.still_of(request, asked.format, asked.quality)
     check_size(asked.size, here.settings.max_side)
     as_kept = kind == "png" and asked.size is None
@@ -187,6 +229,21 @@ async def read_grid(asked: Asked, request: Request, job: Found) -> Response:
     _check_pixels(kind, pixels, side)
     await charge(request, job.owner, rate.cost_of(pixels))
     return _drawn(request, job, pngs, asked, kind, _grid_recipe(job, asked), headers)
+
+
+async def _elsewhere(request: Request, job: Job, index: int, asked: WantedImage) -> Response | None:
+    """The way to the image in its store; None: the store has none. Raises Invalid."""
+    if asked.size is not None or asked.format not in (None, "png"):
+        raise Invalid("redirect=true leads to the PNG as it is kept: leave size and format out.")
+    seconds: float = state(request).settings.result_url_ttl
+    if job.expires_at is not None:
+        seconds = min(seconds, (job.expires_at - datetime.now(UTC)).total_seconds())
+    if seconds < 1 or not 0 <= index < job.spec.count:
+        return None
+    address = await state(request).store.address(job, index, request.method, seconds)
+    if address is None:
+        return None
+    return Response(status_code=302, headers={"Location": address, "Cache-Control": "private, no-store"})
 
 
 def _grid_recipe(job: Job, asked: Enlargement) -> str:

@@ -171,6 +171,7 @@ async def _ordered(asking: Asker, body: ImagesIn, wanted: _Wanted) -> AsyncItera
                 start=0,
                 listed=body.listed,
                 expires_in=body.expires_in,
+                retention=body.retention,
                 count=count,
                 seed=wanted.seed,
                 truncation=body.truncation,

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from app.settings import Settings
 from cli import app as command
 from jobs.job import ModelInfo, WorkerInfo
+from jobs.keys import Keys
 from jobs.worker_store import WorkerStore
 
 if TYPE_CHECKING:
@@ -189,3 +190,7 @@ async def test_a_quota_of_images_holds_for_requests_at_once(keyed: Keyed) -> Non
     assert (never.status_code, never.json()["type"]) == (403, "urn:sagan:problem:quota-too-small")
     assert (await keyed.order(key, headers={"Prefer": "wait=1"})).status_code == 202
     assert (await keyed.order(key, headers=same, seed=1)).json()["id"] == again[0].json()["id"]
+    with Redis.from_url(keyed.redis_url, decode_responses=True) as redis:
+        counters = list(redis.scan_iter(Keys(keyed.namespace).quota(key.split("_")[1]) + "*"))
+        assert [redis.get(counter) for counter in counters] == ["3"]
+        assert 0 < redis.ttl(counters[0]) <= 2 * 86400
