@@ -29,7 +29,7 @@ IMAGES: Final = (1, 2, 4, 8, 16, 32, 64)  # of a forward
 
 NOT_FINITE: Final = "not_finite"  # the network made values that are no numbers
 OUT_OF_MEMORY: Final = "out_of_memory"  # of the device
-STORE: Final = "store"  # Redis refused the images
+STORE: Final = "store"  # Redis or the store of results refused the images
 WORKER_DIED: Final = "worker_died"  # as often as SAGAN_MAX_ATTEMPTS allows
 NO_WORKER: Final = "no_worker"  # had its model for as long as SAGAN_MODEL_PATIENCE
 ERROR: Final = "error"  # any other; the worker's log has it

@@ -21,7 +21,7 @@ async def ask(
     usual: dict[str, object] = {"redis_url": "redis://127.0.0.1:1/0"}
     app = create_app(Settings(**{**usual, **(settings or {})}))  # type: ignore[arg-type]
 
-    async def seen(request: Request) -> dict[str, str]:
+    async def taken_for(request: Request) -> dict[str, str]:
         return {
             "address": address_of(request),
             "scheme": request.url.scheme,
@@ -29,7 +29,7 @@ async def ask(
             "root": request.scope["root_path"],
         }
 
-    app.add_api_route("/seen", seen)
+    app.add_api_route("/seen", taken_for)
     transport = httpx.ASGITransport(app, client=(peer, 1))
     client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
     async with app.router.lifespan_context(app), client:

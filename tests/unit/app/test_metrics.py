@@ -56,7 +56,7 @@ async def test_refusals_are_counted_by_their_problem(serve: ClientFactory) -> No
 
 
 async def test_openmetrics_where_it_is_asked_for(client: httpx.AsyncClient) -> None:
-    await client.get("/health/live")
+    await client.get("/models", headers={"traceparent": f"00-{TRACE}-b7ad6b7169203331-01"})
     plain = await client.get("/metrics")
     assert plain.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert plain.headers["vary"] == "Accept"
@@ -64,6 +64,7 @@ async def test_openmetrics_where_it_is_asked_for(client: httpx.AsyncClient) -> N
     reply = await client.get("/metrics", headers=OPENMETRICS)
     assert reply.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     names = {family.name for family in text_string_to_metric_families(reply.text)}  # type: ignore[no-untyped-call]
+    assert f'# {{trace_id="{TRACE}"}}' in reply.text
     assert {"sagan_http_request_seconds", "sagan_build", "process_cpu_seconds"} <= names
     assert not any(name.endswith("_created") for name in names)
 

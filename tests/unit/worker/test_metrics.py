@@ -16,6 +16,7 @@ from jobs.exposition import read_worker
 from jobs.job import ModelInfo
 from jobs.records import read_workers
 from jobs.settings import METRICS_SOCKET
+from jobs.worker_results import StoreFailed
 from serve.private_redis import free_port
 from worker.engine import NotAnImage
 from worker.metrics import (
@@ -96,6 +97,7 @@ def test_it_shows_its_state_and_no_series_that_is_new_at_each_start(metrics: Wor
         (NotAnImage("values that are no finite numbers"), NOT_FINITE),
         (torch.OutOfMemoryError("CUDA out of memory"), OUT_OF_MEMORY),
         (OutOfMemoryError("OOM command not allowed"), STORE),
+        (StoreFailed("the bucket is gone"), STORE),
         (RuntimeError("anything"), ERROR),
         (ValueError("anything"), ERROR),
     ],
