@@ -23,6 +23,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from app.access import Access, id_of, note_refusal
 from app.addresses import counted_as, read_address
 from app.bodies import refuse
 from app.errors import (
@@ -282,7 +283,7 @@ class Connection(HttpToolsProtocol):
         self._extra = 0
         self.deadline = self.loop.time() + self._limits.body_timeout
         self.shed = self.door.sheds(self.url)
-        self.app = _shed if self.shed else self._served
+        self.app = _SHED if self.shed else self._served
         answering.set(self)  # the task that answers begins with it
         super().on_headers_complete()
 
@@ -369,19 +370,25 @@ class Connection(HttpToolsProtocol):
             self.drop()  # an answer is on its way, and another would become part of it
             return
         self._unset_keepalive_if_required()
+        request_id = id_of(dict(self.headers or ()))
         body = json.dumps(document(problem, "")).encode()
         head = (
             f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}\r\n"
             "content-type: application/problem+json\r\ncache-control: no-store\r\n"
+            f"x-request-id: {request_id}\r\n"
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
+        note_refusal(request_id, self.url or b"", problem, self.client[0] if self.client else "")
 
 
 async def _shed(scope: Scope, receive: Receive, send: Send) -> None:
     """An app that takes nothing on. The connection stays: another one would cost more than the answer."""
     await refuse(_OVERLOADED, scope, receive, send)
+
+
+_SHED: Final = Access(_shed)
 
 
 def _always(problem: Problem) -> ASGIApp:
@@ -390,4 +397,4 @@ def _always(problem: Problem) -> ASGIApp:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await refuse(problem, scope, receive, send, close=True)
 
-    return app
+    return Access(app)

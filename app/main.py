@@ -14,6 +14,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app import container
+from app.access import Access
 from app.addresses import Proxies
 from app.bodies import BodyLimit
 from app.docs import describe
@@ -35,6 +36,7 @@ from app.unbroken import Unbroken
 from app.v1 import Versioned
 from app.webhooks import Webhooks
 from app.work import resting
+from jobs import tracing
 from jobs.client import JobClient
 from jobs.exposition import build_version
 from jobs.key_stores import FileKeys, KeyStore, RedisKeys
@@ -82,6 +84,7 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
             at_once=container.cores(),
             most=settings.max_drawings,
         )
+        tracing.start("sagan-api")
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
         publishing = asyncio.create_task(exposition.publish(store), name="metrics")
         told = app.state.webhooks = Webhooks(settings)
@@ -111,6 +114,7 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
             await told.hooks.close()
             drawings.close()
             await store.close()
+            await asyncio.to_thread(tracing.stop)
 
     app = FastAPI(
         title="Sagan",
@@ -163,6 +167,7 @@ def _guard(app: FastAPI, settings: Settings, keyring: Keyring) -> None:
         app.add_middleware(Proxies, trusted=settings.trusted_proxies)
     app.add_middleware(ResponseHeaders, shared=bool(settings.allowed_origins))
     app.add_middleware(Observe, metrics=app.state.metrics)
+    app.add_middleware(Access)
 
 
 @contextmanager

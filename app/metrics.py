@@ -1,26 +1,19 @@
 """Counts for Prometheus: the requests of this process, or of all processes of this port."""
 
-import logging
-import random
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from urllib.parse import quote
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access import METHODS
 from app.errors import answered_as
 from app.streams import streaming
 from app.work import resting
 from jobs.exposition import SECONDS, exemplar_of
-
-log = logging.getLogger("sagan.access")
-
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Metrics:
@@ -93,7 +86,7 @@ class Metrics:
 
 
 class Observe:
-    """Gives every request an id, counts and times it, and logs it in one line."""
+    """Counts and times every request."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
         self.app = app
@@ -103,28 +96,23 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = scope["request_id"] = _id_of(scope)
         started = time.perf_counter()
         answered_as.set("")
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
-                self._note(scope, request_id, message["status"], time.perf_counter() - started)
+                self._note(scope, message["status"], time.perf_counter() - started)
             await send(message)
 
         await self.app(scope, receive, observed)
 
-    def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "other"
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else "other"
         requests, took = self.metrics.of(method, _route_of(scope, status), status)
         requests.inc()
         took.observe(seconds, exemplar_of(scope.get("sagan.traceparent", "")))
         if status >= 400:
             self.metrics.refused(answered_as.get() or "other").inc()
-        if log.isEnabledFor(logging.INFO):
-            path = quote(scope["path"])  # a line break in a path must not begin a second line
-            log.info("%s %s %s %d %.0f ms", request_id, method, path, status, seconds * 1000)
 
 
 def _route_of(scope: Scope, status: int) -> str:
@@ -136,13 +124,3 @@ def _route_of(scope: Scope, status: int) -> str:
     if status == 404:
         return "unrouted"
     return "refused" if status >= 400 else "other"  # before a route was looked for; other: a redirect, CORS
-
-
-def _id_of(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and (given := _REQUEST_ID.fullmatch(value.decode("latin-1"))):
-            return str(given[0])
-    return f"{random.getrandbits(64):016x}"  # to find a line in a log: no secret
-
-
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})

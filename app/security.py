@@ -18,6 +18,7 @@ from app.addresses import address_of
 from app.errors import Invalid, MissingScope, NoBroker, TooManyRequests, Unauthorised
 from app.findings import LONGEST_NAME, cut
 from app.keyring import OPEN, Key, Keyring
+from jobs import logs
 from jobs.api_keys import SCOPES
 from jobs.api_keys import Scope as KeyScope
 
@@ -128,7 +129,8 @@ class KeyedRoute(APIRoute):
 
         async def handle_keyed(request: Request) -> Response:
             gate: Gate = request.app.state.gate
-            request.scope[KEY] = await gate.admit(request, needed)
+            key = request.scope[KEY] = await gate.admit(request, needed)
+            logs.note({"key": key.id})
             if request.scope["query_string"]:
                 _check_names(
                     [name for name, _ in request.query_params.multi_items()],

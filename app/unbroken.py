@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,7 +44,7 @@ class Unbroken:
             problem: Problem = Stopping("The server stops. Ask again shortly.", retry_after=RETRY_AFTER)
             await respond(problem, scope["path"])(scope, receive, watched)
         except Exception as error:
-            log.exception("%s %s %s broke", scope.get("request_id"), scope["method"], quote(scope["path"]))
+            log.exception("request broke", extra={"method": scope["method"], "path": scope["path"]})
             if started:
                 raise
             await respond(problem_of(error), scope["path"])(scope, receive, watched)

@@ -56,10 +56,10 @@ def service() -> Iterator[str]:
         env = os.environ | {"SAGAN_STATE_DIR": folder}
         env.pop("SAGAN_REDIS_URL", None)
         command = [sys.executable, "-c", "import cli; cli.app()", "serve", "--port", "0"]
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
         try:
-            assert process.stdout is not None
-            ready = next((line for line in process.stdout if "ready with" in line), None)
+            assert process.stderr is not None
+            ready = next((line for line in process.stderr if "ready with" in line), None)
             if ready is None:
                 raise SystemExit("The service did not start; see above.")
             yield next(word for word in ready.split() if word.startswith("http")) + "/"

@@ -33,14 +33,11 @@ def api(
     root_path: RootPath = None,
 ) -> None:
     """The HTTP face alone. It needs a Redis (SAGAN_REDIS_URL) and a worker beside it."""
-    import logging
+    from serve.api import NotServing, run
 
-    from serve.api import NotListening, run
-
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         run(host, port, workers, root_path)
-    except NotListening as error:
+    except NotServing as error:
         fail(error)
 
 

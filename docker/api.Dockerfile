@@ -13,7 +13,7 @@ COPY constraints.txt /opt/
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     python -m venv /opt/sagan \
     && /opt/sagan/bin/pip install --disable-pip-version-check $PIP_ARGS -c /opt/constraints.txt \
-    "$(echo /wheel/*.whl)[api]"
+    "$(echo /wheel/*.whl)[api,trace]"
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/sagan /opt/sagan

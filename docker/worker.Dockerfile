@@ -16,7 +16,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     && /opt/sagan/bin/pip install --disable-pip-version-check $PIP_ARGS -c /opt/constraints.txt torch
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=bind,from=wheel,source=/wheel,target=/wheel \
     /opt/sagan/bin/pip install --disable-pip-version-check $PIP_ARGS -c /opt/constraints.txt \
-    "$(echo /wheel/*.whl)[worker]"
+    "$(echo /wheel/*.whl)[worker,trace]"
 # HOME: libraries keep caches there; USER: they ask for a name, and the number below has none
 ENV PATH=/opt/sagan/bin:$PATH HOME=/tmp USER=sagan PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # threads that wait sleep: spinning, two of them on a core that something else uses took 2.6 times as long as one

@@ -12,6 +12,7 @@ from functools import wraps
 from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
+from jobs import telling
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
 from jobs.errors import (
@@ -167,9 +168,14 @@ class JobClient:
         version = job.spec.version
         if job.spec.format > PLAIN and newest_format(version, (await self._fleet.look()).workers) < FORMAT:
             raise OlderWorkers
-        created = await self._creates.ask(job)
+        traced, span = telling.sending(job)
+        try:
+            created = await self._creates.ask(traced)
+        finally:
+            span.end()
         if isinstance(created, JobError):
             raise created
+        telling.created(*created)
         return created
 
     async def _create_all(self, jobs: Sequence[NewJob]) -> list[Created]:
@@ -270,8 +276,11 @@ class JobClient:
     async def cancel(self, job_id: str, owner: str) -> Job:
         """End a job; no further image of it is made. A job that has ended, or expired, stays as it is."""
         await self.get(job_id, owner, expired=True)
-        await self._scripts.end(job_id, "cancelled").arun(self._redis)
-        return await self.get(job_id, owner, expired=True)
+        ended = await self._scripts.end(job_id, "cancelled").arun(self._redis)
+        job = await self.get(job_id, owner, expired=True)
+        if ended:
+            telling.cancelled(job)
+        return job
 
     async def purge(self, job_id: str, owner: str) -> tuple[Job, bool]:
         """Take a job's images and attention maps away; an open one is cancelled first.
@@ -281,6 +290,7 @@ class JobClient:
         """
         job = await self.get(job_id, owner, expired=True)
         left, ended = await self._purge(job)
+        telling.purged(ended)
         return ended, await self._kept.delete(job, left)
 
     @_asks_redis

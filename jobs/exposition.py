@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
-import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
@@ -13,6 +12,8 @@ from typing import Final
 from prometheus_client import disable_created_metrics
 from prometheus_client.core import InfoMetricFamily, Metric
 from prometheus_client.samples import Exemplar, Sample
+
+from jobs.tracing import trace_id
 
 # seconds; from an answer out of memory to a job that waited behind a full queue
 SECONDS: Final = (
@@ -23,8 +24,6 @@ SECONDS: Final = (
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for each, which nobody asks for
 
 ANSWERS_WITHIN: Final = 2.0  # seconds for a worker to tell its series
-
-_TRACE: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
 
 
 class Families:
@@ -59,9 +58,8 @@ def build_info(component: str) -> Metric:
 
 def exemplar_of(traceparent: str) -> dict[str, str] | None:
     """The exemplar of what was traced so (W3C's traceparent); None: no trace is recorded."""
-    if not traceparent or (found := _TRACE.fullmatch(traceparent)) is None:
-        return None
-    return {"trace_id": found[1]} if int(found[2], 16) & 1 else None
+    found = trace_id(traceparent) if traceparent else None
+    return {"trace_id": found} if found else None
 
 
 async def read_worker(path: str) -> Sequence[Metric]:

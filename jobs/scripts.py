@@ -317,10 +317,10 @@ class Scripts:
         message = generate_message(job_id, None, spec.priority, queue)
         return Call("release", [self._keys.prefix, job_id, holder, name, message], bool)
 
-    def expire(self) -> Call[int]:
-        """Cancel the jobs whose deadline has come, a hundred at most; their number."""
+    def expire(self) -> Call[list[str]]:
+        """Cancel the jobs whose deadline has come, a hundred at most; their ids."""
         times = (self._settings.result_ttl, self._settings.record_ttl)
-        return Call("expire", [self._keys.prefix, *times], int)
+        return Call("expire", [self._keys.prefix, *times], lambda ids: [job_id.decode() for job_id in ids])
 
     def recount(self) -> Call[bool]:
         """Count anew what waits of each caller."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Self, TypeVar
+from typing import Annotated, Final, Literal, Self, TypeVar
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from redis import ConnectionPool
@@ -15,6 +15,8 @@ from jobs.results import check_opens, read_stores
 S = TypeVar("S", bound=BaseSettings)
 
 
+# a word in any case
+_Lower = BeforeValidator(lambda word: word.strip().lower() if isinstance(word, str) else word)
 # Environment variable with the path of a Unix socket: `sagan serve` sets it for its own worker, which writes
 # its series there to whoever connects, and for its API, which reads them. No setting: nobody else needs it.
 METRICS_SOCKET: Final = "SAGAN_METRICS_SOCKET"
@@ -102,6 +104,12 @@ class QueueSettings(BaseSettings):
     )
     visibility_timeout: int = Field(
         default=3600, ge=60, description="seconds after which Redis hands out an unacknowledged message again"
+    )
+    log_format: Annotated[Literal["auto", "console", "json"], _Lower] = Field(
+        default="auto", description="of log lines; auto: for a reader at a terminal, JSON elsewhere"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error", "critical"], _Lower] = Field(
+        default="info", description="log lines below it are left out"
     )
 
     @field_validator("redis_url")

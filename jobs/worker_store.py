@@ -170,8 +170,8 @@ class WorkerStore:
         name = message_list(self._settings.namespace, queue, 0)
         self._redis.lpush(name, attention_message(job.id, image, layer, queue))
 
-    def expire(self) -> int:
-        """Cancel jobs whose deadline has come; their number."""
+    def expire(self) -> list[str]:
+        """Cancel jobs whose deadline has come; their ids."""
         return self._scripts.expire().run(self._redis)
 
     def recount(self) -> None:
@@ -336,13 +336,14 @@ class WorkerStore:
             self._redis.hsetnx(self._keys.unserved, queue, now)
         return {queue: now - known.get(queue, now) for queue in lacking}
 
-    def give_up(self, queue: str, reason: str) -> int:
-        """Fail every job whose message is in a queue; their number."""
-        failed = 0
+    def give_up(self, queue: str, reason: str) -> list[str]:
+        """Fail every job whose message is in a queue; the ids of those that had not ended."""
+        failed: list[str] = []
         for name in self._filled([queue]):
             while messages := self._redis.lrange(name, -PAGE, -1):
                 for message in messages:
-                    failed += self.fail(_task_id(message), reason)
+                    if self.fail(_task_id(message), reason):
+                        failed.append(_task_id(message))
                     self._redis.lrem(name, -1, message)
         self._redis.srem(self._keys.queues, queue)
         return failed

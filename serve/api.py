@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pkgutil import resolve_name
 from typing import Any, Final
 
+from jobs import logs, tracing
 from jobs.settings import read_settings
 
 # of files: a connection is one. The limit that a shell sets by default, 1024, is older than event loops
@@ -19,8 +20,12 @@ FILES: Final = 65536
 ACCEPTS: Final = 16  # new connections in one turn of the event loop
 
 
-class NotListening(Exception):
-    """The port cannot be had; the message says what to do."""
+class NotServing(Exception):
+    """The API cannot start; the message says what to do."""
+
+
+class NotListening(NotServing):
+    """The port cannot be had."""
 
 
 def options(root_path: str | None = None) -> dict[str, Any]:
@@ -42,15 +47,24 @@ def options(root_path: str | None = None) -> dict[str, Any]:
 def run(host: str, port: int, workers: int, root_path: str | None) -> None:
     """Serve until Ctrl-C or SIGTERM, in so many processes.
 
-    Raises NotListening, and SystemExit where a setting is wrong.
+    Raises NotServing, and SystemExit where a setting is wrong.
     """
     from uvicorn import Config, Server  # `sagan serve` imports them once its worker has started
     from uvicorn.supervisors import Multiprocess
 
     given = options(root_path)
-    read_settings(resolve_name("app.settings:Settings"))  # a wrong one is told once, before processes start
-    # five seconds: a picture may be drawn
-    config = Config(**given, workers=workers, timeout_graceful_shutdown=5)
+    settings = read_settings(
+        resolve_name("app.settings:Settings")
+    )  # a wrong one is told once, before processes start
+    try:
+        tracing.check()
+    except tracing.TracingError as error:
+        raise NotServing(str(error)) from error
+    logs.configure(settings, "api")
+    # log_config: for the processes that it starts. Five seconds: a picture may be drawn
+    config = Config(
+        **given, workers=workers, timeout_graceful_shutdown=5, log_config=logs.config(settings, "api")
+    )
     with listening(host, port) as listener, suppress(KeyboardInterrupt):
         sockets = accepting(listener)
         where = f"[{host}]" if ":" in host else host

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from math import inf
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import uvloop
 
+from jobs import logs, tracing
 from jobs.deadlines import WORKER_STOPS
 from jobs.settings import METRICS_SOCKET, QueueSettings, read_settings
 from serve.api import NotListening, accepting, listening, options
@@ -30,6 +31,8 @@ from serve.running import state_folder
 
 if TYPE_CHECKING:
     from jobs.client import JobClient
+
+log = logging.getLogger("sagan.serve")
 
 API_GRACE: Final = 3  # seconds for open requests; event streams never end by themselves
 LONGEST_PAUSE: Final = 30.0  # seconds between two starts of a part that keeps dying
@@ -60,19 +63,21 @@ def run(
     """
     if root_path is not None:
         os.environ["SAGAN_ROOT_PATH"] = root_path
-    for kind in ("app.settings:Settings", "worker.settings:WorkerSettings"):
-        read_settings(resolve_name(kind))
+    settings = read_settings(resolve_name("app.settings:Settings"))
+    read_settings(resolve_name("worker.settings:WorkerSettings"))
+    logs.configure(settings, "serve")
     redis_url = redis_url or os.environ.get("SAGAN_REDIS_URL")
     state_dir = state_dir or state_folder()
     try:
+        tracing.check()
         with listening(host, port) as listener, contextlib.ExitStack() as stack:
             if redis_url is None:
                 stack.enter_context(_only_one(state_dir))
             command = worker_command or [sys.executable, "-m", "worker"]
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 return runner.run(_Service(listener, redis_url, state_dir, command).run())
-    except (EmbeddedError, NotListening, RedisMissing, OSError) as error:
-        print(f"sagan: {error}", file=sys.stderr)  # noqa: T201
+    except (EmbeddedError, NotListening, RedisMissing, tracing.TracingError, OSError) as error:
+        log.critical("%s", error)
         return 1
 
 
@@ -120,7 +125,7 @@ class _Service:
                 loop.add_signal_handler(how, self._stop.set)
         try:
             if self._redis_url is None:
-                _say(f"starting a private Redis on the data in {self._state_dir}")
+                log.info(f"starting a private Redis on the data in {self._state_dir}")
                 # without TCP: at a restart somebody else might have its port
                 self._redis = PrivateRedis(self._state_dir / "redis", tcp=False)
                 self._redis_url = self._redis.socket_url
@@ -142,11 +147,11 @@ class _Service:
         finally:
             os.environ.pop(METRICS_SOCKET, None)
             if self._worker is not None:
-                _say("stopping: the worker hands back what it has not finished")
+                log.info("stopping: the worker hands back what it has not finished")
                 await asyncio.to_thread(end, self._worker, QueueSettings().drain + WORKER_STOPS)
             if self._redis is not None:
                 await asyncio.to_thread(self._redis.stop)
-                _say("stopped; jobs that were waiting are kept and go on at the next start")
+                log.info("stopped; jobs that were waiting are kept and go on at the next start")
         return self._code
 
     async def _serve(self) -> None:
@@ -158,7 +163,9 @@ class _Service:
         from jobs.pubsub import cancel
 
         server = uvicorn.Server(
-            uvicorn.Config(**options(), log_level="warning", timeout_graceful_shutdown=API_GRACE)
+            uvicorn.Config(
+                **options(), log_config=None, log_level="warning", timeout_graceful_shutdown=API_GRACE
+            )
         )
         # signals are ours: uvicorn would raise them again before the other parts are stopped
         setattr(server, "capture_signals", contextlib.nullcontext)  # noqa: B010
@@ -174,7 +181,7 @@ class _Service:
             if not self._stop.is_set():
                 self._code = 1
                 for task in done:
-                    _say(f"the API ended by itself ({task.exception() or 'see above'})")
+                    log.error(f"the API ended by itself ({task.exception() or 'see above'})")
         finally:
             server.should_exit = True
             await cancel(stop, *keepers)
@@ -187,11 +194,13 @@ class _Service:
         while True:
             try:
                 await look()
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 pause = pauses.next()
-                expected = isinstance(error, (OSError, RedisMissing))
-                reason = str(error) if expected else "".join(traceback.format_exception(error))
-                _say(f"{what} could not be looked after: {reason} The next try is in {pause:.0f} s")
+                trace = None if isinstance(error, (OSError, RedisMissing)) else error
+                log.error(
+                    f"{what} could not be looked after: {error} The next try is in {pause:.0f} s",
+                    exc_info=trace,
+                )
                 await asyncio.sleep(pause)
             await asyncio.sleep(0.5 if self._ready else 0.1)
 
@@ -207,7 +216,7 @@ class _Service:
             await asyncio.sleep(0.02)
             if monotonic() - told > 2:
                 told = monotonic()
-                _say(f"Redis is still loading its data ({told - began:.0f} s)")
+                log.info(f"Redis is still loading its data ({told - began:.0f} s)")
             if monotonic() - began > LOADS_WITHIN:
                 raise RedisMissing(f"The private Redis has not loaded its data in {LOADS_WITHIN:.0f} s.")
 
@@ -217,7 +226,7 @@ class _Service:
             return
         code, trouble = self._redis.returncode, self._redis.trouble()
         pause = self._redis_pauses.next()
-        _say(
+        log.warning(
             f"Redis died ({'it did not start' if code is None else _death(code)}"
             f"{f': {trouble}' if trouble else ''}); it starts again on its data"
             f"{f' in {pause:.0f} s' if pause else ''}"
@@ -245,7 +254,7 @@ class _Service:
         host, port = self._listener.getsockname()[:2]
         if not self._began:
             self._began = self._told = monotonic()
-            _say("loading the models")
+            log.info("loading the models")
         code = self._worker.poll()
         if code is not None and code > 0 and not self._was_ready:
             self._code = code  # it said why on stderr; another one would end the same way
@@ -253,7 +262,7 @@ class _Service:
         elif code is not None:
             self._ready = False
             pause = self._worker_pauses.next()
-            _say(f"the worker died ({_death(code)}); another one starts in {pause:.0f} s")
+            log.warning(f"the worker died ({_death(code)}); another one starts in {pause:.0f} s")
             await asyncio.sleep(pause)
             self._start_worker()
             self._began = self._told = monotonic()
@@ -264,10 +273,10 @@ class _Service:
             if self._ready:
                 self._was_ready = True
                 self._heard_at = self._listened_at = monotonic()
-                _say(f"ready with {', '.join(models)}: http://{host}:{port} (Ctrl-C ends it)")
+                log.info(f"ready with {', '.join(models)}: http://{host}:{port} (Ctrl-C ends it)")
             elif monotonic() - self._told > max(2.0, self._told - self._began):  # 2, 4, 8 ... s
                 self._told = monotonic()
-                _say(f"still loading the models ({self._told - self._began:.0f} s)")
+                log.info(f"still loading the models ({self._told - self._began:.0f} s)")
         elif monotonic() - self._listened_at > LISTENS_EVERY:
             self._listened_at = monotonic()
             try:
@@ -276,7 +285,7 @@ class _Service:
             except JobError:  # Redis is away: that is not the worker's silence
                 self._heard_at = monotonic()
             if (silent := monotonic() - self._heard_at) > SILENT:
-                _say(f"the worker has sent no sign of life for {silent:.0f} s: it is killed")
+                log.warning(f"the worker has sent no sign of life for {silent:.0f} s: it is killed")
                 self._worker.kill()
 
     async def _is_ours(self, store: JobClient) -> bool:
@@ -309,8 +318,3 @@ def _only_one(state_dir: Path) -> Iterator[None]:
 
 def _death(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
-
-
-def _say(what: str) -> None:
-    with contextlib.suppress(OSError):  # a log on a full disk, or a reader that has gone, ends nothing
-        os.write(1, f"sagan: {what}\n".encode(errors="replace"))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from celery import Celery, bootsteps, signals
+from celery.apps import worker as celery_worker
 from celery.exceptions import InvalidTaskError, Reject, SecurityWarning
 from celery.worker.strategy import default as on_a_pool_thread
 from kombu.entity import Queue
@@ -136,6 +137,7 @@ def consume(celery: Celery, queues: Queues, concurrency: int, room: Callable[[],
         quiet=True,
     )
     queues.attach(worker)
+    celery_worker.safe_say = _say_nothing  # it prints beside the log, that a signal has come
     try:
         worker.start()
     except SystemExit as end:
@@ -171,7 +173,13 @@ def _hand_back_step(hand_back: Callable[[], None]) -> type[bootsteps.StartStopSt
     return HandBack
 
 
+def _say_nothing(*_: object) -> None:
+    pass
+
+
 def _keep_our_logging(**_: object) -> None:
+    if logging.getLogger().level <= logging.DEBUG:
+        return  # all is asked for
     logging.getLogger("celery").setLevel(logging.WARNING)
     # it logs a traceback for each job handed back, and the job's events tell of that already
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)

@@ -16,6 +16,7 @@ from jobs.job import NOWHERE, Context, Taken
 from jobs.records import SPEC
 from jobs.worker_results import StoreFailed
 from jobs.worker_store import Stopping, WorkerStore
+from worker import trail
 from worker.engine import Engine, UnknownLayer
 from worker.metrics import WORKER_DIED, WorkerMetrics, reason_of
 from worker.pending import Dropped, PendingJob, image_spec
@@ -102,6 +103,7 @@ class Dispatcher:
             return False
         pending = self._pending(taken)
         pending.wanted_at = monotonic() - max(0.0, time() - new.sent_at)
+        pending.sent_at = new.sent_at
         with self._lock:
             known = job_id in self._in_hand
             if not known and taken.spec.version not in self._engines():
@@ -131,6 +133,7 @@ class Dispatcher:
         self._submit(pending, lambda: None)
 
     def _submit(self, pending: PendingJob, done: Callable[[], None]) -> None:
+        trail.taken(pending)
         pending.done.add_done_callback(lambda _: self._ended(pending, done))
         self._scheduler.submit(pending)
 
@@ -149,9 +152,11 @@ class Dispatcher:
         except Stopping:
             self._store.release(job_id)
             raise
-        except Exception as error:  # the client must hear of any error  # noqa: BLE001
+        except Exception as error:  # the client must hear of any error
             with self._lock:
                 pending = self._in_hand[job_id]
+            if pending is None:  # else its trail has told
+                log.exception("job failed", extra={"job_id": job_id})
             self._fail(job_id, pending.spec.model if pending else "", error)
         finally:
             self._let_go(job_id)
@@ -197,7 +202,8 @@ class Dispatcher:
         except Stopping:
             raise
         except Exception as error:  # whoever waits must hear of any error
-            log.exception("attention map %s of image %d of job %s", layer, image, job_id)
+            told = {"job_id": job_id, "layer": layer, "image": image}
+            log.exception("attention map failed", extra=told)
             reason = f"The model could not make this map: {error}"
             self._store.save_attention(job_id, image, layer, reason)
         else:
@@ -225,22 +231,20 @@ class Dispatcher:
             self._handed_back.append(job_id)
             return
         except Exception:  # the sweeper will find it in nobody's hand
-            log.exception("the end of job %s could not be stored", job_id)
+            log.exception("a job's end could not be stored", extra={"job_id": job_id})
         self._let_go(job_id)
         done()
 
     def _fail(self, job_id: str, model: str, error: BaseException) -> None:
         if isinstance(error, StoreFailed):
-            log.error("job %s failed: %s", job_id, error)
             if self._store.fail(job_id, str(error)):
                 self._metrics.failed(model, reason_of(error))
             return
-        log.error("job %s failed", job_id, exc_info=error)
         if self._store.fail(job_id, f"The model could not make this image: {error}"):
             self._metrics.failed(model, reason_of(error))
 
     def _give_up(self, taken: Taken, reason: str) -> None:
-        log.error("job %s failed: %s", taken.job_id, reason)
+        trail.failed(taken.job_id, taken.context, taken.spec, reason)
         if self._store.fail(taken.job_id, reason):
             self._metrics.failed(taken.spec.model, WORKER_DIED)
 
@@ -258,6 +262,7 @@ class Dispatcher:
         if taken.spec.version not in self._engines():
             self._store.pass_on(taken.job_id, taken.spec, self._store.workers())
             return
+        trail.taken(pending)
         self._scheduler.submit(pending)
         pending.done.result()
 

@@ -17,6 +17,7 @@ from threading import Event, Thread
 from time import monotonic
 from typing import Final
 
+from jobs import logs, tracing
 from jobs.deadlines import FORWARDS_END, HELPER_ENDS, JOBS_RETURNED, RESULTS_STORED
 from jobs.errors import StoreUnavailable
 from jobs.job import FORMAT, WorkerInfo
@@ -54,7 +55,12 @@ def run_worker(
     settings: WorkerSettings, make_loader: Callable[[WorkerSettings], Loader] = EngineLoader
 ) -> int:
     """Serve until SIGTERM or SIGINT; returns the exit code. Unfinished jobs are handed back, in seconds."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logs.configure(settings, "worker")
+    try:
+        tracing.start("sagan-worker")
+    except tracing.TracingError as error:
+        log.critical("%s", error)
+        return 1
     log.info("loading models from %s", settings.checkpoints)
     try:
         worker = Worker(settings, make_loader)
@@ -64,9 +70,11 @@ def run_worker(
         os.environ["SAGAN_CUDA_GRAPHS"] = "false"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     except (EngineError, StoreUnavailable) as error:
-        print(f"sagan worker: {error}", file=sys.stderr)  # noqa: T201
+        log.critical("%s", error)
         return 1
-    return worker.run()
+    code = worker.run()
+    tracing.stop()
+    return code
 
 
 class Worker:
@@ -91,6 +99,7 @@ class Worker:
             settings.maps_share,
             self._lose_device,
             self._metrics,
+            self._writer.do,
         )
         self._device = next(iter(self._scheduler.start().values())).device
         self._dispatcher = Dispatcher(

@@ -7,13 +7,15 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imaging.spec import End, ImageSpec
 from jobs.job import NOWHERE, AttentionMap, Context, JobSpec
+from jobs.tracing import NONE as SPAN_NONE
+from jobs.tracing import Span
 
 Pixels = NDArray[np.uint8]
 
@@ -47,6 +49,7 @@ class PendingJob:
     spec: JobSpec
     images: Sequence[int]  # of the job, by number
     context: Context = NOWHERE
+    sent_at: float = 0.0  # seconds since 1970, by the sender's clock; 0: it came again
     alone: bool = False  # its last forward killed the worker: it shares a forward with no other job
     wanted_at: float = -inf  # monotonic() of the last sign that it is still wanted
     # None once the last image is stored; else Dropped, Stopping or an error
@@ -54,6 +57,10 @@ class PendingJob:
     entered: int = 0  # images that have entered a forward
     forwards: int = 0  # running forwards that have images of it
     stored: int = 0  # images that are stored
+    begun: bool = False  # it has been in a forward of this worker
+    storing: float | None = None  # seconds that its last images took to be stored; None: none is
+    span: Span = SPAN_NONE  # of its processing
+    told: dict[str, Any] = field(default_factory=dict)  # how lines of the log have it; {}: none has yet
 
     def end(self, error: Exception | None = None) -> None:
         """Set the outcome; None: all is stored. The first outcome stands."""

@@ -15,6 +15,7 @@ from imaging.png import png
 from imaging.spec import Provenance
 from jobs.worker_results import StoreFailed
 from jobs.worker_store import Stopping, WorkerStore
+from worker import trail
 from worker.metrics import WorkerMetrics
 from worker.pending import Made, class_name, image_spec
 
@@ -41,7 +42,8 @@ class ResultWriter:
 
     def take(self, images: Sequence[Made]) -> None:
         """Store the images of a forward; a job ends when its last image is stored."""
-        self._work.put(partial(self._store_all, images, monotonic()))
+        stored = trail.storing([made.pending for made in images])
+        self._work.put(partial(self._store_all, images, monotonic(), stored))
 
     def do(self, work: Callable[[], None]) -> None:
         """Call a function after what was taken before. It may wait for Redis, and must not raise."""
@@ -59,10 +61,10 @@ class ResultWriter:
         while (work := self._work.get()) is not None:
             work()
 
-    def _store_all(self, images: Sequence[Made], since: float) -> None:
-        """since: monotonic() of the forward's end."""
+    def _store_all(self, images: Sequence[Made], since: float, stored: Callable[[], None]) -> None:
+        """since: monotonic() of the forward's end. stored: tells that they are."""
         try:
-            self._save(images)
+            self._save(images, stored)
             self._metrics.storing.observe(monotonic() - since)
         except Stopping as stopping:
             _end(images, stopping)
@@ -72,7 +74,7 @@ class ResultWriter:
             log.exception("images could not be stored")
             _end(images, error)
 
-    def _save(self, images: Sequence[Made]) -> None:
+    def _save(self, images: Sequence[Made], stored: Callable[[], None]) -> None:
         by_job = sorted(images, key=lambda made: made.pending.job_id)
         for made in by_job:
             if made.map is not None:  # before its image: whoever hears of the end finds all maps
@@ -80,6 +82,7 @@ class ResultWriter:
         outcomes = self._store.save(
             [(made.pending.job_id, made.image, png(made.pixels, _provenance(made))) for made in by_job]
         )
+        stored()
         now = monotonic()
         ended = []
         with self._counting:

@@ -19,6 +19,7 @@ from typing import Final, Generic, TypeVar
 
 from jobs.job import JobSpec, ModelStats
 from jobs.worker_store import Stopping
+from worker import trail
 from worker.calls import Call, CallQueue, settle
 from worker.metrics import WorkerMetrics
 from worker.pending import BatchEngine, DeviceLost, Dropped, Made, PendingJob, image_spec, map_of
@@ -46,6 +47,7 @@ class Scheduler(Generic[S]):
         calls_share: float = 0.5,
         on_lost: Callable[[DeviceLost], None] = lambda _: None,
         metrics: WorkerMetrics | None = None,
+        aside: Callable[[Callable[[], None]], None] = lambda function: function(),
     ) -> None:
         """load: returns the models by version; it runs in the first lane.
 
@@ -56,9 +58,10 @@ class Scheduler(Generic[S]):
         calls_share: of the device's time that calls may take while images wait.
         on_lost: called in a lane whose device answers no more.
         metrics: what forwards and calls are counted in.
+        aside: runs a function soon, so that no lane waits for the log.
         """
         self._metrics = metrics or WorkerMetrics()
-        self._on_lost = on_lost
+        self._on_lost, self._aside = on_lost, aside
         self._load = load
         self._begin = begin
         self._deliver = deliver
@@ -281,6 +284,7 @@ class Scheduler(Generic[S]):
         allowed: set[str] = set()
         try:
             now = monotonic()
+            self._aside(trail.begun(pending_jobs[:fresh]))
             answer = self._begin([pending.job_id for pending in pending_jobs], fresh, survived)
             if all(now - pending.wanted_at < SURELY_WANTED for pending in pending_jobs):
                 made = self._forward(batch)
@@ -318,17 +322,20 @@ class Scheduler(Generic[S]):
             return []
         spec = batch[0][0].spec
         model = self._models[spec.version]
-        began = monotonic()
+        forward = trail.Forward(batch)
         try:
             with self._at_work():
                 specs = [image_spec(pending.spec, image) for pending, image in batch]
                 pixels = model.sample(specs)
                 maps = [map_of(model, pending, image) for pending, image in batch]
-        except DeviceLost:
+        except DeviceLost as lost:
+            forward.ended(lost)
             raise
         except Exception as error:  # an error of the network fails a job, not the worker  # noqa: BLE001
+            forward.ended(error)
             return self._one_by_one(batch, error)
-        took = monotonic() - began
+        took = forward.ended()
+        self._aside(forward.tell)
         self._metrics.forward(spec.model, len(batch), took, batch[0][0].context.traceparent)
         with self._changed:
             self._calls.allow(took)
@@ -344,7 +351,6 @@ class Scheduler(Generic[S]):
         """After a forward failed: make each job apart, and fail the one whose forward fails again."""
         jobs = list(dict.fromkeys(pending for pending, _ in batch))
         if len(jobs) == 1:
-            log.error("job %s: %s", jobs[0].job_id, error)
             self.drop(jobs[0], error)
             return []
         parts = [[entry for entry in batch if entry[0] is job] for job in jobs]

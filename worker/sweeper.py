@@ -13,6 +13,7 @@ from jobs.job import FORMAT, WorkerInfo
 from jobs.settings import QueueSettings
 from jobs.wire import queues_of
 from jobs.worker_store import Stopping, WorkerStore
+from worker import trail
 from worker.metrics import NO_WORKER, WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -51,8 +52,9 @@ class Sweeper:
             self._lost_since.clear()
             self._recounted_at = None
             return []
-        while self._store.expire():
-            pass  # a hundred at a time
+        while late := self._store.expire():  # a hundred at a time
+            for job_id in late:
+                log.info("job expired", extra={"job_id": job_id})
         now = monotonic()
         if self._recounted_at is None or (old and now - self._recounted_at > RECOUNTED_EVERY):
             self._store.recount()
@@ -85,8 +87,9 @@ class Sweeper:
                     f"{self._model_patience:g} s. Ask again to have it made by the one that is served now."
                 )
                 failed = self._store.give_up(queue, reason)
-                self._metrics.failed("", NO_WORKER, failed)
-                log.error("%s: %d jobs failed. %s", queue, failed, reason)
+                self._metrics.failed("", NO_WORKER, len(failed))
+                for job_id in failed:
+                    log.error("job failed", extra={"job_id": job_id, "queue": queue, "reason": reason})
 
     def _suspects(self, workers: list[WorkerInfo]) -> dict[str, str]:
         """Job that may be lost -> the worker that lost it, or "".
@@ -110,7 +113,7 @@ class Sweeper:
         if not self._store.bring_back(job_id, job.spec, holder, format_for(job.spec, workers)):
             return
         self._metrics.brought_back.inc()
-        log.warning("job %s was lost%s: queued again", job_id, f" with worker {holder}" if holder else "")
+        trail.brought_back(job, holder)
 
 
 def every(seconds: float, action: Callable[[], object], stopping: Event, name: str) -> Thread:
