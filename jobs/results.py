@@ -178,12 +178,12 @@ class Objects:
         """A file. Raises ResultGone where somebody has deleted it, StoreUnavailable."""
 
         async def read() -> bytes:
-            found = await self._store.get_async(name)
-            content: bytes = (await found.bytes_async()).to_bytes()
+            async with self._at_once:  # whoever waits here for too long hears that the store is away as well
+                found = await self._store.get_async(name)
+                content: bytes = (await found.bytes_async()).to_bytes()
             return content
 
-        async with self._at_once:
-            return await self._answer(read)
+        return await self._answer(read)
 
     async def remove(self, names: Sequence[str], whole: Collection[str] = ()) -> None:
         """As `delete`, awaited."""
