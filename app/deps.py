@@ -16,6 +16,7 @@ from app.pace import Pace
 from app.schemas import Seeds
 from app.settings import Settings
 from app.streams import Streams
+from app.webhooks import Webhooks
 from jobs.client import JobClient
 from jobs.errors import UnknownJob
 from jobs.job import Job, ModelInfo
@@ -33,6 +34,7 @@ class State(Protocol):
     exposition: Exposition
     streams: Streams
     pace: Pace
+    webhooks: Webhooks
 
 
 def state(request: Request) -> State:

@@ -1,12 +1,13 @@
 """An example of every answer in JSON, made by the code that makes the answers."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from pydantic import BaseModel
 
 from app.openai import ErrorOut, ImageOut, ImagesOut, OpenAIErrorOut, OpenAIModelOut, OpenAIModelsOut
 from app.schemas import ClassesOut, JobOut, JobsOut, LiveOut, MapOut, ModelOut, ModelsOut, ReadyOut, SeenOut
+from app.webhooks import AttemptOut, WebhookOut
 from jobs.job import AttentionSite, Job, JobSpec, ModelInfo, WorkerInfo
 
 _HASH: Final = "9f" * 32
@@ -83,6 +84,23 @@ def answers() -> dict[str, Any]:
                 param="prompt",
                 code="unknown_class",
             )
+        ),
+        WebhookOut(
+            webhook="https://example.com/hook",
+            events=["end"],
+            attempts=[
+                AttemptOut(
+                    id=f"{_ID}-end",
+                    event="end",
+                    at=_AT,
+                    seconds=0.21,
+                    status=503,
+                    outcome="failed",
+                    reason="it answered 503",
+                )
+            ],
+            waiting=["end"],
+            next_try=_AT + timedelta(seconds=5),
         ),
     ]
     return {type(one).__name__: one.model_dump(mode="json", exclude_none=one is found[8]) for one in found}

@@ -28,12 +28,13 @@ from app.origins import Origins
 from app.pace import Pace
 from app.prefix import Prefix
 from app.rate import RateHeaders
-from app.routes import attention, attention_grid, exports, generate, health, jobs, models, openai
+from app.routes import attention, attention_grid, exports, generate, health, jobs, models, openai, webhooks
 from app.security import Gate, ResponseHeaders, WrongKeys
 from app.settings import Settings
 from app.streams import Streams
 from app.unbroken import Unbroken
 from app.v1 import Versioned
+from app.webhooks import Webhooks
 from app.work import resting
 from jobs import tracing
 from jobs.client import JobClient
@@ -86,6 +87,13 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
         tracing.start("sagan-api")
         following = asyncio.create_task(app.state.pace.follow(store), name="pace")
         publishing = asyncio.create_task(exposition.publish(store), name="metrics")
+        told = app.state.webhooks = Webhooks(settings)
+        sender = None
+        if settings.webhook_secret:
+            from app.sender import Sender  # an HTTP client, which nobody else needs
+
+            sender = Sender(settings, told.hooks, metrics.registry)
+            sender.start()
         doorkeeper = Doorkeeper(
             settings,
             on_stop=store.stop_waiting,
@@ -101,6 +109,9 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
         finally:
             await cancel(following, publishing)
             await exposition.leave(store)
+            if sender is not None:
+                await sender.stop()
+            await told.hooks.close()
             drawings.close()
             await store.close()
             await asyncio.to_thread(tracing.stop)
@@ -121,7 +132,7 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
     app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller, metrics.streams)
     app.state.pace = Pace()
     handle_errors(app)
-    for resource in (generate, jobs, exports, attention, attention_grid, models, openai, health):
+    for resource in (generate, jobs, exports, attention, attention_grid, models, openai, webhooks, health):
         # not include_router: FastAPI goes through an included router twice at every request
         app.router.routes.extend(resource.router.routes)
     app.router.routes.extend(health.keyed.routes)

@@ -17,9 +17,12 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, from_json
 
+from jobs.job import HookEvent
+
 MAX_SEED: Final = 2**63 - 1
 YEARS: Final = 10 * 365 * 24 * 3600  # seconds
 LONGEST_LIFE: Final = 7 * 24 * 3600  # seconds that a job may be given
+LONGEST_URL: Final = 2048  # of a webhook, characters
 MOST_CLASSES: Final = 8  # that a job may mix; as many as worker and recipe take
 FRAMES: Final = 32  # of a morph, unless told
 MOST_PROMPTED: Final = 16  # classes that a prompt may name
@@ -117,7 +120,28 @@ class Order(BaseModel):
             ) from wrong
 
 
-class GenerateIn(Order):
+class JobOrder(Order):
+    """What every request for a job of ours may say beside."""
+
+    webhook: str | None = Field(
+        default=None,
+        max_length=LONGEST_URL,
+        description="An https URL that is told of the job, signed as Standard Webhooks has it. See "
+        "docs/webhooks.md.",
+        examples=["https://example.com/hook"],
+    )
+    webhook_events: list[HookEvent] | None = Field(
+        default=None, min_length=1, max_length=3, description="Of what it is told. Absent: of the end."
+    )
+
+    @model_validator(mode="after")
+    def _is_told(self) -> Self:
+        if self.webhook is None and self.webhook_events is not None:
+            raise PydanticCustomError("webhook", "webhook_events goes with webhook.")
+        return self
+
+
+class GenerateIn(JobOrder):
     """A job. Every field has a default."""
 
     model_config = ConfigDict(
@@ -171,7 +195,7 @@ class EndIn(OfClasses):
     index: int = Field(0, ge=0, le=2**53, description="Which image of the seed.")
 
 
-class MorphIn(Order):
+class MorphIn(JobOrder):
     """A job whose images lead from one end to the next."""
 
     model_config = ConfigDict(

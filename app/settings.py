@@ -1,6 +1,8 @@
 """The HTTP face's settings: environment variables with the prefix SAGAN_."""
 
 import ipaddress
+from base64 import b64decode
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +14,20 @@ from app.addresses import Network
 from app.env_keys import words
 from app.origins import read_origin, read_pattern
 from app.prefix import read_prefix
+from app.receivers import read_allowed
 from jobs.settings import QueueSettings
 
 # An environment variable holds "a,b", not JSON
 Words = Annotated[tuple[str, ...], NoDecode]
+
+Pause = Annotated[float, Field(ge=0, le=86_400)]  # seconds
+
+
+def _is_webhook_secret(text: str) -> bool:
+    try:
+        return text.startswith("whsec_") and 24 <= len(b64decode(text[6:], validate=True)) <= 64
+    except ValueError:
+        return False
 
 
 class Settings(QueueSettings):
@@ -80,9 +92,29 @@ class Settings(QueueSettings):
         ge=1,
         description="drawings at once, those that wait included, half of them of one caller; one more is 503",
     )
+    webhook_secret: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        default=(),
+        description="whsec_ and 24 to 64 bytes in base64: signs webhooks; several, with commas, while one "
+        "follows another: all sign. Empty: there are no webhooks",
+    )
+    webhook_allowed: Words = Field(
+        default=(),
+        description="comma-separated networks and names whose addresses need not be public, nor speak TLS",
+    )
+    webhook_timeout: float = Field(default=10, ge=0.5, le=60)  # seconds of one try, from name to status
+    webhook_retries: Annotated[tuple[Pause, ...], NoDecode] = Field(
+        default=(5, 30, 120, 600, 3600, 10_800, 21_600),
+        max_length=20,
+        description="comma-separated seconds before the second try of a webhook, the third, and so on",
+    )
+    max_webhooks: int = Field(
+        default=10_000,
+        ge=1,
+        description="jobs whose webhooks wait to be delivered, half of them of one caller; then 429",
+    )
     default_model: str | None = None  # for requests that name none; None: the one of the largest images
 
-    @field_validator("allowed_hosts", "allowed_origins", mode="before")
+    @field_validator("allowed_hosts", "allowed_origins", "webhook_allowed", "webhook_retries", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return words(value)
@@ -104,6 +136,26 @@ class Settings(QueueSettings):
     @classmethod
     def _read_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(word if word == "*" else read_origin(word) for word in value)
+
+    @field_validator("webhook_secret", mode="before")
+    @classmethod
+    def _read_secrets(cls, value: object) -> object:
+        given, value = value, words(value)
+        if isinstance(given, str) and given and not value:
+            raise ValueError("there is no secret between its commas; leave it empty to have no webhooks")
+        for secret in value if isinstance(value, Sequence) else ():
+            text = secret.get_secret_value() if isinstance(secret, SecretStr) else str(secret)
+            if not _is_webhook_secret(text):
+                raise ValueError(
+                    "a secret is whsec_ and 24 to 64 random bytes in base64, such as "
+                    "`echo whsec_$(openssl rand -base64 32)` makes"
+                )
+        return value
+
+    @field_validator("webhook_allowed")
+    @classmethod
+    def _read_receivers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(read_allowed(word)) for word in value)
 
     @field_validator("root_path")
     @classmethod

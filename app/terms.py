@@ -1,4 +1,4 @@
-"""What a request asks of its job beside the images: by when, and how to follow it."""
+"""What a request asks of its job beside the images: by when, who is told, and how to follow it."""
 
 import re
 from typing import Final
@@ -7,8 +7,8 @@ from fastapi import Request
 
 from app.deps import state
 from app.errors import Invalid
-from app.orders import LONGEST_LIFE, Order
-from jobs.job import Context, Quota, Terms
+from app.orders import LONGEST_LIFE, JobOrder, Order
+from jobs.job import Context, Quota, Terms, Webhook
 
 # as other services have it: 90, 90s, 1m30s, 1h
 _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?", re.ASCII | re.IGNORECASE)
@@ -24,7 +24,15 @@ def terms_of(request: Request, body: Order) -> Terms:
     )
     images: int | None = getattr(scope.get("sagan.key"), "quota", None)
     quota = None if images is None else Quota(context.key, images)
-    return Terms(context, _expires_in(request, body), _retention(request, body), quota)
+    return Terms(
+        context, _expires_in(request, body), _retention(request, body), quota, _webhook(request, body)
+    )
+
+
+def _webhook(request: Request, body: Order) -> Webhook | None:
+    if not isinstance(body, JobOrder) or body.webhook is None:
+        return None
+    return state(request).webhooks.read(body.webhook, body.webhook_events)
 
 
 def _retention(request: Request, body: Order) -> int | None:

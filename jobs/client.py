@@ -43,7 +43,7 @@ from jobs.job import (
 from jobs.kept import Kept
 from jobs.keys import Keys
 from jobs.pubsub import Subscriber, Waiting, Watch
-from jobs.records import as_time, ended_job, read_job
+from jobs.records import as_time, changed_job, read_job
 from jobs.results import Stores
 from jobs.scripts import Created, NewJob, Purged, Scripts, Spent
 from jobs.settings import QueueSettings
@@ -191,7 +191,7 @@ class JobClient:
             if watch.answer is not None:
                 try:
                     changes, png = watch.answer.split(b"\n", 1)
-                    return ended_job(job, changes), png or None
+                    return changed_job(job, changes), png or None
                 except (ValueError, TypeError, StopIteration) as error:  # not one of ours
                     log.warning("news of job %s cannot be read: %r", job.id, error)
                     watch.answer = None

@@ -109,6 +109,18 @@ class Today:
     resets_in: int  # seconds
 
 
+HookEvent = Literal["start", "progress", "end"]
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """Who is told of a job."""
+
+    url: str
+    receiver: str  # the URL's scheme, host and port: what is slow or away as one
+    events: tuple[HookEvent, ...]
+
+
 @dataclass(frozen=True)
 class Terms:
     """What is asked of a job beside its images."""
@@ -117,6 +129,7 @@ class Terms:
     expires_in: float | None = None  # seconds from its creation, after which it is cancelled; None: it waits
     retention: int | None = None  # seconds that its images are kept after its end; None: the service's own
     quota: Quota | None = None  # that its images are taken from; None: of none
+    webhook: Webhook | None = None
 
 
 USUAL: Final = Terms()

@@ -119,6 +119,29 @@ class Keys:
         """Hash: claim of a map -> the caller who waits for it."""
         return f"{self.namespace}:attention-asked"
 
+    @property
+    def hooks(self) -> str:
+        """Sorted set: CALLER:RECEIVER:JOB of each job with a webhook to deliver, by when it is due."""
+        return f"{self.namespace}:hooks"
+
+    @property
+    def hook_callers(self) -> str:
+        """Hash: caller, as in `hooks` -> its number of members there."""
+        return f"{self.namespace}:hooks:callers"
+
+    @property
+    def hook_bell(self) -> str:
+        """List: it has a member once a webhook has come due that no API process knows of."""
+        return f"{self.namespace}:hooks:bell"
+
+    def hook(self, job_id: str) -> str:
+        """Hash: a job's events to deliver, and the tries of the first one."""
+        return f"{self.namespace}:hook:{job_id}"
+
+    def hook_log(self, job_id: str) -> str:
+        """List: the attempts to deliver a job's events, as JSON, oldest first."""
+        return f"{self.namespace}:hook-log:{job_id}"
+
     def previews(self, version: str) -> str:
         """One small picture of each class, as one sheet; empty while a worker makes it."""
         return f"{self.namespace}:previews:{version}"

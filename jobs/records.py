@@ -7,13 +7,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from jobs.errors import NewerFormat
-from jobs.job import FORMAT, NOWHERE, Context, Job, JobSpec, ModelInfo, WorkerInfo, as_state
+from jobs.job import FORMAT, NOWHERE, Context, Job, JobSpec, ModelInfo, Webhook, WorkerInfo, as_state
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +104,8 @@ def announceable(model: ModelInfo) -> None:
         raise ValueError(f"its header has what JSON cannot carry ({error})") from error
 
 
-def ended_job(job: Job, changes: bytes) -> Job:
-    """The job after its end. changes: what finish() in jobs/lua/prelude.lua publishes."""
+def changed_job(job: Job, changes: str | bytes) -> Job:
+    """The job after a change. changes: what finish() in jobs/lua/prelude.lua publishes."""
     state, error, done, attempts, started_at, finished_at, expires_at = json.loads(changes)
     return replace(
         job,
@@ -113,9 +114,25 @@ def ended_job(job: Job, changes: bytes) -> Job:
         done=int(done),
         attempts=int(attempts),
         started_at=_time(started_at or None),
-        finished_at=_time(finished_at),
-        expires_at=_time(expires_at),
+        finished_at=_time(finished_at or None),
+        expires_at=_time(expires_at or None),
     )
+
+
+def webhook_field(webhook: Webhook, caller: str) -> str:
+    """A webhook as jobs/lua/prelude.lua reads it. caller: who ordered the job."""
+    return f"{hook_tag(caller)}:{hook_tag(webhook.receiver)} {','.join(webhook.events)} {webhook.url}"
+
+
+def hook_tag(name: str) -> str:
+    """A caller or receiver in a member of Keys.hooks."""
+    return sha256(name.encode()).hexdigest()[:16]
+
+
+def read_webhook(field: bytes) -> tuple[str, list[str]]:
+    """URL and events of a job's webhook."""
+    _, events, url = field.decode().split(" ", 2)
+    return url, events.split(",")
 
 
 def as_time(answer: tuple[int, int]) -> datetime:

@@ -11,13 +11,16 @@ import asyncio
 import errno
 import logging
 import os
+import re
 import shutil
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from functools import cached_property
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -35,7 +38,9 @@ REFERENCE: Final = b"in:"  # before a store's URL; a PNG begins with 0x89, a pac
 REMOTE: Final = ("s3", "s3a", "gs", "az", "azure", "abfs", "abfss")  # schemes that obstore knows
 ANSWERS_WITHIN: Final = 10.0  # seconds that a store may take to answer the API
 AT_ONCE: Final = 32  # files that a process reads or writes at once
+TOLD_EVERY: Final = 30.0  # seconds between two lines in the log while a store refuses
 TRIES: Final = 10  # to delete a folder into which a worker writes
+_SAID: Final = re.compile(r"<Code>([^<]{1,100})</Code>\s*<Message>([^<]{1,300})</Message>")
 _TYPES: Final = {".png": "image/png", ".map": "application/octet-stream"}
 
 
@@ -106,6 +111,7 @@ class Objects:
         self.url = url
         self._store: Any = store  # Any: its methods are typed for each kind of store alone
         self._folder = folder
+        self._told_at = -inf
         self._at_once = asyncio.Semaphore(AT_ONCE)
         self._remote = url.startswith(tuple(f"{scheme}://" for scheme in REMOTE))
 
@@ -125,7 +131,7 @@ class Objects:
             try:
                 return cls(url, from_url(url, client_options=options, retry_config=patience))
             except Exception as error:  # of several kinds: whatever obstore finds wrong with it
-                raise StoreUnavailable(f"{url} cannot be opened: {_first_line(error)}") from error
+                raise StoreUnavailable(f"{url} cannot be opened: {_reason(error)}") from error
         folder = Path(unquote(url.removeprefix("file://")))
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -240,8 +246,10 @@ class Objects:
             raise self._outage(error) from error
 
     def _outage(self, error: Exception) -> StoreUnavailable:
-        what = _first_line(error) or f"no answer within {ANSWERS_WITHIN:g} s"
-        log.warning("the result store %s: %s", self.url, what)
+        if monotonic() - self._told_at > TOLD_EVERY:
+            self._told_at = monotonic()
+            what = _reason(error) or f"no answer within {ANSWERS_WITHIN:g} s"
+            log.warning("the result store %s: %s", self.url, what)
         return StoreUnavailable()
 
 
@@ -261,9 +269,10 @@ def _remove(folder: Path) -> None:
 ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
-def _first_line(error: Exception) -> str:
-    """Of obstore's messages, which go on for a page."""
-    return str(error).partition("\n")[0][:300]
+def _reason(error: Exception) -> str:
+    """What the store said, or the first line of obstore's message, which goes on for a page."""
+    said = _SAID.search(str(error))
+    return f"{said[1]}: {said[2]}" if said else str(error).partition("\n")[0][:300]
 
 
 class Stores:

@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError
 from jobs.errors import IdempotencyConflict, MapsFull, QueueFull, QuotaReached, ShareFull
 from jobs.job import FAILED, NOWHERE, PLAIN, USUAL, Job, JobSpec, Taken, Terms, Today
 from jobs.keys import Keys
-from jobs.records import CONTEXT, SPEC, read_context, read_job
+from jobs.records import CONTEXT, SPEC, read_context, read_job, webhook_field
 from jobs.results import REDIS, read_stores
 from jobs.settings import QueueSettings
 from jobs.wire import (
@@ -39,7 +39,20 @@ def _read(name: str, prelude: str = "") -> str:
     return prelude + files("jobs").joinpath("lua", f"{name}.lua").read_text()
 
 
-NAMES: Final = ("create", "end", "take", "begin", "save", "release", "recount", "expire", "purge", "keep_map")
+NAMES: Final = (
+    "create",
+    "end",
+    "take",
+    "begin",
+    "save",
+    "release",
+    "recount",
+    "expire",
+    "purge",
+    "keep_map",
+    "hook_claim",
+    "hook_settle",
+)
 _PRELUDE: Final = _read("prelude")
 _TEXTS: Final[Mapping[str, str]] = {
     **{name: _read(name, _PRELUDE) for name in NAMES},
@@ -177,18 +190,20 @@ class Scripts:
             job.spec.format,
             "1" if job.spec.listed else "",
             "" if job.terms.expires_in is None else f"{job.terms.expires_in:.3f}",
-            self._extras(job.terms, context),
+            self._extras(job, context),
         )
 
-    def _extras(self, terms: Terms, context: str) -> str:
+    def _extras(self, job: NewJob, context: str) -> str:
         """Further fields of a job's record, as JSON of field, value, field, ...; "": none."""
-        fields: list[str] = []
+        terms, fields = job.terms, list[str]()
         if terms.context != NOWHERE:
             fields += ["context", context]
         if terms.quota is not None:  # create.lua counts it
             fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
         if terms.retention is not None:
             fields += ["retention", str(terms.retention)]
+        if terms.webhook is not None:
+            fields += ["webhook", webhook_field(terms.webhook, job.caller or job.owner)]
         if self._store:
             fields += ["store", self._store]
         return json.dumps(fields) if fields else ""

@@ -18,6 +18,7 @@ from jobs.stopping import Stopping
 
 log = logging.getLogger(__name__)
 
+REFUSED: Final = "the result store has taken nothing for"
 PROBE: Final = "probe.map"
 LONG: Final = 10.0  # seconds without a written file, after which the worker is told to be stuck
 
@@ -93,7 +94,7 @@ class Keeper:
     def trouble(self) -> str | None:
         """Why no image can be stored; None: one can."""
         away = monotonic() - self._away_since
-        return f"the result store has taken nothing for {away:.0f} s" if away > LONG else None
+        return f"{REFUSED} {away:.0f} s" if away > LONG else None
 
 
 class Due:

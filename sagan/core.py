@@ -46,6 +46,8 @@ class Wish(TypedDict, total=False):
     priority: int | None  # 0 to 9, 9 is most urgent
     retention: int | None  # seconds that its images are kept after its end; None: the service's own
     expires_in: float | None  # seconds after which it is cancelled unless it has ended; None: it waits
+    webhook: str | None  # an https URL that is told of the job; None: nobody is
+    webhook_events: Sequence[Literal["start", "progress", "end"]] | None  # of what; None: of the end
     start: int  # index of the first image
     class_weights: Mapping[str, float] | None  # a mixture of classes, in place of class_
 

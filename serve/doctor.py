@@ -23,7 +23,9 @@ from redis.exceptions import RedisError
 
 from jobs.job import FORMAT, WorkerInfo
 from jobs.operator import Operator
+from jobs.results import REDIS, read_stores
 from jobs.settings import read_settings
+from jobs.worker_results import REFUSED
 from serve.running import queue_settings, state_folder
 
 Level = Literal["ok", "note", "look", "bad"]
@@ -66,6 +68,7 @@ def examine(url: str) -> Iterator[Finding]:
         yield from _clock(operator.time(), datetime.now(UTC))
         workers = operator.workers()
         yield from _workers(workers, operator.silent(), operator.time())
+        yield from _results(settings.result_store, workers)
         yield from _queue(operator)
     except (RedisError, OSError) as error:
         yield Finding(
@@ -193,9 +196,10 @@ def _worker(worker: WorkerInfo, now: datetime) -> Finding:
     )
     what = f"worker {worker.id}"
     if worker.stuck:
-        return Finding(
-            what, "bad", f"{worker.stuck}; {found}", "It ends by itself after SAGAN_FORWARD_TIMEOUT."
-        )
+        advice = "It ends by itself after SAGAN_FORWARD_TIMEOUT."
+        if worker.stuck.startswith(REFUSED):
+            advice = f"Its log has what {worker.results} answered: see to the store's keys, bucket or room."
+        return Finding(what, "bad", f"{worker.stuck}; {found}", advice)
     if not worker.consuming:
         return Finding(
             what, "bad", f"not connected to the queue; {found}", "Look at its log: it tries again."
@@ -223,6 +227,20 @@ def _versions(workers: Iterable[WorkerInfo]) -> Iterator[Finding]:
             said = f"served as {' and '.join(sorted(precision for _, precision in versions))}"
             advice = "Set SAGAN_PRECISION the same: pixels depend on it, and each has a queue of its own."
             yield Finding(f"model {name}", "look", said, advice)
+
+
+def _results(setting: str, workers: Iterable[WorkerInfo]) -> Iterator[Finding]:
+    """Where workers keep images, beside where this environment says that they lie."""
+    ours, theirs = read_stores(setting), {worker.results for worker in workers}
+    if strange := sorted(theirs - {*ours, REDIS}):
+        found = f"workers write to {', '.join(strange)}, and SAGAN_RESULT_STORE here is {setting}"
+        advice = "If the API has the same setting as this shell it cannot read them (503): set it as theirs."
+        yield Finding("results", "look", found, advice)
+    elif theirs - {ours[0]}:
+        found = f"SAGAN_RESULT_STORE here is {setting}, and workers write to {', '.join(sorted(theirs))}"
+        yield Finding("results", "look", found, "Start the workers again with the setting of the API.")
+    else:
+        yield Finding("results", "ok", f"in {ours[0]}")
 
 
 def _queue(operator: Operator) -> Iterator[Finding]:

@@ -44,6 +44,10 @@ _RESPONSES = {
 _ALL_DEFAULTS = GenerateIn.model_validate({})  # a request without a body
 
 
+# of a body: what is compared, of two requests with one Idempotency-Key, as it was read
+_AS_READ = {"class_id", "class_weights", "ends", "expires_in", "retention", "webhook", "webhook_events"}
+
+
 @dataclass(frozen=True)
 class Asker:
     """Who asks for a job, and what its headers ask for."""
@@ -143,15 +147,19 @@ async def order(
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number
-        fields = body.model_dump(exclude={"class_id", "class_weights", "ends", "expires_in", "retention"})
+        fields = body.model_dump(exclude=_AS_READ)
         if terms.expires_in is not None:  # absent as in releases that did not know it
             fields["expires_in"] = terms.expires_in
         if terms.retention is not None:
             fields["retention"] = terms.retention
+        if terms.webhook is not None:
+            fields["webhook"] = terms.webhook.url, terms.webhook.events
         fields |= {"class_id": spec.class_id, "priority": priority}
         if spec.ends:
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
+    if terms.webhook is not None:
+        await here.webhooks.admit(counted_as(asking.request, asking.caller))
     try:
         job, png = await _create(asking, spec, asked, terms)
     except QueueFull as full:

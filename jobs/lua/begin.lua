@@ -10,13 +10,14 @@ end
 local allowed = {}
 for i = 7, 6 + entering do
   local id = ARGV[i]
-  local record = redis.call('HMGET', job(id), 'state', 'worker', 'done', 'deadline', 'created_at')
+  local record = redis.call('HMGET', job(id), 'state', 'worker', 'done', 'deadline', 'created_at',
+                            'webhook')
   if is_open(record[1]) and (record[2] == worker or record[2] == '')
       and not is_late(id, record[5], record[4], tonumber(ARGV[5]), tonumber(ARGV[6])) then
     if record[2] == '' then hold(id, worker) end
     if i < 7 + fresh then redis.call('HINCRBY', job(id), 'attempts', 1) end
     if record[1] == 'queued' then
-      run(id)
+      run(id, record[6])
       tell(id, 'running', record[3])
     end
     table.insert(allowed, id)

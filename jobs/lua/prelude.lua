@@ -24,6 +24,39 @@ local function events(id) return prefix .. 'events:' .. id end
 local function watchers(id) return prefix .. 'watchers:' .. id end
 local function is_open(state) return state == 'queued' or state == 'running' end
 
+-- The webhooks of a job: its record's field 'webhook' is 'CALLER:RECEIVER EVENTS URL'. An event waits in the hash
+-- `hook` of the job as 'ID TIME CHANGES', one of each kind, until it is delivered; `hooks` says when to try.
+local hooks, hooks_callers, hooks_bell = prefix .. 'hooks', prefix .. 'hooks:callers', prefix .. 'hooks:bell'
+
+local function hook(id) return prefix .. 'hook:' .. id end
+
+-- pause: seconds until it is due
+local function hook_due(member, pause)
+  if redis.call('ZADD', hooks, string.format('%.6f', now() + pause), member) == 1 then
+    redis.call('HINCRBY', hooks_callers, member:match('^[^:]+'), 1)
+  end
+  if pause <= 0 and redis.call('LLEN', hooks_bell) == 0 then redis.call('LPUSH', hooks_bell, '') end
+end
+
+local function hook_no_more(member)
+  if redis.call('ZREM', hooks, member) == 0 then return end
+  local caller = member:match('^[^:]+')
+  if redis.call('HINCRBY', hooks_callers, caller, -1) <= 0 then redis.call('HDEL', hooks_callers, caller) end
+end
+
+-- event: 'start', 'progress' or 'end'. changes: as finish() tells them.
+local function tell_hook(id, webhook, event, name, changes)
+  local lane, events = webhook:match('^(%S+) (%S+)')
+  if not (',' .. events .. ','):find(',' .. event .. ',', 1, true) then return end
+  local time, member = string.format('%.6f', now()), lane .. ':' .. id
+  redis.call('HSET', hook(id), event, table.concat({id, '-', name, ' ', time, ' ', changes}))
+  if event == 'end' then redis.call('HDEL', hook(id), 'progress') end  -- nobody has to hear of it any more
+  local waits = redis.call('ZSCORE', hooks, member)
+  local leased = tonumber(redis.call('HGET', hook(id), 'leased') or 0)
+  -- one that is being tried, or is tried again later, is in order before this one; the end brings that forward
+  if not waits or (event == 'end' and leased < now()) then hook_due(member, 0) end
+end
+
 -- Record a change of state: a stream that clients replay.
 local function note(id, state, done) redis.call('XADD', events(id), '*', 'state', state, 'done', done) end
 
@@ -78,10 +111,13 @@ local function hold(id, worker)
   redis.call('HSET', held, id, worker)
 end
 
-local function run(id)
+local function run(id, webhook)
   local time = string.format('%.6f', now())
-  redis.call('HSETNX', job(id), 'started_at', time)
+  local first = redis.call('HSETNX', job(id), 'started_at', time) == 1
   redis.call('HSET', job(id), 'state', 'running')
+  if webhook and first then
+    tell_hook(id, webhook, 'start', 'start', cjson.encode({'running', '', '0', '0', time, '', ''}))
+  end
   wait_no_more(id)
 end
 
@@ -98,7 +134,7 @@ local ends = {}  -- state -> how many jobs end in it now
 -- End a job. image: the PNG of a job of one image; '' for any other. Returns the seconds that it waited and took.
 local function finish(id, state, reason, image, result_ttl, record_ttl)
   local record = redis.call('HMGET', job(id), 'waiter', 'done', 'attempts', 'started_at', 'deadline',
-                            'created_at', 'retention', 'store', 'count')
+                            'created_at', 'retention', 'store', 'count', 'webhook')
   local time = now()
   result_ttl = tonumber(record[7] or result_ttl)
   local finished, expires = string.format('%.6f', time), string.format('%.6f', time + result_ttl)
@@ -110,11 +146,19 @@ local function finish(id, state, reason, image, result_ttl, record_ttl)
   ends[state] = (ends[state] or 0) + 1
   if record[8] then delete_images(id, record[9], record[8], time + result_ttl) end
   if record[5] then redis.call('ZREM', deadlines, id) end
-  local node, done = record[1] or '', record[2]
+  local node, done, webhook = record[1] or '', record[2], record[10]
   if tell(id, state, done) > 0 then redis.call('DEL', watchers(id)) end
+  local changes  -- the fields that changed
+  if node ~= '' or webhook then
+    changes = cjson.encode({state, reason, done, record[3], record[4] or '', finished, expires})
+  end
+  if webhook then
+    tell_hook(id, webhook, 'end', 'end', changes)
+    redis.call('EXPIRE', hook(id), result_ttl + record_ttl)
+    redis.call('EXPIRE', prefix .. 'hook-log:' .. id, result_ttl + record_ttl)
+  end
   if node ~= '' then
-    -- this alone answers whoever waits: the fields that changed, and the image
-    local changes = cjson.encode({state, reason, done, record[3], record[4] or '', finished, expires})
+    -- this alone answers whoever waits: the changes, and the image
     -- in pieces: Lua hashes each string it makes, byte by byte, and images are long
     local pieces = answers[node] or {}
     for _, piece in ipairs({id, ' ', #changes + 1 + #image, '\n', changes, '\n', image}) do

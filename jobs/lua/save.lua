@@ -9,10 +9,10 @@ local result_ttl, record_ttl, store = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV
 local goes_on = {}
 for i = 5, #ARGV, 3 do
   local id, index, png = ARGV[i], ARGV[i + 1], ARGV[i + 2]
-  local record = redis.call('HMGET', job(id), 'state', 'count', 'store')
+  local record = redis.call('HMGET', job(id), 'state', 'count', 'store', 'webhook')
   local open_still, ended = is_open(record[1]), 0
   if open_still then
-    if record[1] == 'queued' then run(id) end  -- Redis came back with an older state
+    if record[1] == 'queued' then run(id, record[4]) end  -- Redis came back with an older state
     if redis.call('HSETNX', images(id), index, store == '' and png or 'in:' .. store) == 1 then
       local done = redis.call('HLEN', images(id))
       redis.call('HSET', job(id), 'done', done, 'attempts', 0)
@@ -25,6 +25,11 @@ for i = 5, #ARGV, 3 do
         open_still = false
       elseif ARGV[i + 3] ~= id then
         tell(id, 'running', done)  -- once for all its images of this call
+        if record[4] then
+          local started = redis.call('HGET', job(id), 'started_at') or ''
+          local changes = cjson.encode({'running', '', tostring(done), '0', started, '', ''})
+          tell_hook(id, record[4], 'progress', 'progress-' .. done, changes)
+        end
       end
     end
   end

@@ -72,7 +72,7 @@ def test_every_folder_of_the_wheel_has_its_row() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("app.main", ["torch", "model", "train", "celery", "kombu"]),
+        ("app.main", ["torch", "model", "train", "celery", "kombu", "httpx"]),
         ("jobs.job", ["torch", "celery", "redis", "pydantic"]),
         ("jobs.client", ["torch", "celery", "obstore"]),
         ("worker.offline", ["pydantic", "celery", "redis", "fastapi"]),

@@ -135,6 +135,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "/jobs/{job_id}/grid",
         "/jobs/{job_id}/events",
         "/jobs/{job_id}/film",
+        "/jobs/{job_id}/webhooks",
         "/jobs/{job_id}/archive",
         "/attention/{job_id}/grid",
         "/attention/{job_id}",

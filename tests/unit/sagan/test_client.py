@@ -89,6 +89,23 @@ def test_two_orders_have_two_keys_and_a_key_of_ones_own_is_sent() -> None:
     assert keys[2] == "mine"
 
 
+def test_who_is_to_be_told_is_passed_on() -> None:
+    service = Service(job(), job())
+    client = service.client()
+    told: dict[str, Any] = {"webhook": "https://example.com/hook", "webhook_events": ["start", "end"]}
+    client.generate("cat", webhook="https://example.com/hook", webhook_events=["start", "end"])
+    client.morph([{"class_id": "cat"}, {"class_id": "dog"}], **told)
+    assert [json.loads(request.content).items() >= told.items() for request in service.asked] == [True, True]
+
+
+def test_retention_is_asked_for_and_a_purge_is_one_more_word_of_delete() -> None:
+    service = Service(job(), job())
+    service.client().generate("cat", retention=600).purge()
+    order, purge = service.asked
+    assert json.loads(order.content) == {"class_id": "cat", "retention": 600}
+    assert (purge.method, purge.url.query) == ("DELETE", b"purge=true")
+
+
 def test_a_refusal_with_retry_after_is_tried_again_while_there_is_time() -> None:
     service = Service(problem(429, wait=0), problem(503, wait=0), job(), problem(503, wait=60))
     assert service.client().generate("cat").state == "queued"

@@ -102,6 +102,29 @@ def test_what_is_wrong_with_workers_is_told(workers: list[WorkerInfo], found: Ma
     assert levels(list(doctor._workers(workers, {}, NOW))) == found
 
 
+@pytest.mark.parametrize(
+    ("setting", "theirs", "level", "said"),
+    [
+        ("redis", ["redis"], "ok", "in redis"),
+        ("s3://b", [], "ok", "in s3://b"),
+        ("s3://b,file:///x", ["s3://b", "s3://b"], "ok", "in s3://b"),
+        ("redis", ["file:///x"], "look", "write to file:///x, and SAGAN_RESULT_STORE here is redis"),
+        ("s3://b", ["redis", "s3://b"], "look", "workers write to redis, s3://b"),
+    ],
+)
+def test_workers_that_keep_images_elsewhere_are_told(
+    setting: str, theirs: list[str], level: str, said: str
+) -> None:
+    [finding] = doctor._results(setting, [worker(results=store) for store in theirs])
+    assert finding.level == level
+    assert said in finding.found
+
+
+def test_a_worker_whose_store_refuses_is_told_to_have_its_keys_and_room_seen_to() -> None:
+    refused = worker(stuck="the result store has taken nothing for 20 s", results="s3://b")
+    assert "what s3://b answered" in doctor._worker(refused, NOW).advice
+
+
 def test_a_worker_without_a_word_is_told() -> None:
     findings = list(doctor._workers([worker()], {"gone": NOW - timedelta(seconds=30)}, NOW))
     assert levels(findings) == {"worker gone": "look"}
