@@ -225,6 +225,7 @@ class Connection(HttpToolsProtocol):
         self.take_by = math.inf  # when the client must have taken the answer
         self.shed = False  # the present request is refused, since too many are in work
         self._served = self.app
+        self.url = b""  # until one comes
         self._idle = False  # nothing of the next request is here
         self._extra = 0  # bytes received that are no body: head, framing, trailers
         self._found: Problem | None = None  # what a callback of the parser found wrong
@@ -380,7 +381,7 @@ class Connection(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.write_eof()
-        note_refusal(request_id, self.url or b"", problem, self.client[0] if self.client else "")
+        note_refusal(request_id, self.url, problem, self.client[0] if self.client else "")
 
 
 async def _shed(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,13 @@ async def test_200_jobs_survive_the_death_of_their_worker(service: Service) -> N
     early = await some_are_done(service, jobs)
     before = [await service.store.images(job) for job in early]
     worker.kill()
-    slow_worker(service, 0.0)
+    another = slow_worker(service, 0.0)
     await all_are_done_once(service, jobs, seconds=60)
+    told = [json.loads(line) for line in another.output.splitlines()]
+    back = {line["job_id"]: line.get("lost_by") for line in told if line["event"] == "job brought back"}
+    assert back.keys() <= {job.id for job in jobs}
+    assert len(set(back.values()) - {None}) == 1  # the worker that died; None: it had not begun that one
+    assert back.keys() <= {line["job_id"] for line in told if line["event"] == "job ended"}
     assert [await service.store.images(job) for job in early] == before
 
 

@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from app.access import Access, id_of
+from app.entrance import _SHED, _always
+from app.errors import BadRequest
 from jobs import tracing
 
 if TYPE_CHECKING:
@@ -112,6 +114,16 @@ async def test_what_our_own_middleware_breaks_is_answered_with_an_id_too(
     assert (answer.status_code, len(answer.headers["x-request-id"])) == (500, 16)
     assert "a bug of ours" not in answer.text
     assert "a bug of ours" in caplog.text
+
+
+async def test_refusals_at_the_entrance_have_the_id_and_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    for app, status in ((_SHED, 503), (_always(BadRequest("no")), 400)):
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://sagan.test") as client:
+            with caplog.at_level("INFO", "sagan.access"):
+                answer = await client.post("/generate/cat", headers={"X-Request-ID": "r1"})
+        assert (answer.status_code, answer.headers["x-request-id"]) == (status, "r1")
+        assert caplog.records[-1].status == status  # type: ignore[attr-defined]
 
 
 async def test_a_client_s_trace_goes_on_though_we_trace_nothing(caplog: pytest.LogCaptureFixture) -> None:
