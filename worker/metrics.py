@@ -73,7 +73,7 @@ class WorkerMetrics:
         # a model's series are looked up by its name: once is enough
         self._of = cache(self._series)
         self._waited = self._histogram("sagan_job_queue_seconds", "From a job's order to its first forward")
-        self._took = self._histogram("sagan_job_seconds", "From a job's order to its last image in Redis")
+        self._took = self._histogram("sagan_job_seconds", "From a job's order to its last image stored")
         self._forward = self._histogram("sagan_forward_seconds", "A forward of the network")
         self._size = self._histogram("sagan_forward_images", "Images in a forward", IMAGES)
         self.storing = Histogram(

@@ -1,7 +1,7 @@
 """The trail of a job in this worker: its lines in the log and its spans, by which its life is followed.
 
 Times are seconds. Queued: from the order to the first forward; forward: of the network, for a whole batch;
-stored: from the end of a forward until Redis has the images.
+stored: from the end of a forward until the images are stored, in Redis or in the result store.
 """
 
 from __future__ import annotations
@@ -69,10 +69,8 @@ def _queued(pending: PendingJob) -> float | None:
 
 
 def _begin_spans(pending: PendingJob) -> None:
-    parent, message = (
-        pending.context.traceparent,
-        {"messaging.system": "redis", "sagan.job_id": pending.job_id},
-    )
+    parent = pending.context.traceparent
+    message = {"messaging.system": "redis", "sagan.job_id": pending.job_id}
     if pending.sent_at:
         receive = {"messaging.operation.name": "receive", "messaging.operation.type": "receive"}
         began = int(pending.sent_at * 1e9)
@@ -136,7 +134,7 @@ def _forward_span(jobs: Sequence[PendingJob], images: int) -> tracing.Span:
 
 
 def storing(jobs: Sequence[PendingJob]) -> Callable[[], None]:
-    """Images of jobs, one entry an image, go to Redis. Call what it returns when they are there."""
+    """Images of jobs, one entry an image, are being stored. Call what it returns when they are."""
     began, began_ns = monotonic(), time_ns()
 
     def stored() -> None:
@@ -147,7 +145,7 @@ def storing(jobs: Sequence[PendingJob]) -> Callable[[], None]:
             if pending.stored + images < len(pending.images) and log.isEnabledFor(logging.INFO):
                 log.info("job stored", extra=_of(pending) | {"stored": took, "images": images})
             if pending.span.recorded:
-                attributes: tracing.Attributes = {"db.system.name": "redis", "sagan.images": images}
+                attributes: tracing.Attributes = {"sagan.images": images}
                 tracing.span("store", "client", pending.span.traceparent, attributes, began=began_ns).end()
 
     return stored
