@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.answers import problem_of, respond
 from app.errors import Problem
+from app.security import KEY
 from jobs import logs, tracing
 
 log = logging.getLogger("sagan.access")
@@ -93,11 +94,6 @@ def note_refusal(request_id: str, url: bytes, problem: Problem, client: str) -> 
     log.info("request refused", extra=told | {"client": client})
 
 
-def key_of(scope: Scope) -> str:
-    """Id of the key that a request was let in with; "": with none."""
-    return getattr(scope.get("sagan.key"), "id", "")
-
-
 def id_of(headers: Mapping[bytes, bytes]) -> str:
     """The id that the client gave, or a new one: to find a line in a log, and no secret."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
@@ -139,7 +135,8 @@ def _end(span: tracing.Span, scope: Scope, status: int) -> None:
     route = getattr(scope.get("route"), "path", "")
     if route and scope["method"] in METHODS:
         span.rename(f"{scope['method']} {route}")
-    span.set({"http.route": route, "http.response.status_code": status or None, "sagan.key": key_of(scope)})
+    key = getattr(scope.get(KEY), "id", "")  # "": it was let in with none, or not let in
+    span.set({"http.route": route, "http.response.status_code": status or None, "sagan.key": key})
     if status >= 500 or not status:
         span.fail("")
         span.set({"error.type": str(status or "no answer")})

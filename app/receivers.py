@@ -132,8 +132,8 @@ class Receivers:
     def lookup(self, receiver: Receiver) -> str:
         """The name to resolve."""
         # absolute: a search list of the machine's must not make another name of it
-        is_public = not (receiver.named or self._networks or _address(receiver.host))
-        return f"{receiver.host}." if is_public else receiver.host
+        inside = receiver.named or self._networks or _address(receiver.host)
+        return receiver.host if inside else f"{receiver.host}."
 
     def check(self, receiver: Receiver, addresses: Sequence[str]) -> list[str]:
         """The addresses to connect to, each once. Raises NotAllowed unless all of them may be asked."""

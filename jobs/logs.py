@@ -216,9 +216,7 @@ class _Console(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _fields(record)
-        if (
-            "exception" in fields
-        ):  # indented: a line break in an error's message begins no line that looks like ours
+        if "exception" in fields:  # indented: no line of an error's message looks like one of ours
             fields["exception"] = "    " + fields["exception"].replace("\n", "\n    ")
         return self._render(None, record.levelname.lower(), fields)
 
