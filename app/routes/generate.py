@@ -78,8 +78,24 @@ Key = Annotated[
     ),
 ]
 
+CancelAfter = Annotated[  # for the document alone: app.terms reads it
+    str | None,
+    Header(
+        alias="Cancel-After",
+        description="As `expires_in` of the body, in its place.",
+        json_schema_extra={"pattern": "^([0-9]{1,6}[hH])?([0-9]{1,6}[mM])?([0-9]{1,6}[sS]?)?$"},
+        examples=["1m30s"],
+    ),
+]
 
-async def _asking(request: Request, included: Included = None, prefer: Prefer = (), key: Key = None) -> Asker:
+
+async def _asking(
+    request: Request,
+    included: Included = None,
+    prefer: Prefer = (),
+    key: Key = None,
+    cancel_after: CancelAfter = None,
+) -> Asker:
     return Asker(
         request,
         await paced(request),

@@ -32,7 +32,7 @@ from app.openai import (
     side_of,
 )
 from app.orders import Format, GenerateAnyIn, ImagesIn
-from app.routes.generate import Asker, Key, Prefer, generate_spec, order
+from app.routes.generate import Asker, CancelAfter, Key, Prefer, generate_spec, order
 from app.routes.jobs import MAX_ENCODED, MAX_SHEET, image_of
 from app.routes.models import list_models
 from app.schemas import ModelOut
@@ -79,7 +79,9 @@ class _Wanted:
         return f"?{urlencode(asked)}" if asked else ""
 
 
-async def _asking(request: Request, prefer: Prefer = (), key: Key = None) -> Asker:
+async def _asking(
+    request: Request, prefer: Prefer = (), key: Key = None, cancel_after: CancelAfter = None
+) -> Asker:
     wait = negotiation.preferred_wait(prefer, state(request).settings.max_wait)
     return Asker(request, await paced(request), wait, False, negotiation.checked_key(key), None)
 
