@@ -99,6 +99,7 @@ class Quota:
 
     key: str
     images: int
+    asked: int | None = None  # images to take from it; None: those of the job
 
 
 @dataclass(frozen=True)

@@ -94,10 +94,11 @@ def _checked(word: str) -> str:
     if parts.scheme != "file":
         if not parts.netloc:
             raise ValueError(f"it names no bucket: {parts.scheme}://BUCKET/PREFIX")
-        return word.rstrip("/")
-    if parts.netloc or len(parts.path) < 2 or ".." in unquote(parts.path).split("/"):
+        return parts.scheme + word.rstrip("/")[len(parts.scheme) :]  # urlsplit's is in small letters
+    path = unquote(parts.path)
+    if parts.netloc or not path.startswith("/") or path == "/" or "\0" in path or ".." in path.split("/"):
         raise ValueError("a folder is written with its whole path and three slashes: file:///srv/results")
-    folder = Path(unquote(parts.path))
+    folder = Path(path)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{there} is no folder that this user may write to")

@@ -199,7 +199,8 @@ class Scripts:
         if terms.context != NOWHERE:
             fields += ["context", context]
         if terms.quota is not None:  # create.lua counts it
-            fields += ["quota", f"{terms.quota.key}:{terms.quota.images}"]
+            asked = job.spec.count if terms.quota.asked is None else terms.quota.asked
+            fields += ["quota", f"{terms.quota.key}:{terms.quota.images}:{asked}"]
         if terms.retention is not None:
             fields += ["retention", str(terms.retention)]
         if terms.webhook is not None:
@@ -347,8 +348,9 @@ def _created(job: NewJob, outcome: bytes, detail: bytes, *record: bytes) -> Crea
         case b"share":
             return ShareFull(int(detail))
         case b"quota":
-            assert job.terms.quota is not None
-            return QuotaReached(job.spec.count, job.terms.quota, Today(int(detail), *map(int, record)))
+            quota = job.terms.quota
+            assert quota is not None
+            return QuotaReached(quota.asked or job.spec.count, quota, Today(int(detail), *map(int, record)))
         case b"conflict":
             return IdempotencyConflict(str(job.idempotency_key))
         case _:  # "again" or "known"

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
@@ -78,8 +78,24 @@ Key = Annotated[
     ),
 ]
 
+CancelAfter = Annotated[  # for the document alone: app.terms reads it
+    str | None,
+    Header(
+        alias="Cancel-After",
+        description="As `expires_in` of the body, in its place.",
+        json_schema_extra={"pattern": "^([0-9]{1,6}[hH])?([0-9]{1,6}[mM])?([0-9]{1,6}[sS]?)?$"},
+        examples=["1m30s"],
+    ),
+]
 
-async def _asking(request: Request, included: Included = None, prefer: Prefer = (), key: Key = None) -> Asker:
+
+async def _asking(
+    request: Request,
+    included: Included = None,
+    prefer: Prefer = (),
+    key: Key = None,
+    cancel_after: CancelAfter = None,
+) -> Asker:
     return Asker(
         request,
         await paced(request),
@@ -133,10 +149,12 @@ async def order(
     body: Order,
     spec_of: Callable[[ModelInfo, int], JobSpec],
     seeds: Sequence[int | None] = (),
+    counted: int | None = None,
 ) -> tuple[Job, bytes | None]:
     """The job that the body asks for, after the wait; and its PNG where that came with the news of its end.
 
     spec_of(model, priority): the job that the body asks for. seeds: of its ends, as they were asked.
+    counted: images that are taken from the key's day; None: those of the job.
     Raises NoWorker, UnknownModel, UnknownClass, PriorityTooHigh, QueueIsFull, ClientLeft.
     """
     here = state(asking.request)
@@ -144,6 +162,8 @@ async def order(
     ceiling = key_of(asking.request).max_priority
     priority = _priority(body, here.settings.max_priority if ceiling is None else ceiling)
     spec, terms = spec_of(model, priority), terms_of(asking.request, body)
+    if terms.quota is not None and counted is not None:
+        terms = replace(terms, quota=replace(terms.quota, asked=counted) if counted else None)
     asked = None
     if asking.key is not None:
         # as it was asked: without the seed that is drawn, and a class by name is the class by number

@@ -32,7 +32,7 @@ from app.openai import (
     side_of,
 )
 from app.orders import Format, GenerateAnyIn, ImagesIn
-from app.routes.generate import Asker, Key, Prefer, generate_spec, order
+from app.routes.generate import Asker, CancelAfter, Key, Prefer, generate_spec, order
 from app.routes.jobs import MAX_ENCODED, MAX_SHEET, image_of
 from app.routes.models import list_models
 from app.schemas import ModelOut
@@ -79,7 +79,9 @@ class _Wanted:
         return f"?{urlencode(asked)}" if asked else ""
 
 
-async def _asking(request: Request, prefer: Prefer = (), key: Key = None) -> Asker:
+async def _asking(
+    request: Request, prefer: Prefer = (), key: Key = None, cancel_after: CancelAfter = None
+) -> Asker:
     wait = negotiation.preferred_wait(prefer, state(request).settings.max_wait)
     return Asker(request, await paced(request), wait, False, negotiation.checked_key(key), None)
 
@@ -162,9 +164,10 @@ async def _ordered(asking: Asker, body: ImagesIn, wanted: _Wanted) -> AsyncItera
     """
     store, jobs, ended_well = state(asking.request).store, list[Job](), False
     try:
-        for class_id, count in Counter(wanted.classes).items():
-            if jobs:
-                await charge(asking.request)  # the first is counted before the body is read
+        classes = Counter(wanted.classes)
+        if len(classes) > 1:  # one unit was counted before the body was read
+            await charge(asking.request, len(classes) - 1)
+        for class_id, count in classes.items():
             named = GenerateAnyIn(
                 class_id=class_id,
                 class_weights=None,
@@ -184,7 +187,10 @@ async def _ordered(asking: Asker, body: ImagesIn, wanted: _Wanted) -> AsyncItera
                 else hashlib.sha256(f"{class_id} {asking.key}".encode()).hexdigest()
             )
             spec_of = partial(generate_spec, named, named)
-            job, _ = await order(replace(asking, wait=None, key=key), named, spec_of)
+            # all at the first, so that a request that does not fit takes nothing from the key's day; with an
+            # Idempotency-Key each job stays and is found again, so it counts for itself
+            counted = None if asking.key else 0 if jobs else classes.total()
+            job, _ = await order(replace(asking, wait=None, key=key), named, spec_of, counted=counted)
             jobs.append(job)
         yield jobs
         ended_well = True

@@ -30,14 +30,14 @@ local function refusal(caller, count)
     return {'full', tostring(depth)}
   end
 end
--- Take images from the day of a key (by the clock of Redis, UTC). quota: KEY:IMAGES.
+-- Take images from the day of a key (by the clock of Redis, UTC). quota: KEY:IMAGES:ASKED.
 -- Returns whether they fitted; images of the day so far; seconds until the next.
-local function spend(quota, count)
-  local key, most = quota:match('^(.*):(%d+)$')
+local function spend(quota)
+  local key, most, count = quota:match('^(.*):(%d+):(%d+)$')
   local seconds = math.floor(now())
   local counter = prefix .. 'quota:' .. key .. ':' .. string.format('%d', seconds / 86400)
   local spent, left = tonumber(redis.call('GET', counter) or 0), 86400 - seconds % 86400
-  local fits = spent + count <= tonumber(most)
+  local fits = spent + tonumber(count) <= tonumber(most)
   if fits then
     spent = redis.call('INCRBY', counter, count)
     redis.call('EXPIRE', counter, 2 * 86400)
@@ -63,7 +63,7 @@ local function create(id, owner, caller, spec, priority, count, key, request, wa
   local fields = extras ~= '' and cjson.decode(extras) or {}
   local made, fits = {'new'}, true
   for i = 1, #fields, 2 do
-    if fields[i] == 'quota' then fits, made[3], made[4] = spend(fields[i + 1], tonumber(count)) end
+    if fields[i] == 'quota' then fits, made[3], made[4] = spend(fields[i + 1]) end
   end
   if not fits then return {'quota', made[3], made[4]} end
   depth = depth + 1

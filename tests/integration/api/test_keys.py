@@ -188,6 +188,10 @@ async def test_a_quota_of_images_holds_for_requests_at_once(keyed: Keyed) -> Non
     assert (await keyed.order(key, count=2)).status_code == 429
     never = await keyed.order(key, count=4)
     assert (never.status_code, never.json()["type"]) == (403, "urn:sagan:problem:quota-too-small")
+    prompt = {"prompt": "cat, dog", "n": 2}  # two jobs, of which the first alone would fit
+    headers = {"X-API-Key": key}
+    beyond = await keyed.first.post("/v1/images/generations", json=prompt, headers=headers)
+    assert (beyond.json()["error"]["code"], left(beyond, "day")) == ("quota_spent", 1)
     assert (await keyed.order(key, headers={"Prefer": "wait=1"})).status_code == 202
     assert (await keyed.order(key, headers=same, seed=1)).json()["id"] == again[0].json()["id"]
     with Redis.from_url(keyed.redis_url, decode_responses=True) as redis:

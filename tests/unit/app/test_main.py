@@ -165,6 +165,7 @@ async def test_openapi_documents_every_route_and_its_problems(client: httpx.Asyn
         "class_id",
         "Prefer",
         "Idempotency-Key",
+        "Cancel-After",
         "seeds",
         "images",
     }

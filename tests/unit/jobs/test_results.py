@@ -36,6 +36,7 @@ def in_memory() -> Objects:
         ("s3://bucket/a/prefix/", ("s3://bucket/a/prefix",)),
         ("gs://bucket/x, s3://old ,redis", ("gs://bucket/x", "s3://old", "redis")),
         ("file:///tmp/a%20folder/", ("file:///tmp/a%20folder",)),
+        ("S3://bucket/prefix", ("s3://bucket/prefix",)),
     ],
 )
 def test_a_setting_names_one_store_or_several(written: str, read: tuple[str, ...]) -> None:
@@ -55,6 +56,8 @@ def test_a_setting_names_one_store_or_several(written: str, read: tuple[str, ...
         ("file://results", "three slashes"),
         ("file:///", "three slashes"),
         ("file:///tmp/../etc", "three slashes"),
+        ("file:results", "three slashes"),
+        ("file:///tmp/%00", "three slashes"),
         ("file:///proc/nowhere", "may write to"),
         ("file:///dev/null/x", "may write to"),
         ("az://container/x", "Account must be specified"),
