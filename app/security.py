@@ -102,6 +102,8 @@ class Gate:
         self._refused.labels(reason).inc()
         if reason == "absent":
             return  # a browser that opens the page: nothing was tried
+        if key:  # the request's own line has it too
+            logs.note({"key": key})
         about = {"reason": reason, "key": key, "address": address_of(request)}
         about["request_id"] = request.scope.get("request_id", "")
         audit.warning("key refused", extra=about)
