@@ -16,6 +16,7 @@ import pytest
 from app.settings import Settings
 from jobs import logs
 from jobs.api_keys import make_key
+from jobs.settings import read_settings
 
 if TYPE_CHECKING:
     from tests.unit.app.conftest import ClientFactory, Keys
@@ -254,3 +255,9 @@ async def test_the_line_of_a_refused_request_has_its_key(
     lines = [json.loads(line) for line in caplog.text.splitlines()]
     told = [line.get("key") for line in lines if line["event"] == "request" and line["status"] == 403]
     assert told == [key.split("_")[1]]
+
+
+def test_keys_that_are_not_utf8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "SAGAN_API_KEYS", "k\udcff")
+    with pytest.raises(SystemExit, match="SAGAN_API_KEYS: it is not UTF-8"):
+        read_settings(Settings)
