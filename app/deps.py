@@ -65,8 +65,8 @@ async def caller_of(request: Request) -> str:
 Caller = Annotated[str, Depends(caller_of)]
 
 
-def counted_as(request: Request, owner: str) -> str:
-    """Who pays for what the request has computed of an owner's job: who asks, and that may be an admin.
+def payer_of(request: Request) -> str:
+    """Who pays for what the request has computed: who asks, and of an owner's job that may be an admin.
 
     The owner that the key has, or without keys the client's address.
     """
@@ -74,10 +74,10 @@ def counted_as(request: Request, owner: str) -> str:
     return address_of(request) if owner == EVERYBODY else owner
 
 
-async def charge(request: Request, owner: str, cost: int = 1) -> None:
-    """Count what the request has computed for `owner`. Raises TooManyRequests."""
+async def charge(request: Request, cost: int = 1) -> None:
+    """Count what the request has computed. Raises TooManyRequests."""
     key = security.key_of(request)
-    limit, payer = state(request).settings.rate_limit, counted_as(request, owner)
+    limit, payer = state(request).settings.rate_limit, payer_of(request)
     if key.rate is not None:
         limit, payer = key.rate, f"key-{key.id}"  # a limit of its own has a count of its own
     if limit is not None:
@@ -87,7 +87,7 @@ async def charge(request: Request, owner: str, cost: int = 1) -> None:
 async def paced(request: Request) -> str:
     """The caller, after a request of one unit is counted for them. Raises TooManyRequests."""
     caller = await caller_of(request)
-    await charge(request, caller)
+    await charge(request)
     return caller
 
 

@@ -257,7 +257,7 @@ class DrawnResponse(Response):
     ) -> None:
         """size: bytes of memory that it uses at most. begin: reads what is drawn; called in the room.
 
-        caller: whose drawing it is, as deps.counted_as names them.
+        caller: whose drawing it is, as deps.payer_of names them.
         """
         super().__init__(media_type=media_type, headers=headers)
         del self.headers["Content-Length"]  # of an empty answer

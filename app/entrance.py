@@ -237,7 +237,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.deadline = self.loop.time() + self._limits.head_timeout
         if problem := self.door.enter(self, self.client[0] if self.client else ""):
-            self._served = _always(problem)
+            self._served = _refusing(problem, close=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.door.leave(self)
@@ -384,18 +384,13 @@ class Connection(HttpToolsProtocol):
         note_refusal(request_id, self.url, problem, self.client[0] if self.client else "")
 
 
-async def _shed(scope: Scope, receive: Receive, send: Send) -> None:
-    """An app that takes nothing on. The connection stays: another one would cost more than the answer."""
-    await refuse(_OVERLOADED, scope, receive, send)
-
-
-_SHED: Final = Access(_shed)
-
-
-def _always(problem: Problem) -> ASGIApp:
-    """An app that answers everything with `problem`, and then closes the connection."""
+def _refusing(problem: Problem, *, close: bool = False) -> ASGIApp:
+    """An app that answers everything with `problem`; close: and then closes the connection."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await refuse(problem, scope, receive, send, close=True)
+        await refuse(problem, scope, receive, send, close=close)
 
     return Access(app)
+
+
+_SHED: Final = _refusing(_OVERLOADED)  # the connection stays: another one would cost more than the answer

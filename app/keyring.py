@@ -23,11 +23,11 @@ from app import env_keys
 from app.errors import RETRY_AFTER, KeysUnread, NoBroker, Unauthorised
 from jobs.api_keys import USUAL, WELL_FORMED, KeyRecord, KeysUnreadable, Scope, owner_name
 from jobs.errors import BrokerUnavailable
-from jobs.key_stores import KeyStore, Reading
+from jobs.key_stores import KeyStore, Reading, file_version
+from jobs.logs import AUDIT
 from jobs.pubsub import cancel
 
 log = logging.getLogger("sagan.app")
-audit = logging.getLogger("sagan.audit")
 
 EVERYBODY: Final = "everybody"  # owner of all jobs where no keys are set
 EVERY: Final = 1.0  # seconds between two readings
@@ -171,18 +171,17 @@ class Keyring:
             if before is record:
                 continue
             if before is None:
-                audit.info("key created", extra={"key": record.id, "owner": record.owner})
+                AUDIT.info("key created", extra={"key": record.id, "owner": record.owner})
             if record.revoked_at and (before is None or not before.revoked_at):
-                audit.info("key revoked", extra={"key": record.id, "owner": record.owner})
+                AUDIT.info("key revoked", extra={"key": record.id, "owner": record.owner})
         for key_id in old.keys() - new.keys():
-            audit.info("key removed", extra={"key": key_id, "owner": old[key_id].owner})
+            AUDIT.info("key removed", extra={"key": key_id, "owner": old[key_id].owner})
 
     def _read_file(self) -> None:
         """The operator's file, where it has changed. The last reading holds where it cannot be read."""
         assert self._file is not None
         try:
-            found = self._file.stat()
-            version = (found.st_ino, found.st_mtime_ns, found.st_size)
+            version = file_version(self._file)
             if version == self._file_version:
                 return
             self._in_file = _written(tuple(env_keys.read_file(self._file)), "file")

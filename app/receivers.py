@@ -80,11 +80,6 @@ class Receiver:
     def url(self) -> str:
         return f"{self.origin}{self.target}"
 
-    @property
-    def shown(self) -> str:
-        """The URL for logs and answers: without its query, which may hold a secret."""
-        return self.url.partition("?")[0]
-
 
 class Receivers:
     """The rules of one service."""

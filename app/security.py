@@ -1,6 +1,5 @@
 """The guards: keys, wrong keys, and the headers of every response."""
 
-import logging
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,8 +20,6 @@ from app.keyring import OPEN, Key, Keyring
 from jobs import logs
 from jobs.api_keys import SCOPES
 from jobs.api_keys import Scope as KeyScope
-
-audit = logging.getLogger("sagan.audit")
 
 KEY: Final = "sagan.key"  # in the scope of a request: the Key of who asks
 
@@ -106,7 +103,7 @@ class Gate:
             logs.note({"key": key})
         about = {"reason": reason, "key": key, "address": address_of(request)}
         about["request_id"] = request.scope.get("request_id", "")
-        audit.warning("key refused", extra=about)
+        logs.AUDIT.warning("key refused", extra=about)
 
 
 class KeyedRoute(APIRoute):

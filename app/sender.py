@@ -226,7 +226,6 @@ def _fields(delivery: Delivery) -> dict[str, object]:
     context = delivery.job.context
     return {
         "job_id": delivery.job.id,
-        "event": delivery.event,
         "webhook_id": delivery.event_id,
         "request_id": context.request_id,
         "key": context.key,

@@ -9,7 +9,7 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import pictures
-from app.deps import charge, counted_as, state
+from app.deps import charge, payer_of, state
 from app.disconnect import while_connected
 from app.errors import (
     RETRY_AFTER,
@@ -125,7 +125,7 @@ async def _is_made(store: JobClient, job: Job, image: int, name: str) -> bool:
 async def ask_for(request: Request, sight: Sight) -> None:
     """Have a worker make the map. Raises MapsFull."""
     here = state(request)
-    caller = counted_as(request, sight.job.owner)
+    caller = payer_of(request)
     await here.store.ask_for_attention(*sight.place, caller, math.ceil(here.settings.attention_timeout))
 
 
@@ -137,7 +137,7 @@ async def see(request: Request, sight: Sight) -> None:
     here, timeout = state(request), state(request).settings.attention_timeout
     if await here.store.has_attention(*sight.place):
         return
-    await charge(request, sight.job.owner)
+    await charge(request)
     try:
         await ask_for(request, sight)
     except MapsFull as full:

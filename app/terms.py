@@ -8,6 +8,7 @@ from fastapi import Request
 from app.deps import state
 from app.errors import Invalid
 from app.orders import LONGEST_LIFE, JobOrder, Order
+from app.security import key_of
 from jobs.job import Context, Quota, Terms, Webhook
 
 # as other services have it: 90, 90s, 1m30s, 1h
@@ -16,14 +17,9 @@ _DURATION: Final = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s?)?",
 
 def terms_of(request: Request, body: Order) -> Terms:
     """Raises Invalid."""
-    scope = request.scope
-    context = Context(
-        request_id=scope.get("request_id", ""),
-        key=getattr(scope.get("sagan.key"), "id", ""),
-        traceparent=scope.get("sagan.traceparent", ""),
-    )
-    images: int | None = getattr(scope.get("sagan.key"), "quota", None)
-    quota = None if images is None else Quota(context.key, images)
+    scope, key = request.scope, key_of(request)
+    context = Context(scope.get("request_id", ""), key.id, scope.get("sagan.traceparent", ""))
+    quota = None if key.quota is None else Quota(key.id, key.quota)
     return Terms(
         context, _expires_in(request, body), _retention(request, body), quota, _webhook(request, body)
     )

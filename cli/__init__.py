@@ -39,6 +39,7 @@ COMMANDS: Final[tuple[tuple[str, Callable[..., None]], ...]] = (
     ("train", measuring.neighbours),
     ("train", measuring.experiment),
     ("train", training.choose),
+    ("train", training.average),
     ("bench", service.bench),
     ("api", operating.doctor),
 )

@@ -10,6 +10,8 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 console = Console()
 
@@ -20,6 +22,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every in
 Checkpoint = Annotated[Path, typer.Argument(help="A .safetensors file written by `sagan train`")]
 Device = Annotated[str, typer.Option(help='"cpu", "cuda" or "cuda:1"; "auto": a GPU if there is one')]
 Seed = Annotated[int, typer.Option(help="Seed of the images", min=0, max=2**63 - 1)]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON, for other programs")]
 
 
 def within_truncation(value: float) -> float:
@@ -95,6 +98,23 @@ def busy_cores(seconds: float = 0.2) -> float:
 
 def tell(line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def table(*columns: str) -> Table:
+    made = Table(*columns, box=None, show_header=any(columns), pad_edge=False)
+    made.columns[0].no_wrap = True  # an id is copied whole
+    return made
+
+
+def add_row(to: Table, *cells: str, style: str = "") -> None:
+    to.add_row(*map(Text, cells), style=style)  # as text: a name may hold what rich takes for markup
+
+
+def show(what: Table, *, stderr: bool = False) -> None:
+    to = Console(stderr=stderr)
+    if not to.is_terminal:
+        to.width = 200  # a pipe has none
+    to.print(what)
 
 
 def warn(doubt: str | None) -> None:

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from cli.common import console, fail, tell
+from cli.common import AsJson, add_row, fail, show, table, tell, warn
 
 if TYPE_CHECKING:
     from jobs.key_stores import KeyStore
@@ -27,7 +25,6 @@ KeysFile = Annotated[
         "--file", help="File that holds the keys; unless told, Redis does", envvar="SAGAN_KEYS_FILE"
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts: JSON on standard output")]
 
 
 def create(
@@ -69,8 +66,8 @@ def create(
     if as_json:
         typer.echo(json.dumps(told | {"key": key}, indent=2))
         return
-    Console(stderr=True).print(_table([told]))
-    Console(stderr=True).print("The key, which cannot be shown again:", highlight=False)
+    show(_table([told]), stderr=True)
+    typer.echo("The key, which cannot be shown again:", err=True)
     typer.echo(key)
 
 
@@ -86,19 +83,14 @@ def list_keys(file: KeysFile = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(told, indent=2))
     elif told:
-        console.print(_table(told))
+        show(_table(told))
     else:
         tell(
             "No key was made yet: the service is open to everybody, unless SAGAN_API_KEYS or another setting"
         )
         tell("closes it. `sagan keys create --owner NAME` makes one, and closes it.")
     for key_id in unreadable:
-        Console(stderr=True).print(
-            f"sagan: warning: the record of key {key_id!a} cannot be read, and the key is refused.",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
-        )
+        warn(f"the record of key {key_id!a} cannot be read, and the key is refused.")
 
 
 def revoke(
@@ -151,16 +143,13 @@ def _with_store(file: Path | None, use: Callable[[KeyStore], Awaitable[T]]) -> T
 
 
 def _table(told: Iterable[dict[str, Any]]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in ("id", "state", "owner", "label", "scopes", "ends (UTC)", "limits"):
-        table.add_column(name, overflow="fold", no_wrap=name in ("id", "state"))
+    shown = table("id", "state", "owner", "label", "scopes", "ends (UTC)", "limits")
     styles = {"expired": "yellow", "revoked": "red"}
     for each in told:
         cells = [*(each[name] for name in ("id", "state", "owner", "label")), " ".join(each["scopes"])]
         cells += ["never" if each["expires_at"] is None else _short(each["expires_at"]), _limits(each)]
-        # as text: a label may hold what rich takes for markup
-        table.add_row(*map(Text, cells), style=styles.get(each["state"], ""))
-    return table
+        add_row(shown, *cells, style=styles.get(each["state"], ""))
+    return shown
 
 
 def _limits(told: Mapping[str, Any]) -> str:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from cli.common import console, fail, tell
+from cli.common import AsJson, add_row, fail, show, table, tell
 
 if TYPE_CHECKING:
     from jobs.job import State
@@ -32,7 +30,6 @@ class In(StrEnum):
     cancelled = "cancelled"
 
 
-Json = Annotated[bool, typer.Option("--json", help="As JSON, for other programs")]
 Caller = Annotated[
     str | None,
     typer.Option(
@@ -69,7 +66,7 @@ def list_jobs(
     caller: Caller = None,
     model: OfModel = None,
     limit: Annotated[int, typer.Option(help="Rows at most", min=1)] = 50,
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """The jobs that wait or run, in the order in which they will run; or those that have ended."""
     with _operator() as operator:
@@ -88,11 +85,11 @@ def list_jobs(
     if not rows:
         tell(f"No job is {' or '.join(states)}{' of these' if caller or model else ''}.")
         return
-    table = _table("job", "state", "place", "age", "images", "class", "model", "caller", "worker")
+    shown = table("job", "state", "place", "age", "images", "class", "model", "caller", "worker")
     for row in rows:
         job = row.job
-        _add(
-            table,
+        add_row(
+            shown,
             job.id,
             job.state,
             "" if row.position is None else str(row.position),
@@ -103,12 +100,12 @@ def list_jobs(
             (job.context.key or row.caller or job.owner)[:12],
             row.worker,
         )
-    _show(table)
+    show(shown)
     if more:
         tell(f"These are the first {limit}; --limit shows more.")
 
 
-def inspect(job_id: Annotated[str, typer.Argument(help="Id of a job")], as_json: Json = False) -> None:
+def inspect(job_id: Annotated[str, typer.Argument(help="Id of a job")], as_json: AsJson = False) -> None:
     """All that is known of a job: where it stands, who asked for it, what became of it."""
     with _operator() as operator:
         row = operator.find(job_id)
@@ -121,12 +118,12 @@ def inspect(job_id: Annotated[str, typer.Argument(help="Id of a job")], as_json:
     if as_json:
         tell(json.dumps(facts, indent=2))
         return
-    table = _table("", "")
+    shown = table("", "")
     for name, value in facts.items():
         if name == "events":
             value = "\n".join(f"{at:%H:%M:%S.%f} {state}, {done} made" for at, state, done in events)
-        _add(table, name, "" if value is None else str(value))
-    _show(table)
+        add_row(shown, name, "" if value is None else str(value))
+    show(shown)
 
 
 def cancel(
@@ -152,7 +149,7 @@ def cancel(
 
 def doctor(
     url: Annotated[str, typer.Argument(help="Where users reach the service")] = "http://127.0.0.1:8000",
-    as_json: Json = False,
+    as_json: AsJson = False,
 ) -> None:
     """Looks at everything that a service needs, and says what to do where something is wrong."""
     from serve.doctor import examine
@@ -160,12 +157,12 @@ def doctor(
     findings = list(examine(url))
     if as_json:
         healthy = all(each.level != "bad" for each in findings)
-        tell(json.dumps({"healthy": healthy, "findings": [each.as_dict() for each in findings]}, indent=2))
+        tell(json.dumps({"healthy": healthy, "findings": [asdict(each) for each in findings]}, indent=2))
     else:
-        table = _table("", "what", "found", "what to do")
+        shown = table("", "what", "found", "what to do")
         for each in findings:
-            _add(table, each.level, each.what, each.found, each.advice, style=STYLES[each.level])
-        _show(table)
+            add_row(shown, each.level, each.what, each.found, each.advice, style=STYLES[each.level])
+        show(shown)
     if any(each.level == "bad" for each in findings):
         raise typer.Exit(1)
 
@@ -216,21 +213,6 @@ def _facts(row: Row) -> dict[str, Any]:
         "request_id": job.context.request_id or None,
         "traceparent": job.context.traceparent or None,
     }
-
-
-def _table(*columns: str) -> Table:
-    table = Table(*columns, box=None, show_header=any(columns))
-    table.columns[0].no_wrap = True  # an id is copied whole
-    return table
-
-
-def _add(table: Table, *cells: str, style: str = "") -> None:
-    # a name may look like markup
-    table.add_row(*(escape(cell) for cell in cells), style=style)
-
-
-def _show(table: Table) -> None:
-    Console(width=None if console.is_terminal else 200).print(table)  # a pipe has no width
 
 
 def _span(seconds: float) -> str:

@@ -193,3 +193,23 @@ def choose(
         run_choice(run, source, features, samples=samples, seed=seed, device=device, console=console)
     except (TrainError, ModelError) as error:
         fail(error)
+
+
+def average(
+    out: Annotated[Path, typer.Argument(help="The mean, a .safetensors file")],
+    snapshots: Annotated[list[Path], typer.Argument(help="Two or more files of RUN/snapshots")],
+    batches: Annotated[
+        int, typer.Option(help="Of 32 images, for the batch-norm statistics of the mean", min=1)
+    ] = 120,
+) -> None:
+    """The mean of a run's last snapshots as one generator: a longer average, often with better images."""
+    wait_passively()
+    from model.errors import ModelError
+    from train.errors import TrainError
+    from train.run.averaging import average as write
+
+    try:
+        write(snapshots, out, batches)
+    except (TrainError, ModelError, OSError) as error:
+        fail(error)
+    tell(f"{out}: the mean of {len(snapshots)} snapshots. `sagan evaluate` tells whether it is better.")

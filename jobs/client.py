@@ -14,14 +14,7 @@ from typing import Any, Final, Self
 from jobs import telling
 from jobs.coalesce import Coalescer
 from jobs.connections import Turns, open_redis
-from jobs.errors import (
-    BrokerUnavailable,
-    ExpiredJob,
-    JobError,
-    OlderWorkers,
-    PurgedJob,
-    UnknownJob,
-)
+from jobs.errors import BrokerUnavailable, ExpiredJob, JobError, OlderWorkers, PurgedJob, UnknownJob
 from jobs.figures import Figures, hold, let_go, read_counts, read_figures
 from jobs.fleet import FleetReader, format_for, newest_format
 from jobs.job import (
@@ -184,7 +177,7 @@ class JobClient:
         if not record or owner not in (None, record[b"owner"].decode()):
             raise UnknownJob(job_id)
         job = read_job(job_id, record)
-        if _expired(job, now) and not expired:
+        if job.has_expired(now) and not expired:
             raise PurgedJob(job_id) if job.purged else ExpiredJob(job_id)
         late = job.deadline is not None and not job.ended and job.deadline <= now
         # workers cancel it within a second, where there are any
@@ -246,7 +239,7 @@ class JobClient:
             read_job(row[0].decode(), record) for row, record in zip(rows, records, strict=True) if record
         ]
         following = str(int(rows[-1][1])) if len(rows) == limit else None
-        return [job for job in known if not _expired(job, now)], following
+        return [job for job in known if not job.has_expired(now)], following
 
     @asks_redis
     async def cancel(self, job_id: str, owner: str) -> Job:
@@ -404,8 +397,3 @@ class JobClient:
         """A small picture of each class, as one sheet (WebP); None: not made yet."""
         _, (sheet,) = await self._commands.ask((("GET", self._keys.previews(model.version)),))
         return sheet or None
-
-
-def _expired(job: Job, now: datetime) -> bool:
-    """now: by Redis' clock, as every time of a job is."""
-    return job.expires_at is not None and job.expires_at <= now

@@ -160,6 +160,10 @@ class Job:
     def ended(self) -> bool:
         return self.state in ENDED
 
+    def has_expired(self, now: datetime) -> bool:
+        """now: by Redis' clock, as every time of a job is."""
+        return self.expires_at is not None and self.expires_at <= now
+
 
 @dataclass(frozen=True)
 class Taken:

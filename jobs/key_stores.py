@@ -120,8 +120,7 @@ class FileKeys:
     def _look(self, known: Reading | None) -> Reading:
         now = datetime.now(UTC)
         try:
-            found = self.path.stat()
-            version = (found.st_ino, found.st_mtime_ns, found.st_size)
+            version = file_version(self.path)
             if known is not None and known.version == version:
                 return replace(known, now=now)
             rows = self._read()
@@ -176,6 +175,12 @@ class FileKeys:
 
     async def close(self) -> None:
         pass
+
+
+def file_version(path: Path) -> object:
+    """Another one: the file may have changed. Raises OSError."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _reading(

@@ -40,6 +40,7 @@ ANSWERS_WITHIN: Final = 10.0  # seconds that a store may take to answer the API
 AT_ONCE: Final = 32  # files that a process reads or writes at once
 TOLD_EVERY: Final = 30.0  # seconds between two lines in the log while a store refuses
 TRIES: Final = 10  # to delete a folder into which a worker writes
+ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")  # the first that is set
 _SAID: Final = re.compile(r"<Code>([^<]{1,100})</Code>\s*<Message>([^<]{1,300})</Message>")
 _TYPES: Final = {".png": "image/png", ".map": "application/octet-stream"}
 
@@ -265,9 +266,6 @@ def _remove(folder: Path) -> None:
         except OSError as error:  # a worker writes into it just now
             if error.errno != errno.ENOTEMPTY or not left:
                 raise
-
-
-ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from pathlib import Path
@@ -48,9 +48,6 @@ class Finding:
     level: Level
     found: str
     advice: str = ""  # what to do; "": nothing
-
-    def as_dict(self) -> dict[str, str]:
-        return asdict(self)
 
 
 def examine(url: str) -> Iterator[Finding]:
@@ -234,7 +231,7 @@ def _results(setting: str, workers: Iterable[WorkerInfo]) -> Iterator[Finding]:
     ours, theirs = read_stores(setting), {worker.results for worker in workers}
     if strange := sorted(theirs - {*ours, REDIS}):
         found = f"workers write to {', '.join(strange)}, and SAGAN_RESULT_STORE here is {setting}"
-        advice = "If the API has the same setting as this shell it cannot read them (503): set it as theirs."
+        advice = "Ask again with the settings of the API. If it lacks these stores, set it as its workers."
         yield Finding("results", "look", found, advice)
     elif theirs - {ours[0]}:
         found = f"SAGAN_RESULT_STORE here is {setting}, and workers write to {', '.join(sorted(theirs))}"
@@ -272,7 +269,7 @@ def _disks() -> Iterator[Finding]:
             continue
         free = shutil.disk_usage(folder).free
         files = len(list(folder.glob("*.safetensors"))) if what == "checkpoints" else None
-        found = f"{folder}: {_size(free)} free" + ("" if files is None else f", {files} models")
+        found = f"{folder}: {_size(free)} free" + ("" if files is None else f", models: {files}")
         if free < SCARCE:
             yield Finding(f"disk of {what}", "bad", found, "Make room: a full disk stops Redis.")
         elif files == 0:

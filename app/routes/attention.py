@@ -10,7 +10,7 @@ from pydantic import Field
 
 from app import map_formats, negotiation, overlay, pictures, rate, sights, views
 from app.colours import Colormap
-from app.deps import Found, Store, charge, counted_as, state
+from app.deps import Found, Store, charge, payer_of, state
 from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Conflict, Invalid, NotFound
@@ -75,7 +75,7 @@ async def draw_attention(
 ) -> Response:
     """The attention figure of an image; the map of one point; or a view of all its queries."""
     points = None if asked.points is None else parse_points(asked.points)
-    caller = counted_as(request, job.owner)
+    caller = payer_of(request)
     state(request).drawings.check(caller)
     layers = await sights.sights_of(store, job, asked)
     sight = layers[0]
@@ -88,7 +88,7 @@ async def draw_attention(
         return negotiation.not_modified(headers)
     count = DEFAULT_POINTS if points is None else len(points)
     pixels = views.pixels_of(asked.view, asked.size, count, len(layers))
-    await charge(request, job.owner, rate.cost_of(pixels))
+    await charge(request, rate.cost_of(pixels))
     for one in layers:
         await sights.see(request, one)
 
@@ -131,7 +131,7 @@ async def read_map(
     if as_json and asked.rounded:
         raise Invalid("rounded=true is for .npy; leave it out to read JSON.")
     gzipped = negotiation.takes_gzip(request)
-    caller = counted_as(request, job.owner)
+    caller = payer_of(request)
     state(request).drawings.check(caller)
     sight, *others = await sights.sights_of(store, job, asked)
     if others:
@@ -143,7 +143,7 @@ async def read_map(
     }
     if negotiation.knows(request, headers["ETag"]):
         return negotiation.not_modified(headers)
-    await charge(request, job.owner)
+    await charge(request)
     await sights.see(request, sight)
     if gzipped:
         headers["Content-Encoding"] = "gzip"

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app import negotiation, painted, pictures, rate, sights, views
 from app.colours import Colormap
-from app.deps import Found, Store, charge, counted_as, state
+from app.deps import Found, Store, charge, payer_of, state
 from app.disconnect import while_connected
 from app.docs import PNG, problems
 from app.drawing import Drawn, DrawnResponse, Place
@@ -65,7 +65,7 @@ async def draw_attention_grid(
     The maps that are not there yet are made, a few at a time. Where that takes too long the answer is 503 and
     says how many there are: they stay, and the next request goes on from there.
     """
-    caller = counted_as(request, job.owner)
+    caller = payer_of(request)
     state(request).drawings.check(caller)
     points = None if asked.points is None else parse_points(asked.points)
     looked = await _sights(request, job, asked)
@@ -77,7 +77,7 @@ async def draw_attention_grid(
     headers = negotiation.png_headers(tag, f"{job.spec.class_name}-{job.spec.seed}-attention-{asked.view}")
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
-    await charge(request, job.owner, rate.cost_of(pictures.grid_size(len(looked), asked.size)))
+    await charge(request, rate.cost_of(pictures.grid_size(len(looked), asked.size)))
     await while_connected(request, _make(request, looked))
 
     async def begin(place: Place) -> Drawn:
@@ -127,7 +127,7 @@ async def _make(request: Request, looked: Sequence[Sight]) -> None:
             try:
                 if paid is not missing[0]:
                     paid = missing[0]
-                    await charge(request, paid.job.owner)
+                    await charge(request)
                 await sights.ask_for(request, missing[0])
             except TooManyRequests as error:
                 raise TooManyRequests(

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import archive, films, formats, negotiation, overlay, pictures, rate, recipes, sights, views
-from app.deps import Found, Store, charge, counted_as, state
+from app.deps import Found, Store, charge, payer_of, state
 from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Conflict, Invalid
@@ -55,7 +55,7 @@ async def read_archive(asked: Annotated[Packed, Query()], request: Request, job:
         raise Invalid(
             "quality is for webp and jpeg: a PNG keeps every pixel. Leave it out, or add format=webp."
         )
-    here, caller = state(request), counted_as(request, job.owner)
+    here, caller = state(request), payer_of(request)
     here.drawings.check(caller)
     pngs = await images_of(job, here.store)
     tag = pictures.etag(*pngs, "zip", job.id, asked.format, asked.quality)
@@ -63,7 +63,7 @@ async def read_archive(asked: Annotated[Packed, Query()], request: Request, job:
     if negotiation.knows(request, tag):
         return negotiation.not_modified(headers)
     side = pictures.resolution(pngs[0])
-    await charge(request, job.owner, rate.cost_of(0 if asked.format == "png" else len(pngs) * side**2))
+    await charge(request, rate.cost_of(0 if asked.format == "png" else len(pngs) * side**2))
     size = pictures.memory_of_grid(side, len(pngs), side)
 
     async def begin(_: Place) -> Drawn:
@@ -100,7 +100,7 @@ async def read_film(
 
     With `attention` each frame shows where one point of the image attends.
     """
-    here, caller = state(request), counted_as(request, job.owner)
+    here, caller = state(request), payer_of(request)
     kind = formats.film_of(request, asked.format, with_mp4=ffmpeg() is not None)
     asked.check(kind)
     here.drawings.check(caller)
@@ -120,7 +120,7 @@ async def read_film(
         return negotiation.not_modified(headers)
     if site is not None:
         await _check_maps(store, job, site)
-    await charge(request, job.owner, rate.cost_of(planned.pixels))
+    await charge(request, rate.cost_of(planned.pixels))
     memory = planned.memory(resolution)
     if site is not None:
         memory += Sight(job, 0, pngs[0], site).memory + views.memory_of("overlay", planned.side, 1)

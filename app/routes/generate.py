@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
 from app import formats, negotiation, rate
 from app.blends import draw_of, heaviest, morph_spec
-from app.deps import ANSWERS_JOB, counted_as, paced, served_model, state
+from app.deps import ANSWERS_JOB, paced, payer_of, served_model, state
 from app.disconnect import while_connected
 from app.docs import problems
 from app.errors import ClientLeft, PriorityTooHigh, QueueIsFull
@@ -179,7 +179,7 @@ async def order(
             fields["ends"] = [(end.classes, end.index) for end in spec.ends], seeds
         asked = json.dumps(fields, sort_keys=True)
     if terms.webhook is not None:
-        await here.webhooks.admit(counted_as(asking.request, asking.caller))
+        await here.webhooks.admit(payer_of(asking.request))
     try:
         job, png = await _create(asking, spec, asked, terms)
     except QueueFull as full:
@@ -224,7 +224,7 @@ def generate_spec(body: GenerateIn, named: OfClasses, model: ModelInfo, priority
 
 async def _create(asking: Asker, spec: JobSpec, asked: str | None, terms: Terms) -> tuple[Job, bytes | None]:
     store, caller, key = state(asking.request).store, asking.caller, asking.key
-    pays = counted_as(asking.request, caller)
+    pays = payer_of(asking.request)
     if not asking.wait:
         job, _ = await store.create(spec, caller, key, asked, pays, terms)
         return job, None

@@ -13,7 +13,7 @@ from fastapi.sse import format_sse_event
 from pydantic import BaseModel, ConfigDict, Field
 
 from app import formats, negotiation, pictures, rate, recipes
-from app.deps import ANSWERS_JOB, Caller, Found, Known, Store, charge, counted_as, state
+from app.deps import ANSWERS_JOB, Caller, Found, Known, Store, charge, payer_of, state
 from app.docs import files, problems
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import Invalid, NotFinished, NotFound, TooLarge, Unsuccessful
@@ -188,7 +188,7 @@ async def read_image(
     check_size(asked.size, here.settings.max_side)
     as_kept = kind == "png" and asked.size is None
     if not as_kept:
-        here.drawings.check(counted_as(request, job.owner))
+        here.drawings.check(payer_of(request))
     png = await image_of(job, index, here.store)
     tag = pictures.etag(png, *(() if as_kept else (asked.size, asked.resample, kind, asked.quality)))
     number = index if len(job.spec.ends) > 1 else job.spec.start + index
@@ -200,7 +200,7 @@ async def read_image(
         return Response(png, media_type="image/png", headers=headers)
     side = asked.size or pictures.resolution(png)
     _check_pixels(kind, side * side, side)
-    await charge(request, job.owner, rate.cost_of(side * side))
+    await charge(request, rate.cost_of(side * side))
     text = text_of(png)
     if text is not None and asked.size is not None:
         text = with_enlargement(text, asked.size, asked.resample)
@@ -212,7 +212,7 @@ async def read_grid(asked: Asked, request: Request, job: Found) -> Response:
     """All images of a finished job side by side, with the job's recipe; `size` is the side of each."""
     here = state(request)
     kind = formats.still_of(request, asked.format, asked.quality)
-    here.drawings.check(counted_as(request, job.owner))
+    here.drawings.check(payer_of(request))
     check_size(asked.size, here.settings.max_side)
     columns = pictures.grid_columns(job.spec.count)
     if asked.size is not None and asked.size * columns > MAX_SHEET:
@@ -227,7 +227,7 @@ async def read_grid(asked: Asked, request: Request, job: Found) -> Response:
     side = asked.size or pictures.resolution(pngs[0])
     pixels = pictures.grid_size(len(pngs), side)
     _check_pixels(kind, pixels, side)
-    await charge(request, job.owner, rate.cost_of(pixels))
+    await charge(request, rate.cost_of(pixels))
     return _drawn(request, job, pngs, asked, kind, _grid_recipe(job, asked), headers)
 
 
@@ -274,7 +274,7 @@ def _drawn(
     async def begin(_: Place) -> Drawn:
         return Drawn(pictures.grid(pngs, asked.size, asked.resample, text, kind, asked.quality))
 
-    here, caller = state(request), counted_as(request, job.owner)
+    here, caller = state(request), payer_of(request)
     return DrawnResponse(
         request, here.drawings, size, caller, begin, headers=headers, media_type=formats.STILLS[kind]
     )
@@ -300,7 +300,7 @@ async def read_events(request: Request, job: Found, store: Store) -> Response:
     # 204 is what stops an EventSource from connecting again
     if job.ended and not await store.events(job.id, last_id):
         return Response(status_code=204)
-    return EventStream(_stream(store, job, last_id), state(request).streams, counted_as(request, job.owner))
+    return EventStream(_stream(store, job, last_id), state(request).streams, payer_of(request))
 
 
 async def _stream(store: JobClient, job: Job, last_id: str) -> AsyncIterator[bytes]:

@@ -17,7 +17,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Request, Response
 
 from app import negotiation, pictures, rate
-from app.deps import Caller, Store, UseSettings, charge, counted_as, paced, served_model, state
+from app.deps import Caller, Store, UseSettings, charge, paced, payer_of, served_model, state
 from app.disconnect import while_connected
 from app.drawing import Drawn, DrawnResponse, Place
 from app.errors import RETRY_AFTER, Unavailable, Unsuccessful
@@ -99,7 +99,7 @@ async def create_images(asking: Asking, body: ImagesIn) -> ImagesOut:
     wanted = await _wanted(asking, body)
     with_bytes = body.response_format == "b64_json"
     if with_bytes and wanted.drawn:
-        here.drawings.check(counted_as(request, asking.caller))
+        here.drawings.check(payer_of(request))
     async with _ordered(asking, body, wanted) as jobs:
         seconds = here.settings.max_wait if asking.wait is None else asking.wait
         ended = await while_connected(request, _ended(here.store, asking.caller, jobs, seconds))
@@ -166,7 +166,7 @@ async def _ordered(asking: Asker, body: ImagesIn, wanted: _Wanted) -> AsyncItera
     try:
         classes = Counter(wanted.classes)
         if len(classes) > 1:  # one unit was counted before the body was read
-            await charge(asking.request, asking.caller, len(classes) - 1)
+            await charge(asking.request, len(classes) - 1)
         for class_id, count in classes.items():
             named = GenerateAnyIn(
                 class_id=class_id,
@@ -250,7 +250,7 @@ async def _with_bytes(
     if not wanted.drawn:
         return Response(b"".join(pieces()), media_type="application/json")
     pixels = wanted.side**2
-    await charge(asking.request, asking.caller, rate.cost_of(len(pngs) * pixels))
+    await charge(asking.request, rate.cost_of(len(pngs) * pixels))
 
     async def begin(_: Place) -> Drawn:
         return Drawn(pieces())
@@ -258,7 +258,7 @@ async def _with_bytes(
     memory = pictures.memory_of_grid(wanted.model.resolution, len(pngs), wanted.model.resolution)
     # and one file at a time, of three bytes a pixel at most: in its parts, whole, in base64 and in JSON
     memory += pictures.memory_of_grid(wanted.model.resolution, 1, wanted.side, wanted.format) + 24 * pixels
-    drawings, caller = state(asking.request).drawings, counted_as(asking.request, asking.caller)
+    drawings, caller = state(asking.request).drawings, payer_of(asking.request)
     return DrawnResponse(
         asking.request, drawings, memory, caller, begin, headers={}, media_type="application/json"
     )

@@ -111,7 +111,8 @@ def service(tmp_path_factory: pytest.TempPathFactory, networks: Path) -> Iterato
     """One service for all tests that leave it alive."""
     folder = tmp_path_factory.mktemp("service")
     shutil.copytree(networks, folder / "checkpoints")
-    service = Service(folder)
+    # a worker that a test stops for a while is not taken for a dead one, however slow the machine
+    service = Service(folder, SAGAN_WORKER_TTL="120")
     service.start_worker()
     service.ready()
     yield service

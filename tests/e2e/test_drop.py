@@ -52,7 +52,7 @@ def choose(page: Page, content: bytes, name: str = "picture.png", kind: str = "i
 
 def shown(visitor: Visit) -> bytes:
     visitor.page.locator("#inspector[open]").wait_for()
-    visitor.page.wait_for_function("document.querySelector('#picture').naturalWidth > 0")
+    visitor.page.wait_for_function("() => document.querySelector('#picture').naturalWidth > 0")
     return visitor.page.request.get(visitor.page.locator("#picture").get_attribute("src") or "").body()
 
 

@@ -115,7 +115,7 @@ def test_a_sheet_is_cancelled_with_all_its_jobs(visit: Visitor, service: Service
     try:
         page.get_by_role("button", name="Make sheet").click()
         expect(page.locator("#grid-sheet .tile")).to_have_count(24)
-        page.wait_for_function("document.querySelectorAll('#jobs .job').length >= 4")
+        page.wait_for_function("() => document.querySelectorAll('#jobs .job').length >= 4")
         page.locator("#grid-cancel").click()
         expect(page.locator("#grid-cancel")).to_be_hidden()
     finally:

@@ -112,7 +112,8 @@ async def test_a_body_that_is_not_valid(client: httpx.AsyncClient, body: bytes, 
         (
             "/generate/3",
             b'{"size": 64}',
-            "There are class_id, class_weights, truncation, model, listed, priority, count, seed, start.",
+            "There are class_id, class_weights, truncation, model, listed, priority, expires_in, retention, "
+            "webhook, webhook_events, count, seed, start.",
         ),
         ("/generate/3", b'{"class_id": 3}', "The class stands in the path here."),
         ("/generate/3", b"seed=3", 'Send it like {"count": 4, "seed": 42, "truncation": 0.8}.'),

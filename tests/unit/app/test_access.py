@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.access import Access, id_of
-from app.entrance import _SHED, _always
+from app.entrance import _SHED, _refusing
 from app.errors import BadRequest
 from jobs import tracing
 
@@ -117,7 +117,7 @@ async def test_what_our_own_middleware_breaks_is_answered_with_an_id_too(
 
 
 async def test_refusals_at_the_entrance_have_the_id_and_a_line(caplog: pytest.LogCaptureFixture) -> None:
-    for app, status in ((_SHED, 503), (_always(BadRequest("no")), 400)):
+    for app, status in ((_SHED, 503), (_refusing(BadRequest("no"), close=True), 400)):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://sagan.test") as client:
             with caplog.at_level("INFO", "sagan.access"):

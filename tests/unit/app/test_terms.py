@@ -7,13 +7,15 @@ import pytest
 from fastapi import Request
 
 from app.errors import Invalid
+from app.keyring import OPEN
 from app.orders import GenerateIn
+from app.security import KEY
 from app.terms import terms_of
 
 
-def request(after: str | None, **scope: object) -> Request:
+def request(after: str | None) -> Request:
     headers = [] if after is None else [(b"cancel-after", after.encode())]
-    return Request({"type": "http", "headers": headers, **scope})
+    return Request({"type": "http", "headers": headers, KEY: OPEN})
 
 
 @pytest.mark.parametrize(
@@ -27,10 +29,7 @@ def test_a_header_says_after_what_time_a_job_is_cancelled(written: str, seconds:
 @pytest.mark.parametrize("written", ["", "0", "-1", "s", "1.5", "1d", "5s1m", "99999999h", "٣s", "604801"])
 def test_any_other_header_is_refused_with_the_forms_that_are_taken(written: str) -> None:
     with pytest.raises(Invalid, match="Cancel-After must be 1 to 604800 seconds, written as 90"):
-        terms_of(
-            Request({"type": "http", "headers": [(b"cancel-after", written.encode("utf-8"))]}),
-            GenerateIn.model_validate({}),
-        )
+        terms_of(request(written), GenerateIn.model_validate({}))
 
 
 def test_one_way_to_say_it_is_enough() -> None:
