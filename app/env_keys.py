@@ -47,6 +47,8 @@ def read_keys(value: object) -> object:
         return value
     if given and not value:  # "$ONE,$TWO" with neither set must not open the service
         raise ValueError("there is no key between its commas; leave it empty to be open to everybody")
+    if isinstance(given, str) and re.search("[\ud800-\udfff]", given):  # so Python has bytes of no UTF-8
+        raise ValueError("it is not UTF-8")
     keys = [ApiKey.read(entry) if isinstance(entry, str) else entry for entry in value]
     ceilings: dict[str, int | None] = {}
     for key in keys:

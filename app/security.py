@@ -99,6 +99,8 @@ class Gate:
         self._refused.labels(reason).inc()
         if reason == "absent":
             return  # a browser that opens the page: nothing was tried
+        if key:  # the request's own line has it too
+            logs.note({"key": key})
         about = {"reason": reason, "key": key, "address": address_of(request)}
         about["request_id"] = request.scope.get("request_id", "")
         logs.AUDIT.warning("key refused", extra=about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 from datetime import timedelta
@@ -13,7 +14,9 @@ import httpx
 import pytest
 
 from app.settings import Settings
+from jobs import logs
 from jobs.api_keys import make_key
+from jobs.settings import read_settings
 
 if TYPE_CHECKING:
     from tests.unit.app.conftest import ClientFactory, Keys
@@ -238,3 +241,23 @@ def test_a_file_of_keys_that_is_none_ends_the_start(tmp_path: Path, content: byt
     with pytest.raises(ValueError, match="cannot be read: No such file"):
         Settings(api_keys_file=tmp_path / "nowhere")
     assert Settings(api_keys_file="").api_keys_file is None  # type: ignore[arg-type]
+
+
+async def test_the_line_of_a_refused_request_has_its_key(
+    serve: ClientFactory, keys: Keys, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(caplog.handler, "formatter", logs._Json("api"))
+    caplog.set_level(logging.INFO)
+    async with serve() as client:
+        key = await made(keys, "bob")
+        await ring(client).look()
+        await asked(client, key, "/metrics")
+    lines = [json.loads(line) for line in caplog.text.splitlines()]
+    told = [line.get("key") for line in lines if line["event"] == "request" and line["status"] == 403]
+    assert told == [key.split("_")[1]]
+
+
+def test_keys_that_are_not_utf8_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(os.environ, "SAGAN_API_KEYS", "k\udcff")
+    with pytest.raises(SystemExit, match="SAGAN_API_KEYS: it is not UTF-8"):
+        read_settings(Settings)
