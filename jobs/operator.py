@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -66,7 +67,10 @@ class Operator:
     def _ids(self) -> Iterator[str]:
         """Every job that Redis remembers."""
         stem = self._keys.job("")
-        for key in self.redis.scan_iter(match=f"{stem}*", count=1000):
+        pattern = re.sub(
+            r"([*?\[\]\\])", r"\\\1", stem
+        )  # a namespace may have what a pattern takes for its own
+        for key in self.redis.scan_iter(match=f"{pattern}*", count=1000):
             yield key.decode().removeprefix(stem)
 
     def _read(self, ids: Iterator[str] | list[str], states: Collection[State]) -> Iterator[Row]:
