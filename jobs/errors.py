@@ -53,7 +53,7 @@ class PurgedJob(ExpiredJob):
     def __init__(self, job_id: str) -> None:
         super().__init__(job_id)
         self.args = (
-            f"The images of job {job_id!r} were purged: somebody asked for that. The same spec makes the same "
+            f"The images of job {job_id!r} were purged, as somebody asked. The same spec makes the same "
             "images again.",
         )
 

@@ -67,9 +67,8 @@ class Operator:
     def _ids(self) -> Iterator[str]:
         """Every job that Redis remembers."""
         stem = self._keys.job("")
-        pattern = re.sub(
-            r"([*?\[\]\\])", r"\\\1", stem
-        )  # a namespace may have what a pattern takes for its own
+        # a namespace may have what a pattern takes for its own
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", stem)
         for key in self.redis.scan_iter(match=f"{pattern}*", count=1000):
             yield key.decode().removeprefix(stem)
 
