@@ -152,6 +152,8 @@ export class Prefill {
     this.drop();
     const turn = (this.turn = new AbortController());
     this.wanted = wanted;
+    // whoever ordered them has drawn those that are there
+    turn.told = new Set([...wanted.keys()].filter((k) => wanted[k].made !== undefined));
     const named = { model: model.name, ends: ends.map(asked), ...body, listed: false };
     const options = { method: "POST", headers: JSON_BODY, body: JSON.stringify(named) };
     try {
@@ -194,7 +196,10 @@ export class Prefill {
 
   async fetchAll(signal) {
     for (let k = 0; k < this.wanted.length && !signal.aborted; k++) {
-      if (this.wanted[k].made !== undefined) continue;
+      if (this.wanted[k].made !== undefined) {
+        this.tell(k); // it may have been fetched elsewhere meanwhile, as the thumbnail of an end
+        continue;
+      }
       if (k >= this.job.done && !ended(this.job)) return;
       try {
         await this.fetch(k, signal);
@@ -209,6 +214,13 @@ export class Prefill {
   async fetch(k, signal) {
     const response = await ask(this.job.links.images[k], { signal });
     this.wanted[k].keep(await createImageBitmap(await response.blob()), this.job.links.self, k);
-    if (!signal.aborted) this.came(k);
+    if (!signal.aborted) this.tell(k);
+  }
+
+  /** That picture `k` has come, once. */
+  tell(k) {
+    if (this.turn.told.has(k)) return;
+    this.turn.told.add(k);
+    this.came(k);
   }
 }

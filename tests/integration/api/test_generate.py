@@ -27,6 +27,7 @@ async def test_a_job_has_the_shape_that_clients_rely_on(client: httpx.AsyncClien
     assert reply.headers["location"] == job["links"]["self"] == f"/jobs/{job['id']}"
     assert job.keys() == {
         *("id", "state", "position", "created_at", "started_at", "finished_at", "expires_at", "error"),
+        "deadline",
         *("done", "spec", "links"),
     }
     assert job["spec"] == {
