@@ -100,6 +100,7 @@ class _Receiver(BaseHTTPRequestHandler):
 def _key(service: Service) -> str:
     """A new key of the service."""
     command = [sys.executable, "-m", "cli", "keys", "create", "--owner", KEY_NAME, "--json"]
+    command += ["--scopes", "generate,read,metrics"]
     env = {**os.environ, "SAGAN_REDIS_URL": service.redis.url}
     told = subprocess.run(command, env=env, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     return str(json.loads(told)["key"])
