@@ -281,7 +281,10 @@ def version_of(model_hash: str, precision: str) -> str:
 
 def new_job_id() -> str:
     """A random id that nobody can guess."""
-    return secrets.token_urlsafe(16)  # 128 bits: without API keys, whoever knows an id may read the job
+    # 128 bits: without API keys, whoever knows an id may read the job
+    while (job_id := secrets.token_urlsafe(16)).startswith("-"):
+        pass  # a command would take it for an option
+    return job_id
 
 
 def as_state(text: str) -> State:
