@@ -103,4 +103,7 @@ def answers() -> dict[str, Any]:
             next_try=_AT + timedelta(seconds=5),
         ),
     ]
-    return {type(one).__name__: one.model_dump(mode="json", exclude_none=one is found[8]) for one in found}
+    return {
+        type(one).__name__: one.model_dump(mode="json", exclude_none=isinstance(one, ImagesOut))
+        for one in found
+    }

@@ -3,8 +3,8 @@
 import asyncio
 import gc
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -74,10 +74,43 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
         closed=settings.require_keys or settings.keys_file is not None,
         resting=resting,
     )
-    exposition = Exposition(metrics)
+    app = FastAPI(
+        title="Sagan",
+        version=build_version(),
+        description="Images of a class, on demand, and what the network attended to while it made them.",
+        lifespan=_lifespan(settings, key_store, metrics, keyring),
+        openapi_url=None,  # app.docs has both: FastAPI's page loads from a CDN, and its document knows no /v1
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.settings = settings
+    app.state.metrics = metrics
+    app.state.gate = Gate(keyring, WrongKeys(settings.wrong_keys), metrics.registry)
+    app.state.exposition = Exposition(metrics)
+    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller, metrics.streams)
+    app.state.pace = Pace()
+    handle_errors(app)
+    for resource in (generate, jobs, exports, attention, attention_grid, models, openai, webhooks, health):
+        # not include_router: FastAPI goes through an included router twice at every request
+        app.router.routes.extend(resource.router.routes)
+    app.router.routes.extend(health.keyed.routes)
+    describe(app, has_keys=lambda: keyring.closed)
+    _show_page(app)
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
+            route.methods.add("HEAD")  # as Starlette's own routes have it
+    _guard(app, settings, keyring)
+    return app
+
+
+def _lifespan(
+    settings: Settings, key_store: KeyStore | None, metrics: Metrics, keyring: Keyring
+) -> Callable[[FastAPI], AbstractAsyncContextManager[dict[str, object]]]:
+    """What runs beside the requests: it starts with the server and ends with it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, object]]:
+        exposition: Exposition = app.state.exposition
         store = app.state.store = JobClient.open(settings, metrics.waiting)
         drawings = app.state.drawings = Drawings(
             memory=settings.drawing_memory or min(container.memory() // 4, 2**30),
@@ -116,33 +149,7 @@ def create_app(settings: Settings | None = None, key_store: KeyStore | None = No
             await store.close()
             await asyncio.to_thread(tracing.stop)
 
-    app = FastAPI(
-        title="Sagan",
-        version=build_version(),
-        description="Images of a class, on demand, and what the network attended to while it made them.",
-        lifespan=lifespan,
-        openapi_url=None,  # app.docs has both: FastAPI's page loads from a CDN, and its document knows no /v1
-        docs_url=None,
-        redoc_url=None,
-    )
-    app.state.settings = settings
-    app.state.metrics = metrics
-    app.state.gate = Gate(keyring, WrongKeys(settings.wrong_keys), metrics.registry)
-    app.state.exposition = exposition
-    app.state.streams = Streams(settings.max_streams, settings.max_streams_per_caller, metrics.streams)
-    app.state.pace = Pace()
-    handle_errors(app)
-    for resource in (generate, jobs, exports, attention, attention_grid, models, openai, webhooks, health):
-        # not include_router: FastAPI goes through an included router twice at every request
-        app.router.routes.extend(resource.router.routes)
-    app.router.routes.extend(health.keyed.routes)
-    describe(app, has_keys=lambda: keyring.closed)
-    _show_page(app)
-    for route in app.routes:
-        if isinstance(route, APIRoute) and route.methods and "GET" in route.methods:
-            route.methods.add("HEAD")  # as Starlette's own routes have it
-    _guard(app, settings, keyring)
-    return app
+    return lifespan
 
 
 def _keys(settings: Settings) -> KeyStore:
