@@ -32,9 +32,9 @@ check: $(VENV)/.test  ## lint, format and types
 
 # one on PATH, else Playwright's own, else Debian's
 browser: $(VENV)/.test  ## install a browser for the tests of the page, where there is none
-	@command -v chromium chromium-browser google-chrome >/dev/null \
+	@command -v chromium-headless-shell chromium chromium-browser google-chrome >/dev/null \
 	|| $(BIN)/python -m playwright install chromium \
-	|| { apt-get update -qq && apt-get install -y -qq chromium; } \
+	|| { apt-get update -qq && apt-get install -y -qq chromium-headless-shell; } \
 	|| echo "No browser could be installed: the tests of the page will be skipped (in CI they fail)."
 
 clean:  ## remove the environment and what builds leave

@@ -11,7 +11,7 @@ from app.orders import EndIn, GenerateAnyIn, ImagesIn, MorphIn, Order
 # what an answer quotes of a request: a caller who sends much nonsense gets little of it back
 FINDINGS: Final = 8
 LONGEST_NAME: Final = 80  # characters, as below
-LONGEST_MESSAGE: Final = 200
+LONGEST_MESSAGE: Final = 400  # as long as the names of all fields
 # function of a route -> what its body is, where not GenerateAnyIn
 _ORDERS: Final[Mapping[str, type[Order]]] = {"morph": MorphIn, "create_images": ImagesIn}
 

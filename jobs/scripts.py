@@ -289,6 +289,7 @@ class Scripts:
             self._keys.attention_claim(job.id, image, layer),
             message_list(self._settings.namespace, queue, 0),
             self._keys.attention_asked,
+            self._keys.attention(job.id, image, layer),
         )
         share = max(1, most // 2)
         args = (attention_message(job.id, image, layer, queue), seconds, most, share, caller)

@@ -34,7 +34,7 @@ def options(root_path: str | None = None) -> dict[str, Any]:
         os.environ["SAGAN_ROOT_PATH"] = root_path  # the app reads its settings there
     _raise_file_limit()
     return {
-        "app": "app.main:create_app",
+        "app": "app.main:create_app_of_process",
         "factory": True,
         "http": "app.entrance:Connection",
         "ws": "none",

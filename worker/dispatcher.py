@@ -188,7 +188,10 @@ class Dispatcher:
 
     def _attend(self, job_id: str, image: int, layer: str) -> None:
         job = self._store.job(job_id)
-        if job is None or not self._store.wants_attention(job_id, image, layer):
+        if not self._store.wants_attention(job_id, image, layer):
+            return
+        if job is None:
+            self._store.save_attention(job_id, image, layer, "Its job is gone.")
             return
         if job.spec.version not in self._engines():
             self._store.pass_on_map(job, image, layer, self._store.workers())

@@ -1,8 +1,10 @@
--- Queue an attention map, unless it is waited for already, or too many are. A claim lives as long as somebody
--- may wait for its map, and ends with the map; `asked` remembers whose the claims are.
--- KEYS: claim, list, asked (a hash: claim -> caller)
+-- Queue an attention map, unless it is there or waited for already, or too many are. A claim lives as long as
+-- somebody may wait for its map, and ends with the map; `asked` remembers whose the claims are.
+-- KEYS: claim, list, asked (a hash: claim -> caller), map
 -- ARGV: message, seconds that a claim lives, maps at most, of one caller at most, caller
 -- Returns {'queued' or 'known', 0}, or 'full' or 'share' and the number of maps that wait
+-- it may have come since the caller looked: nobody would end a claim of it
+if redis.call('EXISTS', KEYS[4]) == 1 then return {'known', 0} end
 if redis.call('EXPIRE', KEYS[1], ARGV[2]) == 1 then return {'known', 0} end  -- this one waits longer
 local most, share = tonumber(ARGV[3]), tonumber(ARGV[4])
 local all, own = 0, 0

@@ -3,9 +3,10 @@
 --   result_ttl, the object store that has the map (or ''), its name there
 -- Returns 1; 0 if the job is unknown or was purged: then nothing is kept.
 local id, place = ARGV[2], ARGV[3] .. ':' .. ARGV[4]
+local key = prefix .. 'attention:' .. id .. ':' .. place
+redis.call('DEL', prefix .. 'attention-claim:' .. id .. ':' .. place)
 local record = redis.call('HMGET', job(id), 'state', 'expires_at', 'retention', 'purged')
 if not record[1] or record[4] then return 0 end
-local key, asked = prefix .. 'attention:' .. id .. ':' .. place, prefix .. 'attention-claim:' .. id .. ':' .. place
 if ARGV[6] ~= '' then
   redis.call('SET', key, ARGV[5], 'EX', ARGV[6])
 else
@@ -15,7 +16,6 @@ else
   redis.call('EXPIREAT', maps(id), expires)
   if ARGV[8] ~= '' then redis.call('ZADD', expiring, expires, ARGV[9] .. ' ' .. ARGV[8]) end
 end
-redis.call('DEL', asked)
 local name = id .. '/' .. ARGV[3] .. '/' .. ARGV[4]
 local nodes = redis.call('SMEMBERS', watchers(name))
 redis.call('DEL', watchers(name))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ import pytest
 from playwright.sync_api import APIResponse, Browser, ConsoleMessage, Page, Request, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
-from forked import WorkerProcess
+from forked import Python, WorkerProcess
 from networks import random_checkpoint
 from serve.private_redis import PrivateRedis, free_port
 
@@ -46,18 +44,15 @@ class Service:
             "SAGAN_CHECKPOINTS": str(folder / "checkpoints"),
             **env,
         }
-        self.apis: list[subprocess.Popen[bytes]] = []
+        self.apis: list[Python] = []
         self.worker: WorkerProcess | None = None
         self.url = self.start_api()
 
     def start_api(self, **env: str) -> str:
         """An API over this Redis, perhaps one more; returns its address."""
         port = free_port()
-        command = [sys.executable, "-m", "cli", "api", "--port", str(port)]
-        with (self.folder / f"api-{port}.log").open("wb") as log:
-            self.apis.append(
-                subprocess.Popen(command, env={**os.environ, **self.env, **env}, stdout=log, stderr=log)
-            )
+        log = self.folder / f"api-{port}.log"
+        self.apis.append(Python(["-m", "cli", "api", "--port", port], {**self.env, **env}, log))
         url = f"http://127.0.0.1:{port}/"
         self._wait(f"{url}health/live")
         return url
@@ -86,7 +81,7 @@ class Service:
 
     def close(self) -> None:
         for api in self.apis:
-            api.terminate()
+            api.send(signal.SIGTERM)
         if self.worker is not None:
             self.worker.close()
         for api in self.apis:
@@ -132,7 +127,8 @@ def lonely(tmp_path: Path, networks: Path) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A Chromium: the one on PATH, else Playwright's own."""
-    names = ("chromium", "chromium-browser", "google-chrome")
+    # the shell draws the same with half the work
+    names = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     with sync_playwright() as playwright:
         try:

@@ -32,6 +32,22 @@ async def ask(service: Service, job: Job, images: range, caller: str, seconds: i
         await service.store.ask_for_attention(job, image, LAYER, caller, seconds)
 
 
+def claims(service: Service) -> list[bytes]:
+    """Maps for which somebody waits."""
+    with Redis.from_url(service.settings.redis_url) as redis:
+        found: list[bytes] = redis.keys(f"{service.settings.namespace}:attention-claim:*")
+    return found
+
+
+async def one_image(service: Service) -> Job:
+    """A job that is done, and no worker any more."""
+    worker = service.start_worker()
+    await service.ready()
+    [job] = await service.finished([await service.generate()])
+    worker.stop()
+    return job
+
+
 async def test_maps_that_wait_have_a_bound_and_a_caller_half_of_it(service: Service) -> None:
     job = await service.generate(count=64)
     await ask(service, job, range(10), "one")
@@ -53,6 +69,35 @@ async def test_a_map_that_is_made_makes_room(service: Service) -> None:
             assert await service.store.attention_made(job, image, LAYER, 20)
 
 
+async def test_a_map_that_came_since_somebody_looked_is_not_waited_for(service: Service) -> None:
+    service.start_worker()
+    await service.ready()
+    [job] = await service.finished([await service.generate(count=2)])
+    await ask(service, job, range(1), "one")
+    assert await service.store.attention_made(job, 0, LAYER, 20)
+    await ask(service, job, range(1), "one")
+    assert claims(service) == []
+
+
+@pytest.mark.parametrize("how", ["purged", "gone"])
+async def test_a_map_whose_job_is_gone_takes_no_room(service: Service, how: str) -> None:
+    job = await one_image(service)
+    await ask(service, job, range(1), "one")
+    if how == "purged":
+        await service.store.purge(job.id, service.owner)
+    else:
+        with Redis.from_url(service.settings.redis_url) as redis:
+            redis.delete(f"{service.settings.namespace}:job:{job.id}")
+    assert len(claims(service)) == 1
+    service.start_worker()
+
+    async def none_is_claimed() -> bool:
+        return not claims(service)
+
+    await service.until(none_is_claimed, seconds=20)
+    assert not await service.store.has_attention(job, 0, LAYER)
+
+
 async def test_a_map_for_which_nobody_waits_any_more_is_not_made(service: Service) -> None:
     worker = service.start_worker()
     await service.ready()
@@ -61,8 +106,7 @@ async def test_a_map_for_which_nobody_waits_any_more_is_not_made(service: Servic
     await ask(service, job, range(3), "one", seconds=1)
 
     async def none_is_claimed() -> bool:
-        with Redis.from_url(service.settings.redis_url) as redis:
-            return not redis.keys(f"{service.settings.namespace}:attention-claim:*")
+        return not claims(service)
 
     await service.until(none_is_claimed)
     service.start_worker()

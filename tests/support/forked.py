@@ -1,4 +1,4 @@
-"""Python as forks of one process that has loaded torch and Celery: loading takes seconds, a fork none."""
+"""Python as forks of one process that has loaded torch, Celery and the API: a fork need not load them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,28 @@ from time import monotonic
 from serve.private_redis import die_with_parent, free_port
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["worker.main", "train.commands"])
+_context.set_forkserver_preload(
+    ["worker.main", "train.commands", "app.main", "serve.api", "app.entrance", "uvicorn"]
+)
 
 
 class Python:
     """`python ARGUMENTS` in a process of its own; its output goes to `log`."""
 
     def __init__(self, arguments: Sequence[object], env: Mapping[str, str], log: Path) -> None:
-        """arguments: "-m" and a module, or a script, and its arguments. env: beside that of the tests."""
+        """arguments: "-m" and a module, "-c" and statements, or a script, then its arguments.
+
+        env: beside that of the tests.
+        """
         self._log = log
         words = [str(argument) for argument in arguments]
         self._process = _context.Process(target=_live, args=(words, {**os.environ, **env}, log))
         self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def output(self) -> str:
@@ -36,8 +46,7 @@ class Python:
         return self._process.exitcode
 
     def send(self, how: signal.Signals) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, how)
+        os.kill(self.pid, how)
 
     def kill(self) -> None:
         """kill -9."""
@@ -105,6 +114,8 @@ def _live(arguments: list[str], env: dict[str, str], log: Path) -> None:
     os.setsid()  # Ctrl-C is for the tests
     if die := die_with_parent(signal.SIGKILL):  # the parent ends with the tests, however they end
         die()
+    os.dup2(sys.stdin.fileno(), 0)  # multiprocessing opens /dev/null under another number
+    sys.stdin = os.fdopen(0, closefd=False)
     with log.open("wb") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
@@ -113,6 +124,9 @@ def _live(arguments: list[str], env: dict[str, str], log: Path) -> None:
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.argv = ["-c", *arguments[2:]]
+        exec(arguments[1], {"__name__": "__main__"})
     else:
         sys.argv = arguments
         runpy.run_path(arguments[0], run_name="__main__")

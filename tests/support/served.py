@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
-import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
 from app.settings import Settings
+from forked import Python
 from jobs.job import ModelInfo, WorkerInfo
 from jobs.worker_store import WorkerStore
-from serve.private_redis import die_with_parent, free_port
+from serve.private_redis import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,14 +32,15 @@ def beat(redis_url: str, namespace: str) -> None:
     store.close()
 
 
-def until_it_listens(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def until_it_listens(port: int, process: Python | subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 60
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), 5).close()
             return
         except OSError:
-            assert process.poll() is None, log.read_text()
+            ended = process.returncode if isinstance(process, Python) else process.poll()
+            assert ended is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
 
@@ -62,25 +60,17 @@ class Api:
         """files: the files that it may open. before: statements that it runs first."""
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._log = folder / f"api-{self.port}.log"
-        env = {name: value for name, value in os.environ.items() if not name.startswith("SAGAN_")}
-        env |= {f"SAGAN_{name.upper()}": str(value) for name, value in settings.items()}
-        env |= {"SAGAN_REDIS_URL": redis_url, "SAGAN_WORKER_TTL": "600", "PYTHONPATH": str(ROOT)}
-        env["PORT"] = str(self.port)
-        with self._log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", f"{before}\nfrom cli import app\napp()", "api", *words],
-                env=env,
-                stdout=log,
-                stderr=log,
-                cwd=ROOT,
-                preexec_fn=_start(files),
-            )
-        until_it_listens(self.port, self.process, self._log)
+        env = {f"SAGAN_{name.upper()}": str(value) for name, value in settings.items()}
+        env |= {"SAGAN_REDIS_URL": redis_url, "SAGAN_WORKER_TTL": "600", "PORT": str(self.port)}
+        if files is not None:
+            before += f"\nimport resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))"
+        log = folder / f"api-{self.port}.log"
+        self.process = Python(["-c", f"{before}\nfrom cli import app\napp()", "api", *words], env, log)
+        until_it_listens(self.port, self.process, log)
 
     @property
     def output(self) -> str:
-        return self._log.read_text()
+        return self.process.output
 
     @property
     def memory(self) -> int:
@@ -110,22 +100,8 @@ class Api:
             return found
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(20)
-            finally:
-                self.process.kill()
-                self.process.wait()
-
-
-def _start(files: int | None) -> Callable[[], None]:
-    die = die_with_parent(signal.SIGKILL)
-
-    def start() -> None:
-        if die:
-            die()
-        if files is not None:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-
-    return start
+        try:
+            if self.process.returncode is None:
+                self.process.stop()
+        finally:
+            self.process.close()

@@ -152,7 +152,8 @@ async def test_a_grid_needs_no_more_room_among_the_maps_than_there_is(
 ) -> None:
     link = await job_of(client, 7, seed=78)
     async with serve(max_queued_maps=2) as narrow:  # one map of a caller may wait
-        assert (await narrow.get(f"{link}/grid", params={"size": 64})).status_code == 200
+        reply = await narrow.get(f"{link}/grid", params={"size": 64})
+    assert reply.status_code == 200, reply.text
 
 
 async def test_each_map_of_a_grid_that_has_to_be_made_counts(serve: ClientFactory, worker: object) -> None:

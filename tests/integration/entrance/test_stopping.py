@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +14,9 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 
+from forked import Python
 from serve.private_redis import free_port
-from served import ROOT, until_it_listens
+from served import until_it_listens
 
 if TYPE_CHECKING:
     from tests.integration.entrance.conftest import Start
@@ -73,7 +72,7 @@ def test_sagan_api_tells_who_waits(start: Start, redis_url: str, how: signal.Sig
     stream = Waiter(api.port, "GET", str(api.job()["links"]["events"]))  # type: ignore[index]
     time.sleep(0.3)  # it has begun, or is told like a newcomer
     began = time.monotonic()
-    api.process.send_signal(how)
+    api.process.send(how)
     assert_told(clients, redis_url)
     assert api.process.wait(20) in (0, -how)
     assert time.monotonic() - began < 4  # not the grace that open streams once took
@@ -85,7 +84,7 @@ def test_sagan_api_tells_who_waits(start: Start, redis_url: str, how: signal.Sig
 def test_every_process_of_several_tells_who_waits(start: Start, redis_url: str) -> None:
     api = start("--workers", "2")
     clients = waiters(redis_url, api.port, 20)
-    api.process.send_signal(signal.SIGTERM)
+    api.process.send(signal.SIGTERM)
     assert_told(clients, redis_url)
 
 
@@ -93,18 +92,16 @@ def test_sagan_serve_tells_who_waits(tmp_path: Path, redis_url: str) -> None:
     port = free_port()
     sleeper = "import sys; from serve.supervisor import run; sys.exit(run(port={}, worker_command={}))"
     command = sleeper.format(port, [sys.executable, "-c", "import time; time.sleep(600)"])
-    env = {**os.environ, "SAGAN_REDIS_URL": redis_url, "SAGAN_WORKER_TTL": "600"}
-    with (tmp_path / "log").open("wb") as log:
-        serving = subprocess.Popen([sys.executable, "-c", command], env=env, cwd=ROOT, stdout=log, stderr=log)
+    env = {"SAGAN_REDIS_URL": redis_url, "SAGAN_WORKER_TTL": "600"}
+    serving = Python(["-c", command], env, tmp_path / "log")
     try:
         until_it_listens(port, serving, tmp_path / "log")
         clients = waiters(redis_url, port, 10)
-        serving.send_signal(signal.SIGTERM)
+        serving.send(signal.SIGTERM)
         assert_told(clients, redis_url)
-        assert serving.wait(30) == 0, (tmp_path / "log").read_text()
+        assert serving.wait(30) == 0, serving.output
     finally:
-        serving.kill()
-        serving.wait()
+        serving.close()
 
 
 def test_what_cannot_end_in_time_is_answered_too(tmp_path: Path) -> None:
@@ -119,17 +116,15 @@ def test_what_cannot_end_in_time_is_answered_too(tmp_path: Path) -> None:
         app.add_api_route("/stuck", stuck)
         uvicorn.run(app, port={port}, timeout_graceful_shutdown=1, ws="none")
     """
-    with (tmp_path / "log").open("wb") as log:
-        serving = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=log, stderr=log)
+    serving = Python(["-c", code], {}, tmp_path / "log")
     try:
         until_it_listens(port, serving, tmp_path / "log")
         client = Waiter(port, "GET", "/stuck")
         time.sleep(0.5)
-        serving.send_signal(signal.SIGTERM)
+        serving.send(signal.SIGTERM)
         client.join(20)
         assert client.status == 503
         assert json.loads(client.text)["type"] == "urn:sagan:problem:stopping"
         assert client.headers["x-request-id"]
     finally:
-        serving.kill()
-        serving.wait()
+        serving.close()

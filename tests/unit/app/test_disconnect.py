@@ -15,16 +15,17 @@ from app.disconnect import while_connected
 from app.errors import ClientLeft
 from app.main import create_app
 from app.settings import Settings
+from jobs.key_stores import KeyStore
 
 
 class Waiting:
     """The API with one route more, which waits until it is told to go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: KeyStore) -> None:
         self.began = asyncio.Event()
         self.go_on = asyncio.Event()
         self.ended: asyncio.Queue[str] = asyncio.Queue()
-        self.app = create_app(Settings(redis_url="redis://127.0.0.1:1/0"))
+        self.app = create_app(Settings(redis_url="redis://127.0.0.1:1/0"), keys)
         self.app.add_api_route("/wait", self.wait, methods=["GET", "POST"])
 
     async def wait(self, request: Request) -> str:
@@ -56,6 +57,7 @@ class Waiting:
                     await asyncio.sleep(0.01)
                 yield listener.getsockname()[1]
             finally:
+                self.go_on.set()  # the server ends when its requests have
                 server.should_exit = True
                 await serving
 
@@ -65,8 +67,10 @@ GET = b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.mark.parametrize("request_bytes", [POST, GET], ids=["POST", "GET"])
-async def test_a_wait_ends_with_its_connection_and_leaves_nothing(request_bytes: bytes) -> None:
-    waiting = Waiting()
+async def test_a_wait_ends_with_its_connection_and_leaves_nothing(
+    keys: KeyStore, request_bytes: bytes
+) -> None:
+    waiting = Waiting(keys)
     async with waiting.served() as port:
         before = asyncio.all_tasks()
         _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -82,8 +86,8 @@ async def test_a_wait_ends_with_its_connection_and_leaves_nothing(request_bytes:
         assert counted("sagan_http_requests_total", labels) == 1
 
 
-async def test_who_stays_is_answered_and_may_ask_again_on_the_same_connection() -> None:
-    waiting = Waiting()
+async def test_who_stays_is_answered_and_may_ask_again_on_the_same_connection(keys: KeyStore) -> None:
+    waiting = Waiting(keys)
     async with waiting.served() as port:
         before = asyncio.all_tasks()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
