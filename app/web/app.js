@@ -203,19 +203,40 @@ async function restore(spec) {
   look(card.job, 0, { notice });
 }
 
+/** The spec of a link and its model; null where there is none, or none that can be followed: that is told. */
+function linked(search) {
+  try {
+    const spec = specIn(search);
+    if (spec === null) return null;
+    const model = spec.model === null ? models[0] : modelOf(spec.model);
+    if (model !== undefined) return { spec, model };
+    complain(`The link asks for the model "${spec.model}", which no worker here has loaded.`);
+  } catch (wrong) {
+    complain(wrong.message);
+  }
+  return null;
+}
+
+/** Takes what a link to Explore has: its images, truncation and tool. */
+async function exploreLink(search) {
+  const { spec, model } = linked(search) ?? {};
+  if (!spec?.morph) return;
+  const unknown = await explore.take({ ...spec, model: model.name }, spec.tool);
+  const said = [
+    explore.tool.name === spec.tool ? "" : `There is no tool "${spec.tool.slice(0, 40)}" to explore with.`,
+    model.hash.startsWith(spec.hash) ? "" : otherVersion(model),
+    unknown.length === 0 ? "" : `The model "${model.name}" has no class ${unknown[0].class_id}: such images are left out.`,
+  ];
+  if (said.some(Boolean)) complain(said.filter(Boolean).join(" "));
+}
+
+const otherVersion = ({ name }) =>
+  `This link was made with another version of the model "${name}": what it makes is not the same.`;
+
 /** Finds the job of a link among those shown, or makes it, and opens its image. */
 async function followLink(search) {
-  let spec;
-  try {
-    spec = specIn(search);
-  } catch (wrong) {
-    return complain(wrong.message);
-  }
-  if (spec === null) return;
-  const model = spec.model === null ? models[0] : models.find(({ name }) => name === spec.model);
-  if (model === undefined) {
-    return complain(`The link asks for the model "${spec.model}", which no worker here has loaded.`);
-  }
+  const { spec, model } = linked(search) ?? {};
+  if (spec === undefined) return;
   const wanted = { ...spec, hash: model.hash };
   let card = past.all.find((one) => placeIn(one.job, wanted) !== null && !one.expired);
   if (card === undefined) {
@@ -229,10 +250,7 @@ async function followLink(search) {
     card = await make(orderOf(named, model));
     if (card === null) return;
   }
-  const other = !model.hash.startsWith(spec.hash);
-  const notice = other
-    ? [`This link was made with another version of the model "${model.name}": the image is not the same.`]
-    : [];
+  const notice = model.hash.startsWith(spec.hash) ? [] : [otherVersion(model)];
   const { pins, layer, complaints } = looked(spec, model);
   const said = [...notice, ...complaints].join(" ");
   if (said !== "") complain(said);
@@ -293,6 +311,8 @@ history.replaceState(null, "", home + viewHash());
 past.tellLife();
 const listed = recent(); // with no worker there, too
 await meet();
+const explored = view() === "explore" && new URLSearchParams(asked).has("tool");
+if (explored) await exploreLink(asked);
 onView((name, before) => {
   if (before !== null) complain(null); // it was about what is left now
   if (name === "explore") explore.show();
@@ -310,5 +330,5 @@ $("#to-explore").addEventListener("click", async () => {
   goTo("explore");
 });
 await listed;
-await followLink(asked);
+if (!explored) await followLink(asked);
 watch();

@@ -5,8 +5,10 @@ import { $, announce, h, icon, spoken } from "./dom.js";
 import { Morph, Truncation, inWords } from "./explorers.js";
 import { classesOf, toBeginWith } from "./form.js";
 import { Live, Wanted, newSeed, paint } from "./frames.js";
+import { linkToExplore } from "./link.js";
 import { Neighbours } from "./neighbours.js";
 import { Plane } from "./plane.js";
+import { view, viewHash } from "./views.js";
 
 const MOST = 6; // images to lie between
 const KEEP = "sagan.explore"; // of sessionStorage
@@ -76,12 +78,24 @@ export class Explore {
 
   /** The view comes up. */
   async show() {
-    if (this.model !== null) return this.tool.update();
+    if (this.model !== null) {
+      this.tell();
+      return this.tool.update();
+    }
     if (this.modelsNow().length > 0) await this.useModel(kept()?.model ?? this.chosen(), kept()?.ends);
   }
 
   hide() {
     this.tool.rest();
+    const left = new URL(".", document.baseURI);
+    left.hash = viewHash();
+    history.replaceState(null, "", left); // the query was of what is left
+  }
+
+  /** The address says what is explored: copied, kept or loaded again, it leads here. */
+  tell() {
+    if (view() !== "explore" || history.state?.looking) return;
+    history.replaceState(null, "", linkToExplore(this.state, this.tool.name));
   }
 
   /** Takes a model, and ends of it; without ends, two of its classes. */
@@ -90,7 +104,7 @@ export class Explore {
     this.model = models.find((model) => model.name === name) ?? models[0];
     this.modelSelect.value = this.model.name;
     this.classes = await classesOf(this.model.name);
-    this.ends = ends.filter(({ class_id }) => class_id < this.classes.length);
+    this.ends = ends.filter((end) => this.has(end));
     this.fill();
     this.changed();
   }
@@ -124,12 +138,23 @@ export class Explore {
     announce(`${this.ends.length} images to explore`);
   }
 
-  /** Takes the ends of a job, in place of those that are there. */
-  async take(spec) {
-    const ends = spec.morph ? spec.morph.ends.map(endFrom) : [endOf(spec, 0)];
+  /** Takes the ends of a job, in place of those that are there, and a tool; the ends that it cannot take. */
+  async take(spec, toolName = null) {
+    const ends = (spec.morph ? spec.morph.ends.map(endFrom) : [endOf(spec, 0)]).slice(0, MOST);
     this.truncation.value = String(spec.truncation);
     this.truncation.dispatchEvent(new Event("input"));
-    await this.useModel(spec.model, ends.slice(0, MOST));
+    const tool = this.tools.find(({ name }) => name === toolName);
+    if (tool !== undefined) {
+      $(`[value=${tool.name}]`, this.root).checked = true;
+      this.choose(tool);
+    }
+    await this.useModel(spec.model, ends);
+    return ends.filter((end) => !this.has(end));
+  }
+
+  /** Whether the model has the classes of an end. */
+  has({ class_id, class_weights }) {
+    return Object.keys(class_weights ?? { [class_id]: 1 }).every((id) => Number(id) < this.classes.length);
   }
 
   choose(tool) {
@@ -145,12 +170,14 @@ export class Explore {
   setTruncation(value) {
     this.truncation.value = value;
     this.truncation.dispatchEvent(new Event("input"));
+    this.tell();
     this.drawEnds();
   }
 
   changed() {
     if (this.model === null) return;
     keep({ model: this.model.name, ends: this.ends });
+    this.tell();
     this.drawEnds();
     this.tool.update();
   }

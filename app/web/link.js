@@ -29,17 +29,30 @@ export function linkTo({ spec }, k = null, { pins = null, layer = null } = {}) {
     ...(layer ? { layer } : {}),
   };
   const url = page();
-  url.search = new URLSearchParams(made).toString().replace(/%2C/g, ",").replace(/%3B/g, ";").replace(/%40/g, "@");
+  url.search = readable(made);
   if (pins) url.search += `&pins=${pins}`;
   return url;
 }
+
+/** The link to Explore with these images, as `specIn` reads them, and a tool by its name. */
+export function linkToExplore({ model, ends, truncation }, tool) {
+  const url = page();
+  const weighed = ends.map((end) => ({ ...end, class_weights: end.class_weights ?? { [end.class_id]: 1 } }));
+  const made = { model: model.name, hash: model.hash.slice(0, 12), ...wayOf({ ends: weighed }), truncation, tool };
+  url.search = readable(made);
+  url.hash = "explore";
+  return url;
+}
+
+const readable = (made) =>
+  new URLSearchParams(made).toString().replace(/%2C/g, ",").replace(/%3B/g, ";").replace(/%40/g, "@");
 
 const mixed = (weights) => Object.entries(weights).map(([id, weight]) => `${id}*${weight}`).join(",");
 
 /** A morph as its link has it: `ends` are "classes@seed.index", each class "id*weight". */
 function wayOf({ ends, loop, weights }, k, count) {
   const said = ends.map((end) => `${mixed(end.class_weights)}@${end.seed}.${end.index}`).join(";");
-  if (!weights) return { ends: said, frames: count, ...(loop ? { loop: 1 } : {}) };
+  if (!weights) return { ends: said, ...(count ? { frames: count } : {}), ...(loop ? { loop: 1 } : {}) };
   return { ends: said, weights: (k === null ? weights : [weights[k]]).map((row) => row.join(",")).join(";") };
 }
 
@@ -87,6 +100,7 @@ export function specIn(search) {
     count,
     truncation,
     image,
+    tool: query.get("tool"),
     layer: query.get("layer") || null,
     pins: pins === "" ? [] : pins.split(";").map((pin) => pin.split(",").map(Number)),
   };

@@ -60,8 +60,9 @@ $(".skip").addEventListener("click", (event) => {
   main().focus();
   main().scrollIntoView({ block: "start" });
 });
-addEventListener("hashchange", (event) => {
-  // Back from an open image ends at the address of the same view
-  show(new URL(event.oldURL).search === location.search);
+addEventListener("hashchange", ({ oldURL, newURL }) => {
+  // Back from an open image, or on to one, is no step from view to view
+  const [from, to] = [oldURL, newURL].map((url) => new URL(url).searchParams.has("image"));
+  show(from === to);
 });
 show(false);

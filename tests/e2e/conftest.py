@@ -10,6 +10,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.error import URLError
+from urllib.parse import urljoin
 
 import pytest
 from playwright.sync_api import APIResponse, Browser, ConsoleMessage, Page, Request, sync_playwright
@@ -190,7 +191,7 @@ class Visit:
 
     def ask(self, path: str, order: dict[str, object] | None = None) -> APIResponse:
         """An answer of the service to somebody else than the page."""
-        url = f"{self.page.url.split('#')[0].rstrip('/')}/{path.lstrip('/')}"
+        url = urljoin(self.page.url, path.lstrip("/"))
         if order is None:
             return self.page.request.get(url)
         return self.page.request.post(url, data=order, headers={"Prefer": "wait=30"})

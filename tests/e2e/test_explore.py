@@ -159,7 +159,8 @@ def test_an_image_of_the_page_becomes_an_end(visit: Visitor, service: Service) -
     ends.nth(1).wait_for()  # a second one to lie between
     assert ends.first.locator("select").evaluate("select => select.selectedOptions[0].text") == "ship"
     assert ends.first.locator(".hint").inner_text() == "seed 77, image 1"
-    assert page.url == f"{service.url}#explore"  # not the address of the image beside it
+    assert page.url.endswith("#explore")
+    assert "image=" not in page.url  # not the address of the image beside it
     page.get_by_role("link", name="Create").click()
     visitor.open(0)
     page.locator("#to-explore").click()
@@ -193,15 +194,14 @@ def test_a_way_round_is_offered_where_there_is_one(visit: Visitor, service: Serv
 
 
 def test_an_end_that_is_a_mixture_says_so(visit: Visitor, service: Service) -> None:
-    visitor = explore(visit, service)
-    page = visitor.page
-    ends = [{"class_id": 3, "class_weights": {"3": 0.6, "5": 0.4}, "seed": 7, "index": 0}]
-    page.evaluate(
-        "(kept) => sessionStorage.setItem('sagan.explore', kept)",
-        json.dumps({"model": "attentive", "ends": ends}),
-    )
-    page.reload()
+    query = "?model=attentive&ends=3*0.6,5*0.4@7.0&truncation=0.7&tool=morph#explore"
+    page = visit(f"{service.url}{query}").page
     hint = page.locator("#explore .ends .hint").first
+    hint.wait_for()
+    assert hint.inner_text() == "60 % cat, 40 % dog, seed 7"
+    # what is kept has it as well, where the address says nothing
+    page.goto("about:blank")
+    page.goto(f"{service.url}#explore")
     hint.wait_for()
     assert hint.inner_text() == "60 % cat, 40 % dog, seed 7"
 
@@ -255,3 +255,46 @@ def test_dragging_keeps_up_with_the_pointer(visit: Visitor, service: Service) ->
         }"""
     )
     assert 1 <= drawn <= 4  # 200 moves are one or two drawings of two strokes, not 200
+
+
+def test_the_address_leads_to_what_is_explored(visit: Visitor, service: Service) -> None:
+    page = explore(visit, service).page
+    page.locator("#explore .ends select").first.select_option(label="frog")
+    page.locator("#explore-truncation").fill("0.4")
+    page.locator("#explore [name=explorer][value=plane]").check(force=True)
+    page.wait_for_function("() => new URLSearchParams(location.search).get('tool') === 'plane'")
+    expect(page.locator("#explore .ends li")).to_have_count(3)
+    described = page.locator("#explore .ends li").all_inner_texts()
+
+    other = visit(page.url).page
+    expect(other.locator("#explore .ends li")).to_have_count(3)
+    expect(other.locator("#explore [name=explorer][value=plane]")).to_be_checked()
+    assert other.locator("#explore .ends li").all_inner_texts() == described
+    assert other.locator("#explore .ends select").first.input_value() == "6"
+    assert other.locator("#explore-truncation").input_value() == "0.4"
+    expect(other.locator("#problem")).to_be_hidden()
+
+    other.get_by_role("link", name="Create", exact=True).click()
+    expect(other.locator("#form")).to_be_visible()
+    assert other.url == service.url
+
+
+def test_a_link_to_explore_that_fits_in_part_says_so(visit: Visitor, service: Service) -> None:
+    query = "?model=attentive&hash=0000&ends=3@1.0;99@2.0&truncation=1&tool=magic#explore"
+    page = visit(f"{service.url}{query}").page
+    expect(page.locator("#problem")).to_contain_text('no tool "magic"')
+    expect(page.locator("#problem")).to_contain_text("another version of the model")
+    expect(page.locator("#problem")).to_contain_text("no class 99: such images are left out")
+    expect(page.locator("#explore .ends select").first).to_have_value("3")
+
+
+def test_an_image_looked_into_leads_back_to_what_is_explored(visit: Visitor, service: Service) -> None:
+    page = explore(visit, service).page
+    before = page.url
+    assert "ends=" in before
+    page.get_by_role("button", name="Look inside").click()
+    page.locator("#inspector[open]").wait_for()
+    assert "image=" in page.url
+    page.keyboard.press("Escape")
+    page.wait_for_function("(before) => location.href === before", arg=before)
+    assert page.locator("main").get_attribute("data-view") == "explore"
