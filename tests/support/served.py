@@ -66,7 +66,11 @@ class Api:
             before += f"\nimport resource\nresource.setrlimit(resource.RLIMIT_NOFILE, ({files}, {files}))"
         log = folder / f"api-{self.port}.log"
         self.process = Python(["-c", f"{before}\nfrom cli import app\napp()", "api", *words], env, log)
-        until_it_listens(self.port, self.process, log)
+        try:
+            until_it_listens(self.port, self.process, log)
+        except BaseException:
+            self.process.close()  # whoever asked for it has nothing to close
+            raise
 
     @property
     def output(self) -> str:
