@@ -250,7 +250,8 @@ def test_views_are_gone_to_by_keyboard_and_have_addresses(visit: Visitor, servic
         page.keyboard.press("Enter")
         expect(link).to_have_attribute("aria-current", "page")
         expect(page.locator("#views [aria-current]")).to_have_count(1)
-        expect(page).to_have_url(f"{service.url}#{key}")
+        assert page.url.startswith(service.url)
+        assert page.url.endswith(f"#{key}")  # before it what is explored
         # whoever reads on reads what came up
         assert page.evaluate("document.activeElement.dataset.views").split()[0] in (key, "create")
     page.go_back()

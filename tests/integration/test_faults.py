@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
 import numpy as np
+import pytest
 from redis import Redis
 
 from jobs.worker_store import WorkerStore
@@ -170,3 +172,12 @@ async def test_a_worker_stops_while_redis_is_away(service: Service) -> None:
     service.redis.start()
     service.start_worker()
     await all_are_done_once(service, jobs, seconds=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+async def test_no_variable_is_added_to_the_environment_while_threads_may_read_it(service: Service) -> None:
+    worker = service.start_worker(Path(__file__).with_name("telling_worker.py"))
+    await service.ready()
+    await service.finished([await service.generate()])
+    assert "written b'_MP_FORK_LOGLEVEL_'" in worker.output  # Celery does
+    assert "ADDED" not in worker.output

@@ -238,8 +238,11 @@ async def test_no_image_of_a_purged_job_comes_back(kept: Kept, owner: httpx.Asyn
         [beat] = kept.redis.mget([f"{kept.namespace}:worker:{one.decode()}" for one in beats])
         return not json.loads(beat)["in_hand"]
 
+    async def gone() -> bool:
+        return not [name for name in kept.files() if name.partition("/")[0] in jobs]
+
     await until(idle)
-    assert not [name for name in kept.files() if name.partition("/")[0] in jobs]
+    await until(gone)  # a file that was on its way is deleted by who wrote it
     assert not [job for job in jobs if kept.redis.exists(f"{kept.namespace}:images:{job}")]
 
 

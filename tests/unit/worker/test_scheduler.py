@@ -263,9 +263,16 @@ def test_calls_have_their_share_of_the_device_while_images_wait(share: float) ->
     bench.model.seconds = each = 0.02
     bench.hold()
     jobs = [bench.ask(seed, count=4) for seed in range(1, 41)]  # 40 forwards
-    calls = [bench.scheduler.call(spec_of("m"), lambda _: time.sleep(each)) for _ in range(200)]
-    bench.run(*jobs)
-    made = sum(call.done() for call in calls)
+    before: list[int] = []  # forwards before each call
+
+    def call(model: Recorder) -> None:
+        before.append(len(model.forwards))
+        time.sleep(each)
+
+    for _ in range(200):
+        bench.scheduler.call(spec_of("m"), call)
+    forwards = bench.run(*jobs)
+    made = sum(count <= len(forwards) for count in before)  # while there was a forward to come
     assert 1 <= made <= 2 + 1.5 * 40 * share / (1 - share)
     bench.close()
 
