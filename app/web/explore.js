@@ -114,9 +114,9 @@ export class Explore {
     while (this.ends.length < 2) this.ends.push({ ...this.random(), unasked: true });
   }
 
-  /** An image that the model makes well, of another class than the last one where there is one. */
+  /** An image of a class that the model makes well, and that is not there yet. */
   random() {
-    const { id } = toBeginWith(this.classes, this.model.metrics);
+    const { id } = toBeginWith(this.classes, this.model.metrics, this.ends.map(({ class_id }) => class_id));
     return { class_id: id, seed: newSeed(), index: 0 };
   }
 

@@ -5,7 +5,6 @@ import { $, h, spoken } from "./dom.js";
 import { showPreviews } from "./previews.js";
 
 const MANY = 24; // a model with more classes gets a search field
-const MADE_RIGHT = 0.95; // share of a class's images that a measuring network names right
 const PICTURES = 4; // of what a model makes, beside its name
 const KEEP = "sagan.form"; // of sessionStorage: the last choices, for a reload
 
@@ -192,11 +191,16 @@ function faultOf(seed) {
   return `A seed is a whole number from 0 to ${MAX_SEED}.`;
 }
 
-/** One of the classes that the model makes right nearly always; the first where that was not measured. */
-export function toBeginWith(classes, metrics) {
+/**
+ * One of the tenth of the classes that the model makes right most often, or the first where that was not measured;
+ * none of those `taken`, ids of classes, where there is another.
+ */
+export function toBeginWith(classes, metrics, taken = []) {
   const right = metrics.pretrained?.generated?.probe_accuracy_by_class ?? {};
-  const best = classes.filter(({ name }) => right[name] >= MADE_RIGHT);
-  return best[Math.floor(Math.random() * best.length)] ?? classes[0];
+  const free = classes.filter(({ id }) => !taken.includes(id));
+  const known = free.filter(({ name }) => name in right).sort((a, b) => right[b.name] - right[a.name]);
+  const best = Math.floor((Math.random() * known.length) / 10);
+  return known[best] ?? free[0] ?? classes[0];
 }
 
 function facts({ resolution, attention, metrics }) {
