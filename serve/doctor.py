@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from http.client import HTTPException
 from pathlib import Path
 from pkgutil import resolve_name
-from time import perf_counter
+from timeit import repeat
 from typing import Any, Final, Literal
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -96,9 +96,8 @@ def _settings() -> Iterator[Finding]:
 
 
 def _redis(redis: Any) -> Iterator[Finding]:
-    began = perf_counter()
-    redis.ping()
-    took = 1000 * (perf_counter() - began)
+    redis.ping()  # connects
+    took = 1000 * min(repeat(redis.ping, number=1, repeat=5))
     info: Mapping[str, Any] = redis.info()
     version = str(info.get("valkey_version") or info.get("redis_version", "0"))
     name = "Valkey" if "valkey_version" in info else "Redis"
