@@ -225,7 +225,7 @@ async function exploreLink(search) {
   const said = [
     explore.tool.name === spec.tool ? "" : `There is no tool "${spec.tool.slice(0, 40)}" to explore with.`,
     model.hash.startsWith(spec.hash) ? "" : otherVersion(model),
-    unknown.length === 0 ? "" : `The model "${model.name}" has no class ${unknown[0].class_id}: such images are left out.`,
+    unknown.length === 0 ? "" : `The model "${model.name}" has no class ${unknown[0]}: such images are left out.`,
   ];
   if (said.some(Boolean)) complain(said.filter(Boolean).join(" "));
 }

@@ -104,7 +104,7 @@ export class Explore {
     this.model = models.find((model) => model.name === name) ?? models[0];
     this.modelSelect.value = this.model.name;
     this.classes = await classesOf(this.model.name);
-    this.ends = ends.filter((end) => this.has(end));
+    this.ends = ends.filter((end) => this.unknownIn(end).length === 0);
     this.fill();
     this.changed();
   }
@@ -138,7 +138,7 @@ export class Explore {
     announce(`${this.ends.length} images to explore`);
   }
 
-  /** Takes the ends of a job, in place of those that are there, and a tool; the ends that it cannot take. */
+  /** Takes the ends of a job, in place of those that are there, and a tool; ids of classes that the model does not have. */
   async take(spec, toolName = null) {
     const ends = (spec.morph ? spec.morph.ends.map(endFrom) : [endOf(spec, 0)]).slice(0, MOST);
     this.truncation.value = String(spec.truncation);
@@ -149,12 +149,12 @@ export class Explore {
       this.choose(tool);
     }
     await this.useModel(spec.model, ends);
-    return ends.filter((end) => !this.has(end));
+    return ends.flatMap((end) => this.unknownIn(end));
   }
 
-  /** Whether the model has the classes of an end. */
-  has({ class_id, class_weights }) {
-    return Object.keys(class_weights ?? { [class_id]: 1 }).every((id) => Number(id) < this.classes.length);
+  /** Ids of an end's classes that the model does not have. */
+  unknownIn({ class_id, class_weights }) {
+    return Object.keys(class_weights ?? { [class_id]: 1 }).filter((id) => Number(id) >= this.classes.length);
   }
 
   choose(tool) {

@@ -280,7 +280,7 @@ def test_the_address_leads_to_what_is_explored(visit: Visitor, service: Service)
 
 
 def test_a_link_to_explore_that_fits_in_part_says_so(visit: Visitor, service: Service) -> None:
-    query = "?model=attentive&hash=0000&ends=3@1.0;99@2.0&truncation=1&tool=magic#explore"
+    query = "?model=attentive&hash=0000&ends=3@1.0;5*0.9,99*0.1@2.0&truncation=1&tool=magic#explore"
     page = visit(f"{service.url}{query}").page
     expect(page.locator("#problem")).to_contain_text('no tool "magic"')
     expect(page.locator("#problem")).to_contain_text("another version of the model")
