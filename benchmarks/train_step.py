@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
+from cli.common import keep_freed_memory
 from model import layers
 from train.data.pack import Pack
 from train.recipes.recipe import Recipe, read_recipe
@@ -46,6 +47,7 @@ class Row:
     name: str
     channels_last: bool = True
     merged: bool = True  # ×2-and-3×3, and 3×3-and-pool, as one 4×4
+    keep: bool = False  # freed memory is kept, as `sagan train` does on a CPU
     precision: str = "float32"
     compile: bool = False
     graph: bool = False
@@ -58,10 +60,12 @@ def rows(device: torch.device) -> list[Row]:
         Row("+ channels_last", merged=False),
         Row("+ merged convolutions"),
     ]
-    best = precision("auto", device)
+    best, keep = precision("auto", device), device.type == "cpu"
+    if keep:
+        all_rows.append(Row("+ freed memory kept", keep=keep))
     if best == "bf16":
-        all_rows.append(Row("+ bf16 autocast", precision=best))
-    all_rows.append(Row("+ torch.compile", precision=best, compile=True))
+        all_rows.append(Row("+ bf16 autocast", keep=keep, precision=best))
+    all_rows.append(Row("+ torch.compile", keep=keep, precision=best, compile=True))
     if device.type == "cuda":
         all_rows.append(Row("+ CUDA graph", precision=best, compile=True, graph=True))
     return all_rows
@@ -105,6 +109,8 @@ def serve_row(
 ) -> None:
     """A row's process: build, warm up, then answer each number of steps with the seconds a step took."""
     torch.set_num_threads(threads)
+    if row.keep:
+        keep_freed_memory()
     recipe = read_recipe(recipe_name, {**settings, "optimisation.precision": row.precision})
     started = time.perf_counter()
     state = build(row, recipe, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import time
@@ -15,6 +16,7 @@ from rich.text import Text
 
 console = Console()
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 _BUSY = 0.25  # cores that others keep busy, above which a machine is not quiet
 
 Port = Annotated[int, typer.Option(help="TCP port", envvar="PORT", min=0, max=65535)]
@@ -79,6 +81,17 @@ def wait_passively(quiet: bool | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "GOMP_SPINCOUNT" not in os.environ and (busy_cores() < _BUSY if quiet is None else quiet):
         os.environ["GOMP_SPINCOUNT"] = "10000"
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what is freed: a step asks for the same maps again, and the kernel's new pages cost it
+    a tenth (docs/decisions/training-step.md). A setting of the user's, or another libc, is left alone."""
+    names = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name in os.environ for name in names):
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def busy_cores(seconds: float = 0.2) -> float:

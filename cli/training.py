@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
-from cli.common import Device, Seed, console, fail, tell, wait_passively, warn
+from cli.common import Device, Seed, console, fail, keep_freed_memory, tell, wait_passively, warn
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,6 +130,7 @@ def train(
     `sagan train features` trains the small classifier that `sagan evaluate` measures with.
     """
     wait_passively()
+    keep_freed_memory()
     from model.errors import ModelError
     from train.commands import rehearsal, run, run_features, seconds
     from train.data.sources import Reading

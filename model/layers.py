@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from model.convolution import Convolution, convolve
 
 INITIAL_ITERATIONS = 15  # power iterations on a fresh weight, so that training starts with a true σ
 
@@ -60,14 +63,14 @@ class UpBlock(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, tables: int, vector: int = 0) -> None:
         super().__init__()
         self.norm1 = ConditionalBatchNorm(channels_in, tables, vector)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv1 = Convolution(channels_in, channels_out, 3, padding=1)
         self.norm2 = ConditionalBatchNorm(channels_out, tables, vector)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv2 = Convolution(channels_out, channels_out, 3, padding=1)
         self.skip = nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, y: Tensor, vector: Tensor | None = None) -> Tensor:
-        h = _double_then(self.conv1, F.relu(self.norm1(x, y, vector)))
-        h = self.conv2(F.relu(self.norm2(h, y, vector)))
+        h = _double_then(self.conv1, F.relu_(self.norm1(x, y, vector)))
+        h = self.conv2(F.relu_(self.norm2(h, y, vector)))
         # a 1×1 convolution and nearest enlargement commute; this order costs a quarter
         doubled: Tensor = h + _double(self.skip(x))
         return doubled
@@ -86,14 +89,14 @@ class DownBlock(nn.Module):
         super().__init__()
         self.first = first
         self.pool = pool
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv1 = Convolution(channels_in, channels_out, 3, padding=1)
+        self.conv2 = Convolution(channels_out, channels_out, 3, padding=1)
         plain = channels_in == channels_out and not pool
         self.skip = nn.Identity() if plain else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # must be out of place: the skip needs the value before the ReLU
-        h = F.relu(self.conv1(x if self.first else F.relu(x)))
+        # the first out of place: the skip needs the value before it
+        h = F.relu_(self.conv1(x if self.first else F.relu(x)))
         if self.pool:
             # a 1×1 convolution and average pooling commute; this order costs a quarter
             h, x = _then_pool(self.conv2, h), F.avg_pool2d(x, 2)
@@ -113,7 +116,7 @@ def _double_then(conv: nn.Conv2d, x: Tensor) -> Tensor:
     Each output pixel sees only 2×2 different input pixels, so the weights that meet the same one are added
     up first (as StyleGAN2's upfirdn does). The same function; sums in another order.
     """
-    return F.conv_transpose2d(x, enlarging_kernel(conv.weight), conv.bias, stride=2, padding=1)
+    return convolve(x, enlarging_kernel(conv.weight), conv.bias, 2, 1, transposed=True)
 
 
 def enlarging_kernel(weight: Tensor) -> Tensor:
@@ -123,14 +126,21 @@ def enlarging_kernel(weight: Tensor) -> Tensor:
 
 def _then_pool(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """F.avg_pool2d(conv(x), 2) for a 3×3 convolution, at 4/9 of its products: one 4×4 of stride 2."""
-    return F.conv2d(x, _blurred(conv.weight) / 4, conv.bias, stride=2, padding=1)
+    return convolve(x, _blurred(conv.weight) / 4, conv.bias, 2, 1)
 
 
 def _blurred(weight: Tensor) -> Tensor:
-    """3×3 kernels [O, I, 3, 3] convolved with a 2×2 of ones: [O, I, 4, 4]."""
-    wide = F.pad(weight, (0, 1)) + F.pad(weight, (1, 0))
-    high = F.pad(wide, (0, 0, 0, 1)) + F.pad(wide, (0, 0, 1, 0))
-    return high.contiguous(memory_format=torch.channels_last)
+    """3×3 kernels [O, I, 3, 3] convolved with a 2×2 of ones: [O, I, 4, 4], in channels_last.
+
+    As one product with a matrix of zeros and ones, in float32: sums of bf16 would be off twice.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        rows = weight.permute(0, 2, 3, 1).flatten(1, 2)  # [O, 9, I]
+        side = torch.eye(4, 3, dtype=weight.dtype, device=weight.device)
+        side = side + side.roll(1, 0)
+        # [16, 9]: which places of a 3×3 kernel each of a 4×4 sums up
+        blurred: Tensor = torch.kron(side, side) @ rows
+        return blurred.reshape(len(weight), 4, 4, -1).permute(0, 3, 1, 2)
 
 
 class SpectralNorm(nn.Module):
@@ -153,15 +163,45 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def iterate(self, weight: Tensor) -> None:
-        matrix = weight.flatten(1).float()
-        self.v.copy_(F.normalize(matrix.T @ self.u, dim=0))
-        self.u.copy_(F.normalize(matrix @ self.v, dim=0))
+        matrix, shape = _rows(weight)
+        v = F.normalize(matrix.float().T @ self.u, dim=0)
+        self.v.copy_(v.view(shape).movedim(-1, 0).flatten())
+        self.u.copy_(F.normalize(matrix.float() @ v, dim=0))
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):  # σ in bf16 would be off by up to 0.4 %
+            matrix, shape = _rows(weight)
+            v = self.v.view(shape[-1], *shape[:-1]).movedim(0, -1).flatten()
             # clones: the buffers move between the forward and the backward of a step
-            sigma = self.u.clone() @ (weight.flatten(1) @ self.v.clone())
-            return weight / sigma
+            normalised: Tensor = _Normalised.apply(matrix, self.u.clone(), v.clone())
+            return normalised.view(weight.shape[0], *shape).movedim(-1, 1)
+
+
+def _rows(weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """A weight [O, I, ...] as a matrix [O, ...·I], and the shape (..., I) of a row.
+
+    The inputs come last, as they do in the memory of a channels_last weight: there it is no copy.
+    """
+    last = weight.movedim(1, -1)
+    return last.flatten(1), tuple(last.shape[1:])
+
+
+class _Normalised(torch.autograd.Function):
+    """W / σ of a matrix, σ = uᵀWv, with the gradient in two passes over W where autograd takes seven."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, u: Tensor, v: Tensor) -> Tensor:
+        sigma = u @ (matrix @ v)
+        normalised = matrix / sigma
+        ctx.save_for_backward(normalised, sigma, u, v)
+        return normalised
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        normalised, sigma, u, v = ctx.saved_tensors
+        grad = grads[0] / sigma
+        along = (grad * normalised).sum()
+        return torch.addr(grad, -along * u, v), None, None
 
 
 class Scaled(nn.Module):

@@ -181,30 +181,24 @@ class FrozenConv(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor, stride: int = 1, clipped: bool = False) -> None:
         super().__init__()
+        self.groups = weight.shape[0] if weight.shape[1] == 1 and weight.shape[2] > 1 else 1
+        self.sides = weight.shape[2] // 2  # padding
+        if stride == 2:
+            # TensorFlow pads an even side by one less before than after. A row and a column of zeros before
+            # the kernel have the same effect on a side padded evenly, which needs no copy.
+            weight = F.pad(weight, (1, 0, 1, 0))
         self.register_buffer("weight", weight.contiguous(memory_format=torch.channels_last))
         self.register_buffer("bias", bias)
         self.stride = stride
         self.clipped = clipped
-        self.groups = weight.shape[0] if weight.shape[1] == 1 and weight.shape[2] > 1 else 1
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        how = (self.stride, self.sides, self.groups, self.clipped)
         if x.device.type == "cpu" and x.dtype == torch.bfloat16:
-            found: Tensor = _OneDnn.apply(x, weight, bias, self.stride, self.groups, self.clipped)
+            found: Tensor = _OneDnn.apply(x, weight, bias, *how)
             return found
-        x = _padded(x, weight.shape[2], self.stride)
-        x = F.conv2d(x, weight, bias, self.stride, _sides(weight, self.stride), 1, self.groups)
-        return F.relu6(x) if self.clipped else x
-
-
-def _padded(x: Tensor, kernel: int, stride: int) -> Tensor:
-    """TensorFlow's padding at a stride of 2 with an even side: one row less before than after."""
-    return F.pad(x, ((kernel - 2) // 2, (kernel - 1) // 2) * 2) if stride == 2 else x
-
-
-def _sides(weight: Tensor, stride: int) -> int:
-    """The padding on all sides at a stride of 1."""
-    return weight.shape[2] // 2 if stride == 1 else 0
+        return _plain(x, weight, bias, *how)
 
 
 class _OneDnn(torch.autograd.Function):
@@ -217,66 +211,44 @@ class _OneDnn(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, groups: int, clipped: bool
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, sides: int, groups: int, clipped: bool
     ) -> Tensor:
-        y = _convolve(_padded(x, weight.shape[2], stride), weight, bias, stride, groups, clipped)
-        ctx.shape, ctx.how = x.shape, (stride, groups, clipped)
+        way = _fused if _can_fuse() else _plain
+        y = way(x, weight, bias, stride, sides, groups, clipped)
+        ctx.shape, ctx.how = x.shape, (stride, sides, groups, clipped)
         ctx.save_for_backward(weight, y if clipped else None)
         return y
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        (stride, groups, clipped), (weight, y) = ctx.how, ctx.saved_tensors
-        batch, channels, height, width = ctx.shape
-        kernel = weight.shape[2]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (stride, sides, groups, clipped), (weight, y) = ctx.how, ctx.saved_tensors
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         if clipped:
             grad = torch.ops.aten.hardtanh_backward(grad, y, 0.0, 6.0)
-        if stride == 1:
-            found = _input_gradient(grad, ctx.shape, weight, 1, kernel // 2, groups)
+        if stride == 2 and groups > 1:
+            found = _strided_depthwise_gradient(grad, ctx.shape, weight, sides)
         else:
-            before = (kernel - 2) // 2
-            if groups > 1:
-                first = kernel - 1 - before
-                wide = grad.new_zeros(batch, height + kernel - 1, width + kernel - 1, channels)
-                wide = wide.permute(0, 3, 1, 2)
-                wide[:, :, first : first + height : 2, first : first + width : 2] = grad
-                flipped = weight.flip(2, 3).contiguous(memory_format=torch.channels_last)
-                found = _convolve(wide, flipped, None, 1, groups, clipped=False, sides=0)
-            else:
-                padded = (batch, channels, height + kernel - 2, width + kernel - 2)
-                found = _input_gradient(grad, padded, weight, 2, 0, groups)
-                found = found[:, :, before : before + height, before : before + width]
-        return found, None, None, None, None, None
+            like = grad.new_empty(ctx.shape).to(memory_format=torch.channels_last)  # its values are not read
+            wanted = [True, False, False]
+            found = torch.ops.aten.convolution_backward(
+                grad, like, weight, None, [stride] * 2, [sides] * 2, [1, 1], False, [0, 0], groups, wanted
+            )[0]
+        return found, None, None, None, None, None, None
 
 
-def _input_gradient(
-    grad: Tensor, shape: tuple[int, ...], weight: Tensor, stride: int, sides: int, groups: int
-) -> Tensor:
-    like = grad.new_empty(shape).to(memory_format=torch.channels_last)  # its values are not read
-    wanted = [True, False, False]
-    found: Tensor = torch.ops.aten.convolution_backward(
-        grad, like, weight, None, [stride] * 2, [sides] * 2, [1, 1], False, [0, 0], groups, wanted
-    )[0]
-    return found
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    groups: int,
-    clipped: bool,
-    sides: int | None = None,
-) -> Tensor:
-    sides = _sides(weight, stride) if sides is None else sides
+def _strided_depthwise_gradient(grad: Tensor, shape: tuple[int, ...], weight: Tensor, sides: int) -> Tensor:
+    batch, channels, height, width = shape
+    weight = weight[:, :, 1:, 1:]  # less its zeros
+    kernel = weight.shape[2]
+    wide = grad.new_zeros(batch, height + kernel - 1, width + kernel - 1, channels).permute(0, 3, 1, 2)
+    wide[:, :, sides + 1 : sides + 1 + height : 2, sides + 1 : sides + 1 + width : 2] = grad
+    flipped = weight.flip(2, 3).contiguous(memory_format=torch.channels_last)
     way = _fused if _can_fuse() else _plain
-    return way(x, weight, bias, stride, groups, clipped, sides)
+    return way(wide, flipped, None, 1, 0, channels, False)
 
 
 def _fused(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int, clipped: bool, sides: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: int, groups: int, clipped: bool
 ) -> Tensor:
     """torch's private fusion of a convolution and a clip."""
     after = ("hardtanh", [0.0, 6.0], "") if clipped else ("none", [], "")
@@ -287,7 +259,7 @@ def _fused(
 
 
 def _plain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, groups: int, clipped: bool, sides: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, sides: int, groups: int, clipped: bool
 ) -> Tensor:
     x = F.conv2d(x, weight, bias, stride, sides, 1, groups)
     return F.relu6(x) if clipped else x
@@ -299,7 +271,7 @@ def _can_fuse() -> bool:
     x = torch.linspace(-4, 12, 2 * 8 * 36).reshape(2, 8, 6, 6).bfloat16()
     x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.eye(8).bfloat16().reshape(8, 8, 1, 1).contiguous(memory_format=torch.channels_last)
-    trial = (x, weight, torch.zeros(8).bfloat16(), 1, 1, True, 0)
+    trial = (x, weight, torch.zeros(8).bfloat16(), 1, 0, 1, True)
     try:
         return torch.equal(_fused(*trial), _plain(*trial))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # it is private and may go

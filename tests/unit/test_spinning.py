@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -39,3 +40,29 @@ def test_busy_cores_are_seen() -> None:
             assert busy_cores() > 0.5
         finally:
             busy.kill()
+
+
+FAULTS = """
+import resource, sys
+from cli.common import keep_freed_memory
+import torch
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for round in range(20):
+    if round == 5:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(50_000_000, dtype=torch.uint8)  # above any threshold at which malloc asks the kernel anew
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc alone is told")
+def test_freed_memory_is_kept_unless_the_user_has_set_malloc() -> None:
+    def faults(way: str, **environment: str) -> int:
+        command = [sys.executable, "-c", FAULTS, way]
+        return int(subprocess.check_output(command, env={**os.environ, **environment}, timeout=120))
+
+    asked_each_time = faults("no")
+    assert asked_each_time > 15 * 100  # of 12,000 pages a tensor, less where the kernel has huge ones
+    assert faults("keep") < asked_each_time / 3
+    assert faults("keep", MALLOC_TRIM_THRESHOLD_="1000000") > asked_each_time * 2 / 3

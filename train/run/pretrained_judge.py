@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
+from model.convolution import Convolution
 from model.generator import Generator
 from model.layers import spectral_normalise
 from train.data.pack import Pack
@@ -48,9 +49,9 @@ class Head(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         while side > GRID:
-            layers += [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+            layers += [Convolution(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
             channels, side = width, side // 2
-        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
+        layers += [Convolution(channels, width, 3, padding=1), nn.LeakyReLU(0.2)]
         self.body = nn.Sequential(*layers)
         self.score = nn.Conv2d(width, 1, 1)
         self.table = nn.Embedding(classes, width)

@@ -148,7 +148,7 @@ def test_bf16_on_a_cpu_is_the_plain_convolution(
     else:
         padded = F.pad(plain, (kernel // 2,) * 4)
     groups = outputs if depthwise else 1
-    wanted = F.conv2d(padded, layer.weight, layer.bias, stride, 0, 1, groups)
+    wanted = F.conv2d(padded, weight.bfloat16(), layer.bias, stride, 0, 1, groups)
     wanted = F.relu6(wanted) if clipped else wanted
     torch.autograd.backward(wanted, upstream)
 
