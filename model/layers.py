@@ -163,27 +163,28 @@ class SpectralNorm(nn.Module):
 
     @torch.no_grad()
     def iterate(self, weight: Tensor) -> None:
-        matrix, shape = _rows(weight)
-        v = F.normalize(matrix.float().T @ self.u, dim=0)
-        self.v.copy_(v.view(shape).movedim(-1, 0).flatten())
-        self.u.copy_(F.normalize(matrix.float() @ v, dim=0))
+        matrix, v = self._in_memory_order(weight.float())
+        v.copy_(F.normalize(matrix.T @ self.u, dim=0).view_as(v))
+        self.u.copy_(F.normalize(matrix @ v.flatten(), dim=0))
 
     def forward(self, weight: Tensor) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):  # σ in bf16 would be off by up to 0.4 %
-            matrix, shape = _rows(weight)
-            v = self.v.view(shape[-1], *shape[:-1]).movedim(0, -1).flatten()
-            # clones: the buffers move between the forward and the backward of a step
-            normalised: Tensor = _Normalised.apply(matrix, self.u.clone(), v.clone())
-            return normalised.view(weight.shape[0], *shape).movedim(-1, 1)
+            matrix, v = self._in_memory_order(weight)
+            # copies: the buffers move between the forward and the backward of a step
+            normalised: Tensor = _Normalised.apply(matrix, self.u.clone(), v.reshape(-1).clone())
+            if v.ndim == 3:
+                return normalised.view(-1, *v.shape).permute(0, 3, 1, 2)
+            return normalised.view_as(weight)
 
+    def _in_memory_order(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The weight as a matrix without a copy, and v, a view of the buffer in the order of its rows.
 
-def _rows(weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """A weight [O, I, ...] as a matrix [O, ...·I], and the shape (..., I) of a row.
-
-    The inputs come last, as they do in the memory of a channels_last weight: there it is no copy.
-    """
-    last = weight.movedim(1, -1)
-    return last.flatten(1), tuple(last.shape[1:])
+        v is [n], or [k, k, I] for a channels_last weight [O, I, k, k].
+        """
+        if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+            v = self.v.view(weight.shape[1:]).permute(1, 2, 0)
+            return weight.permute(0, 2, 3, 1).flatten(1), v
+        return weight.flatten(1), self.v
 
 
 class _Normalised(torch.autograd.Function):
