@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -32,8 +32,10 @@ from cli.common import keep_freed_memory
 from model import layers
 from train.data.pack import Pack
 from train.recipes.recipe import Recipe, read_recipe
+from train.run.augment import to_network
 from train.run.distributed import World
 from train.run.execution import Execution, precision
+from train.run.judge import StepInputs
 from train.run.state import TrainingState
 
 CLASSES = 10
@@ -174,6 +176,40 @@ def count(recipe: Recipe, device: torch.device) -> Floor:
     return Floor(plain.get_total_flops(), ours.get_total_flops(), traffic.bytes + parameters)
 
 
+def frozen(recipe: Recipe, device: torch.device) -> tuple[Floor, float]:
+    """The frozen network of a pretrained judge, one look at a batch of fakes and back: work and seconds.
+
+    The work is counted in float32, the time is that of the recipe's precision.
+    """
+    looks = []
+    for passes in ("float32", precision(recipe.optimisation.precision, device)):
+        state = build(Row(passes, keep=True, precision=passes), _with_precision(recipe, passes), device)
+        inputs = state._drawn(0)
+        fakes = to_network(inputs.pixels).requires_grad_()
+
+        def look(state: TrainingState = state, inputs: StepInputs = inputs, fakes: Tensor = fakes) -> None:
+            seen = state.judge.look(fakes, inputs)
+            torch.autograd.backward(seen, [torch.ones_like(tensor) for tensor in seen])
+
+        looks.append(look)
+    counted, timed = looks
+    with FlopCounterMode(display=False) as flops, Traffic() as traffic:
+        counted()
+    times = []
+    for _ in range(12):
+        began = time.perf_counter()
+        timed()
+        machine.wait(device)
+        times.append(time.perf_counter() - began)
+    total = flops.get_total_flops()
+    return Floor(total, total, traffic.bytes), statistics.median(times[2:])
+
+
+def _with_precision(recipe: Recipe, passes: str) -> Recipe:
+    wanted: Any = passes
+    return replace(recipe, optimisation=replace(recipe.optimisation, precision=wanted))
+
+
 @contextmanager
 def started(
     all_rows: Sequence[Row], *arguments: Any
@@ -244,6 +280,14 @@ def main(
         f"{floor.bytes / 1e9:.2f} GB; measured: {rate / 1e12:.2f} TFLOP/s ({dtype}), "
         f"{traffic / 1e9:.0f} GB/s; floor {1e3 * least:.1f} ms"
     )
+    if read.optimisation.judge != "plain":
+        work, took = frozen(read, where)
+        moved = work.bytes * (0.5 if dtype == torch.bfloat16 else 1)
+        floor_of_it = max(work.merged / rate, moved / traffic)
+        out(
+            f"the frozen network, a look at {read.optimisation.batch} fakes and back: {1e3 * took:.0f} ms, "
+            f"{took / floor_of_it:.1f} times its floor ({work.merged / 1e9:.1f} GFLOP, {moved / 1e9:.2f} GB)"
+        )
     out("")
     out("| row | images/s | × plain (fewest, most) | share of the floor | start-up s | peak memory GB |")
     out("|---|---|---|---|---|---|")
