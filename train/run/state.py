@@ -375,7 +375,9 @@ def saved_judge(path: Path, classes: int, device: torch.device) -> tuple[Judge, 
             judge.network.load_state_dict({name: file.get_tensor(f"discriminator.{name}") for name in names})
         except (SafetensorError, RuntimeError):
             raise StateError(f"{path} has no discriminator for {classes} classes.") from None
-    judge.network.to(device).eval().requires_grad_(False)
+    # laid out as in the run, so that scores are its own to the last bit
+    judge.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    judge.network.eval().requires_grad_(False)
     return judge, recipe, int(header["step"])
 
 
