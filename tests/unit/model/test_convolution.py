@@ -39,10 +39,12 @@ def test_the_gradients_are_those_of_the_same_convolution_in_float32(
     with torch.autocast("cpu", torch.bfloat16):
         ours = convolve(x, weight, bias, stride, 1, transposed=transposed)
     assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours.float(), plain, rtol=2**-8, atol=2**-6)
+    # without AVX-512 these are torch's own kernels, which add up in bf16
+    room = 2**-7 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else 2**-3
+    torch.testing.assert_close(ours.float(), plain, rtol=2**-8, atol=room * float(plain.detach().abs().max()))
     for found, want in zip(torch.autograd.grad(ours, (x, weight, bias), upstream), wanted, strict=True):
         assert found.dtype == torch.float32  # of the parameters, whatever the pass
-        torch.testing.assert_close(found, want, rtol=2**-7, atol=2**-7 * float(want.abs().max()))
+        torch.testing.assert_close(found, want, rtol=2**-7, atol=room * float(want.abs().max()))
 
 
 @pytest.mark.parametrize(("side", "product"), [(8, True), (16, False)])
