@@ -84,8 +84,10 @@ def wait_passively(quiet: bool | None = None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: a step asks for the same maps again, and the kernel's new pages cost it
-    a tenth (docs/decisions/training-step.md). A setting of the user's, or another libc, is left alone."""
+    """Let glibc keep what is freed: each step asks for the same maps again, and new pages cost it up to a tenth.
+
+    A setting of the user's, or another libc, is left alone.
+    """
     names = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or any(name in os.environ for name in names):
