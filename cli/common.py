@@ -84,7 +84,7 @@ def wait_passively(quiet: bool | None = None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: each step asks for the same maps again, and new pages cost it up to a tenth.
+    """Let glibc keep what is freed: a step asks for the same maps again, and new pages cost up to a tenth of it.
 
     A setting of the user's, or another libc, is left alone.
     """
