@@ -84,7 +84,7 @@ def wait_passively(quiet: bool | None = None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: a step asks for the same maps again, and new pages cost up to a tenth of it.
+    """Let glibc keep what is freed: a step asks for the same maps again, and new pages cost up to a tenth.
 
     A setting of the user's, or another libc, is left alone.
     """
