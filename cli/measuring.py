@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cli.common import Checkpoint, Device, Seed, Truncation, console, fail, png, tell, wait_passively, warn
+from cli.common import (
+    Checkpoint,
+    Device,
+    Seed,
+    Truncation,
+    add_row,
+    console,
+    fail,
+    png,
+    show,
+    table,
+    tell,
+    wait_passively,
+    warn,
+)
 
 
 def evaluate(
@@ -67,11 +81,26 @@ def evaluate(
             precision=precision,
         )
         console.print_json(data=figures)
+        _show_beside_real(figures)
         _warn_of_doubts(figures)
         if keep:
             keep_figures(checkpoint, figures)
     except (TrainError, ModelError) as error:
         fail(error)
+
+
+def _show_beside_real(figures: dict[str, Any]) -> None:
+    """A table of what generated and real images both have; on standard error, as the JSON may be piped on."""
+    for name, report in figures.items():
+        if "real_held_back" not in report:
+            continue
+        made, real = report["generated"], report["real_held_back"]
+        shown = table(name, "generated", "real, held back")
+        for figure in made:
+            values = made[figure], real.get(figure)
+            if all(isinstance(value, float) for value in values):
+                add_row(shown, figure, *(f"{value:.3f}" for value in values))
+        show(shown, stderr=True)
 
 
 def _warn_of_doubts(figures: dict[str, object]) -> None:

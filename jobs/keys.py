@@ -144,7 +144,7 @@ class Keys:
 
     def previews(self, version: str) -> str:
         """One small picture of each class, as one sheet; empty while a worker makes it."""
-        return f"{self.namespace}:previews:{version}"
+        return f"{self.namespace}:previews-128:{version}"  # 128 px; without the number they had 64
 
     def channel(self, node: str) -> str:
         """Pub/sub channel of one API process."""

@@ -10,12 +10,14 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import zip_longest
 from threading import Event
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
 
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelInfo
@@ -25,11 +27,32 @@ from worker.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
-SIDE: Final = 64  # pixels of a picture, at most
+SIDE: Final = 128  # pixels of a picture, at most
+WHOLE: Final = 2048  # pixels of the sheet's sides, about: the pictures of many classes are smaller
 MOST: Final = 1024  # classes; a sheet of more would not be looked at
 TRUNCATION: Final = 0.7  # as the page's form begins
 AT_ONCE: Final = 4  # images between two looks at what waits
 PAUSE: Final = 0.5  # seconds between two looks while jobs wait
+
+
+class _Protocol(BaseModel):
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
+    truncation: Annotated[float, Field(gt=0, le=1)]
+
+
+class _Generated(BaseModel):
+    typical: list[Annotated[int, Field(ge=0, lt=2**53)] | None]  # numbers of images, by class
+
+
+class _Pretrained(BaseModel):
+    protocol: _Protocol
+    generated: _Generated
+
+
+class _Metrics(BaseModel):
+    """What is read here of the figures in a checkpoint."""
+
+    pretrained: _Pretrained
 
 
 class Previews:
@@ -70,27 +93,41 @@ class Previews:
     def _make(self, info: ModelInfo) -> bytes | None:
         """The sheet; None: the worker stops."""
         pictures: list[NDArray[np.uint8]] = []
+        specs = wanted(info)
         spec = JobSpec(info.name, info.hash, info.precision, 0, info.classes[0], 1, 0, TRUNCATION)
         while len(pictures) < len(info.classes):
             while self._scheduler.backlog() > 0 and not self._stopping.is_set():
                 self._stopping.wait(PAUSE)
             if self._stopping.is_set():
                 return None
-            classes = range(len(pictures), min(len(pictures) + AT_ONCE, len(info.classes)))
-            wanted = [ImageSpec(class_id, spec.seed, 0, TRUNCATION) for class_id in classes]
-            call = self._scheduler.call(spec, partial(_sample, wanted), of_map=False)
+            some = specs[len(pictures) : len(pictures) + AT_ONCE]
+            call = self._scheduler.call(spec, partial(_sample, some), of_map=False)
             pictures.extend(call.result())
         return sheet(pictures)
 
 
-def _sample(wanted: Sequence[ImageSpec], engine: Engine) -> NDArray[np.uint8]:
-    return engine.sample(wanted)
+def wanted(info: ModelInfo) -> list[ImageSpec]:
+    """An image of each class: the most typical that `evaluate --pretrained --keep` saw, else image 0."""
+    specs = [ImageSpec(class_id, 0, 0, TRUNCATION) for class_id in range(len(info.classes))]
+    try:
+        report = _Metrics.model_validate(info.metrics).pretrained
+    except ValidationError:  # not measured so, or by an earlier version
+        return specs
+    seed, truncation = report.protocol.seed, report.protocol.truncation
+    return [
+        plain if index is None else ImageSpec(plain.class_id, seed, index, truncation)
+        for plain, index in zip_longest(specs, report.generated.typical[: len(specs)])
+    ]
+
+
+def _sample(specs: Sequence[ImageSpec], engine: Engine) -> NDArray[np.uint8]:
+    return engine.sample(specs)
 
 
 def sheet(pictures: Sequence[NDArray[np.uint8]]) -> bytes:
     """Pictures [R, R, 3] -> WebP: rows of ceil(sqrt(their number)), without gaps, each `SIDE` px at most."""
-    side = min(SIDE, len(pictures[0]))
     columns = math.ceil(math.sqrt(len(pictures)))
+    side = min(SIDE, WHOLE // columns, len(pictures[0]))
     whole = Image.new("RGB", (columns * side, math.ceil(len(pictures) / columns) * side))
     for k, picture in enumerate(pictures):
         small = Image.fromarray(picture).resize((side, side), Image.Resampling.BOX)

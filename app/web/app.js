@@ -152,8 +152,11 @@ async function make(order) {
   try {
     const job = await (order.ends ? place(order) : generate(order));
     announce(`Queued: ${images(job.spec.count)} of ${spoken(job.spec.class_name)}.`);
+    const pressed = $("#wall").contains(document.activeElement); // it is hidden now, and would lose the focus
     const card = past.add(job);
-    if (card.root.getBoundingClientRect().top > innerHeight * 0.8) {
+    if (pressed) card.root.focus({ preventScroll: true });
+    const { top } = card.root.getBoundingClientRect();
+    if (top < 0 || top > innerHeight * 0.8) {
       const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
       $("#images").scrollIntoView({ behavior: calm ? "auto" : "smooth" });
     }

@@ -3,6 +3,7 @@
 import { MAX_SEED, get } from "./api.js";
 import { $, h, spoken } from "./dom.js";
 import { showPreviews } from "./previews.js";
+import { Wall } from "./wall.js";
 
 const MANY = 24; // a model with more classes gets a search field
 const PICTURES = 4; // of what a model makes, beside its name
@@ -22,6 +23,10 @@ export class Form {
   constructor(submitted) {
     this.root = $("#form");
     this.models = [];
+    this.wall = new Wall((id) => {
+      this.choose(id);
+      this.root.requestSubmit();
+    });
     this.root.addEventListener("submit", (event) => {
       event.preventDefault();
       const spec = this.read();
@@ -86,8 +91,11 @@ export class Form {
       radio.dataset.name = name;
       return h("label", {}, radio, h("span", {}, spoken(name)));
     }));
+    this.wall.show(classes, null);
     showPreviews(model, (sheet) => {
       if (this.model !== model.name) return;
+      this.wall.show(classes, sheet);
+      this.filter();
       for (const label of $("#classes").children) {
         $("span", label).prepend(sheet.picture(Number($("input", label).value)));
       }
@@ -126,6 +134,7 @@ export class Form {
       const text = label.textContent.toLowerCase();
       label.hidden = !words.every((word) => text.includes(word));
     }
+    this.wall.filter((id) => !labels[id].hidden);
     const found = labels.filter((label) => !label.hidden);
     $("#filter-count").textContent = words.length ? `${found.length} of ${labels.length}` : `${labels.length}`;
     $("#no-class").hidden = found.length > 0;

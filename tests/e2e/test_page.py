@@ -9,6 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from playwright.sync_api import Route, expect
 
+from tests.e2e.test_axe import findings
+
 if TYPE_CHECKING:
     from tests.e2e.conftest import Service, Visitor
 
@@ -321,6 +323,26 @@ def test_models_and_classes_are_chosen_by_their_pictures(visit: Visitor) -> None
     page.locator("#models label", has_text="plain").click()
     expect(page.locator("#classes .preview")).to_have_count(120)
     assert page.locator("#classes label").first.evaluate("label => label.offsetWidth") > 60
+
+
+def test_who_has_no_images_yet_sees_what_each_class_looks_like(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.empty()
+    wall = page.get_by_role("list", name="What this model makes")
+    pictures = wall.get_by_role("button")
+    expect(pictures).to_have_count(10, timeout=60_000)
+    page.locator("#models label", has_text="plain").click()
+    expect(pictures).to_have_count(120)
+    page.get_by_role("searchbox", name="Find a class", exact=True).fill("wolf")
+    expect(pictures).to_have_text(["Irish wolfhound"])
+    assert findings(page) == []
+    pictures.press("Enter")
+    job = page.locator(".job")
+    expect(job.get_by_role("heading")).to_have_text("Irish wolfhound")
+    expect(job).to_be_focused()  # the picture is not there any more
+    expect(wall).to_be_hidden()
+    expect(page.get_by_role("radio", name="Irish wolfhound")).to_be_checked()
 
 
 def test_a_missing_worker_is_told_in_words_and_waited_for(lonely: Service, visit: Visitor) -> None:

@@ -369,6 +369,8 @@ def test_from_a_folder_of_images_to_a_measured_checkpoint(tmp_path: Path) -> Non
     done = CliRunner().invoke(app, ["evaluate", str(made), "--data", str(pack), *map(str, served)])
     assert done.stderr.count("sagan: warning: The classifier is a poor judge") == 1
     assert "poor judge" in json.loads(done.stdout)["own_features"]["protocol"]["warning"]
+    beside = next(line for line in done.stderr.splitlines() if line.startswith("frechet_own_features "))
+    assert float(beside.split()[1]) == pytest.approx(wanted, rel=1e-2)
     less = ["--set", "features.epochs=1", "--set", "learning_rate=0"]  # features. is the same as nothing
     assert "sagan: warning: The classifier only guesses" in sagan(
         "train", "features", "--data", pack, "--out", features, *less

@@ -6,6 +6,8 @@ generator must not measure it. The figures have names of their own: FID and IS a
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -111,8 +113,9 @@ class PretrainedEye:
             self.see,
         )
         report = compare(sampler, yardstick, self.pack, chosen, samples, seed, self.device, self._progress)
-        row = report["real_held_back"]
-        if self.reference == "held-out" and isinstance(row, dict):
+        row = cast("dict[str, object]", report["real_held_back"])
+        del row["typical"]  # numbers of a generator's images make them again
+        if self.reference == "held-out":
             row.update(_NO_PROBE)  # it would flatter these images, as it learnt from them
         return report
 
@@ -123,6 +126,7 @@ class PretrainedEye:
         found = figures(known.features, images.features, seed, self.device, "pretrained") | {
             "within_class_variance": share,
             "within_class_variance_by_class": {name: round(part, 4) for name, part in by_class.items()},
+            "typical": typical(known, images, len(self.pack.class_names)),
             **_NO_PROBE,
         }
         if (probe := self._fitted()) is not None:
@@ -154,9 +158,27 @@ class PretrainedEye:
             "neighbours": f"{NEIGHBOURS} nearest, among at most {NEIGHBOUR_IMAGES:,} images of each set",
             "within_class_variance": "trace of the unbiased covariance, mean over classes with two images in "
             "both sets, as a share of the reference's: 1 is as varied",
+            "typical": "for each class the number of the image whose standardised features have the smallest "
+            "angle to their mean over its reference images; null: it has none in either set",
             "probe": f"logistic regression, L2 {DECAY}, on standardised features of {len(self._taught()):,} "
             "real images of nine tenths of the pack; null for images it learnt from and for a single class",
         }
+
+
+def typical(known: FeatureSet, images: FeatureSet, classes: int) -> list[int | None]:
+    """For each class the row of `images` that is most like the class's mean in `known`; None: there is none.
+
+    By the cosine of standardised features: by distance, pale images near the mean of all would be chosen.
+    """
+    mean, spread = known.features.mean(0), known.features.std(0) + 1e-6
+    reference, x = (known.features - mean) / spread, (images.features - mean) / spread
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    chosen: list[int | None] = []
+    for number in range(classes):
+        rows, theirs = np.flatnonzero(images.labels == number), reference[known.labels == number]
+        fit = x[rows] @ theirs.mean(0) if len(rows) and len(theirs) else None
+        chosen.append(None if fit is None else int(rows[fit.argmax()]))
+    return chosen
 
 
 def open_eye(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Event
 from typing import cast
 
@@ -18,7 +18,7 @@ from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelInfo
 from jobs.worker_store import WorkerStore
 from worker.engine import Engine
-from worker.previews import MOST, Previews, sheet
+from worker.previews import MOST, TRUNCATION, Previews, sheet, wanted
 from worker.scheduler import Scheduler
 
 
@@ -137,6 +137,38 @@ def test_a_model_that_fails_is_left_alone_and_the_others_get_theirs() -> None:
     assert len(bench.sizes) == forwards
 
 
-def test_large_pictures_are_made_small() -> None:
-    with Image.open(io.BytesIO(sheet([np.zeros((128, 128, 3), np.uint8)] * 5))) as image:
-        assert image.size == (3 * 64, 2 * 64)
+@pytest.mark.parametrize(("classes", "sides"), [(5, (3 * 128, 2 * 128)), (1024, (2048, 2048))])
+def test_large_pictures_are_made_small(classes: int, sides: tuple[int, int]) -> None:
+    with Image.open(io.BytesIO(sheet([np.zeros((256, 256, 3), np.uint8)] * classes))) as image:
+        assert image.size == sides
+
+
+def measured(typical: object, **protocol: object) -> ModelInfo:
+    told = {"seed": 5, "truncation": 0.9} | protocol
+    metrics: dict[str, object] = {"pretrained": {"protocol": told, "generated": {"typical": typical}}}
+    return replace(model(3), metrics=metrics)
+
+
+def test_the_most_typical_images_are_shown_where_they_are_known() -> None:
+    assert wanted(measured([7, None, 9, 11])) == [
+        ImageSpec(0, 5, 7, 0.9),
+        ImageSpec(1, 0, 0, TRUNCATION),
+        ImageSpec(2, 5, 9, 0.9),
+    ]
+    assert wanted(measured([7])) == [ImageSpec(0, 5, 7, 0.9), *wanted(model(3))[1:]]
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        model(3),
+        measured("7"),
+        measured([-1, 2, 3]),
+        measured([1.5, 2, 3]),
+        measured([1, 2, 3], seed="x"),
+        measured([1, 2, 3], truncation=0),
+        replace(model(3), metrics={"pretrained": None}),
+    ],
+)
+def test_figures_that_do_not_tell_are_no_matter(info: ModelInfo) -> None:
+    assert wanted(info) == [ImageSpec(class_id, 0, 0, TRUNCATION) for class_id in range(3)]
