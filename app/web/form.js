@@ -91,10 +91,10 @@ export class Form {
       radio.dataset.name = name;
       return h("label", {}, radio, h("span", {}, spoken(name)));
     }));
-    this.wall.show(classes, null);
+    this.wall.show(model, classes, null);
     showPreviews(model, (sheet) => {
       if (this.model !== model.name) return;
-      this.wall.show(classes, sheet);
+      this.wall.show(model, classes, sheet);
       this.filter();
       for (const label of $("#classes").children) {
         $("span", label).prepend(sheet.picture(Number($("input", label).value)));

@@ -8,13 +8,19 @@ export class Wall {
   /** `chosen(id)` is called with the id of a class whose picture was pressed. */
   constructor(chosen) {
     this.chosen = chosen;
+    this.root = $("#wall");
+    this.list = $("ul", this.root);
   }
 
   /** classes: [{id, name}], in the order of their ids; sheet: their pictures, null: there are none yet. */
-  show(classes, sheet) {
-    $("#wall").hidden = sheet === null;
-    $("#wall").classList.toggle("few", classes.length <= FEW);
-    $("#wall").replaceChildren(...(sheet === null ? [] : classes.map(({ id, name }) => h("li", {}, h(
+  show(model, classes, sheet) {
+    this.root.hidden = sheet === null;
+    this.root.classList.toggle("few", classes.length <= FEW);
+    const typical = model.metrics.pretrained?.generated?.typical;
+    $("p", this.root).textContent = typical
+      ? `Of each class the most typical image among some that ${spoken(model.name)} made.`
+      : `An image of each class, by ${spoken(model.name)}.`;
+    this.list.replaceChildren(...(sheet === null ? [] : classes.map(({ id, name }) => h("li", {}, h(
       "button",
       { type: "button", title: `Make images: ${spoken(name)}`, onclick: () => this.chosen(id) },
       sheet.picture(id),
@@ -24,6 +30,6 @@ export class Wall {
 
   /** Shows the classes for which `wanted(id)` holds. */
   filter(wanted) {
-    [...$("#wall").children].forEach((item, id) => (item.hidden = !wanted(id)));
+    [...this.list.children].forEach((item, id) => (item.hidden = !wanted(id)));
   }
 }
