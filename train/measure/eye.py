@@ -172,7 +172,7 @@ def typical(known: FeatureSet, images: FeatureSet, classes: int) -> list[int | N
     """
     mean, spread = known.features.mean(0), known.features.std(0) + 1e-6
     reference, x = (known.features - mean) / spread, (images.features - mean) / spread
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x /= np.linalg.norm(x, axis=1, keepdims=True).clip(1e-12)
     chosen: list[int | None] = []
     for number in range(classes):
         rows, theirs = np.flatnonzero(images.labels == number), reference[known.labels == number]
