@@ -58,6 +58,8 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(part for part in map(str.strip, text.split(",")) if part)
 
 
+MOST_SIDE = 512  # px to which images are enlarged for a judge; its network learnt from 224
+
 Count = Annotated[int, within(1, 2**31)]
 CountOr0 = Annotated[int, within(0, 2**31)]
 Seed = Annotated[int, within(0, 2**63)]
@@ -98,6 +100,9 @@ class Optimisation:
     guide: Real = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
     guide_steps: CountOr0 = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
     variety: Real = 0.0  # weight in G's loss of the variety within classes that the pretrained judge misses
+    # px to which images are enlarged for the pretrained judge, a multiple of 32; 0: 64 for images of 32, 96 for
+    # 64, 128 for 128. In larger ones it sees more and takes longer
+    judge_side: CountOr0 = 0
     pixel_head: bool = True  # one of the pretrained judge's heads looks at the pixels: the maps miss colours
     # of weights, and of the projections of a class embedding
     initialisation: Annotated[str, named(INITIALISATIONS)] = "xavier"
@@ -190,6 +195,8 @@ def _check_together(recipe: Recipe) -> None:
     name, optimisation = recipe.name, recipe.optimisation
     if optimisation.variety and optimisation.judge == "plain":
         raise RecipeError(f'recipe {name}: the plain judge knows no variety: choose judge = "pretrained".')
+    if optimisation.judge_side:
+        _check_side(name, optimisation, recipe.config(1).resolution)
     if optimisation.judge_first >= optimisation.steps:
         raise RecipeError(
             f"recipe {name}: judge_first ({optimisation.judge_first}) leaves the generator none of "
@@ -207,6 +214,17 @@ def _check_together(recipe: Recipe) -> None:
     if optimisation.variety and optimisation.batch % 2:
         raise RecipeError(
             f"recipe {name}: variety compares pairs, so batch ({optimisation.batch}) must be even."
+        )
+
+
+def _check_side(name: str, optimisation: Optimisation, resolution: int) -> None:
+    side = optimisation.judge_side
+    if optimisation.judge == "plain":
+        raise RecipeError(f'recipe {name}: judge_side is for judge = "pretrained"; the plain judge has none.')
+    if side % 32 or not resolution <= side <= MOST_SIDE:
+        raise RecipeError(
+            f"recipe {name}: judge_side ({side}) must be a multiple of 32 from the images' {resolution} to "
+            f"{MOST_SIDE} px; 0 chooses one."
         )
 
 

@@ -89,7 +89,7 @@ class Heads(nn.Module):
         self.register_buffer("deviation", torch.ones(length))
         self.register_buffer("known", torch.zeros(config.classes, length))  # the network's view of each class
         self.register_buffer("spread", torch.ones(config.classes))  # variance within each class
-        side = SIDES[config.resolution]
+        side = optimisation.judge_side or SIDES[config.resolution]
         shapes = {str(stride): (c, side // stride, WIDTH) for stride, c in MIXED.items()}
         if optimisation.pixel_head:
             shapes = {"pixels": (3, config.resolution, WIDTH // 2)} | shapes
@@ -119,7 +119,7 @@ class PretrainedJudge:
         self.kinds = comma_list(optimisation.augment)
         self.variety = optimisation.variety
         self.passes = passes
-        self.side = SIDES[config.resolution]
+        self.side = optimisation.judge_side or SIDES[config.resolution]
         self.enlarge = _enlarging(config.resolution, self.side).to(passes.device, passes.dtype)
 
     @property

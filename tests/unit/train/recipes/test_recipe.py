@@ -85,6 +85,17 @@ def test_a_wrong_line_is_refused_in_one_line(setting: str, value: str, said: str
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("side", ["16", "48", "544"])
+def test_a_side_that_the_judge_cannot_see_is_refused(side: str) -> None:
+    judged = {"optimisation.judge": "pretrained", "optimisation.judge_side": side}
+    with pytest.raises(
+        RecipeError, match=rf"judge_side \({side}\) must be a multiple of 32 from the images' 32"
+    ):
+        read_recipe("tiny", judged)
+    with pytest.raises(RecipeError, match="the plain judge has none"):
+        read_recipe("tiny", {"optimisation.judge_side": "64"})
+
+
 @pytest.mark.parametrize("section", ["model", "optimisation", "schedule"])
 def test_a_section_that_is_no_table_is_refused(section: str) -> None:
     with pytest.raises(RecipeError, match=f"{section} must be a table"):

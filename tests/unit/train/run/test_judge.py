@@ -46,6 +46,15 @@ def test_the_generator_learns_through_the_frozen_network_which_stays_as_its_file
     assert all(torch.equal(dict(state.discriminator.named_buffers())[name], b) for name, b in fixed.items())
 
 
+def test_the_judge_looks_at_images_as_large_as_it_is_told() -> None:
+    state = begun(judged(optimisation__judge_side="96"))
+    *maps, _ = eyes(state)._look(torch.zeros(2, 3, 32, 32))
+    assert [m.shape[-1] for m in maps] == [32, 24, 12, 6, 3]  # the pixels' head sees the image itself
+    before = {name: p.detach().clone() for name, p in state.generator.named_parameters()}
+    state.advance()
+    assert any(not torch.equal(p, before[name]) for name, p in state.generator.named_parameters())
+
+
 @pytest.mark.parametrize("judge", ["pretrained", "both"])
 def test_each_player_learns_from_its_own_loss_alone(judge: str) -> None:
     state = begun(judged(judge))
