@@ -100,8 +100,8 @@ class Optimisation:
     guide: Real = 0.5  # weight in G's loss of the pretrained judge's cross-entropy of the class; 0: none
     guide_steps: CountOr0 = 0  # generator steps in which that weight falls to 0, evenly; 0: it stays
     variety: Real = 0.0  # weight in G's loss of the variety within classes that the pretrained judge misses
-    # px to which images are enlarged for the pretrained judge, a multiple of 32; 0: 64 for images of 32, 96 for
-    # 64, 128 for 128. In larger ones it sees more and takes longer
+    # px to which images are enlarged for the pretrained judge, a multiple of 32; 0: 64 for images of 32, 96
+    # for 64, 128 for 128. In larger ones it sees more and takes longer
     judge_side: CountOr0 = 0
     pixel_head: bool = True  # one of the pretrained judge's heads looks at the pixels: the maps miss colours
     # of weights, and of the projections of a class embedding
