@@ -10,14 +10,13 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import zip_longest
 from threading import Event
 from typing import Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from imaging.spec import ImageSpec
 from jobs.job import JobSpec, ModelInfo
@@ -35,21 +34,25 @@ AT_ONCE: Final = 4  # images between two looks at what waits
 PAUSE: Final = 0.5  # seconds between two looks while jobs wait
 
 
-class _Protocol(BaseModel):
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+
+class _Protocol(_Strict):
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     truncation: Annotated[float, Field(gt=0, le=1)]
 
 
-class _Generated(BaseModel):
+class _Generated(_Strict):
     typical: list[Annotated[int, Field(ge=0, lt=2**53)] | None]  # numbers of images, by class
 
 
-class _Pretrained(BaseModel):
+class _Pretrained(_Strict):
     protocol: _Protocol
     generated: _Generated
 
 
-class _Metrics(BaseModel):
+class _Metrics(_Strict):
     """What is read here of the figures in a checkpoint."""
 
     pretrained: _Pretrained
@@ -113,10 +116,12 @@ def wanted(info: ModelInfo) -> list[ImageSpec]:
         report = _Metrics.model_validate(info.metrics).pretrained
     except ValidationError:  # not measured so, or by an earlier version
         return specs
-    seed, truncation = report.protocol.seed, report.protocol.truncation
+    typical, protocol = report.generated.typical, report.protocol
+    if len(typical) != len(specs):
+        return specs
     return [
-        plain if index is None else ImageSpec(plain.class_id, seed, index, truncation)
-        for plain, index in zip_longest(specs, report.generated.typical[: len(specs)])
+        plain if index is None else ImageSpec(plain.class_id, protocol.seed, index, protocol.truncation)
+        for plain, index in zip(specs, typical, strict=True)
     ]
 
 

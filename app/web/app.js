@@ -80,9 +80,9 @@ async function offer(found) {
   models = found;
   if (changed) {
     grids.offer(models);
-    await form.offer(models);
     await explore.offer(models);
   }
+  if (changed || form.used === undefined) await form.offer(models);
   service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
 }
 

@@ -23,7 +23,9 @@ export class Form {
   constructor(submitted) {
     this.root = $("#form");
     this.models = [];
+    this.used = undefined; // the version whose classes are listed; undefined: they are on their way
     this.wall = new Wall((id) => {
+      if ($("#generate").getAttribute("aria-disabled") === "true") return; // the one pressed before is on its way
       this.choose(id);
       this.root.requestSubmit();
     });
@@ -33,7 +35,8 @@ export class Form {
       if (spec !== null) submitted(spec);
     });
     this.root.addEventListener("input", () => this.show());
-    $("#models").addEventListener("change", () => this.useModel());
+    // where its classes cannot be had, the next look at what is served tries again
+    $("#models").addEventListener("change", () => this.useModel().catch(() => {}));
     $("#filter").addEventListener("input", () => this.filter());
     $("#filter").addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
@@ -63,7 +66,8 @@ export class Form {
       return h("label", {}, radio, some, words);
     }));
     this.model = models.some(({ name }) => name === chosen) ? chosen : models[0].name;
-    await this.useModel();
+    // another model came or went: who looks at this one keeps filter, place and focus
+    if (versionOf(models.find(({ name }) => name === this.model)) !== this.used) await this.useModel();
     $("#generate").disabled = false;
   }
 
@@ -79,8 +83,14 @@ export class Form {
   async useModel() {
     const model = this.models.find(({ name }) => name === this.model);
     $("#licence").textContent = model.licence && `Data of ${spoken(model.name)}: ${model.licence}`;
-    const chosen = this.chosen ?? this.kept.class_name;
+    this.wanted = this.chosen ?? this.wanted ?? this.kept.class_name;
+    this.used = undefined;
+    // until its classes are known none can be chosen: they would be another model's
+    this.wall.show(model, [], null);
+    $("#classes").replaceChildren();
     const classes = await classesOf(model.name);
+    if (this.model !== model.name) return; // another was chosen meanwhile
+    this.used = versionOf(model);
     const many = classes.length > MANY;
     $("#filter-field").hidden = !many;
     $("#filter").value = "";
@@ -91,7 +101,6 @@ export class Form {
       radio.dataset.name = name;
       return h("label", {}, radio, h("span", {}, spoken(name)));
     }));
-    this.wall.show(model, classes, null);
     showPreviews(model, (sheet) => {
       if (this.model !== model.name) return;
       this.wall.show(model, classes, sheet);
@@ -102,7 +111,7 @@ export class Form {
       $("#classes").classList.add("pictured");
       this.reveal();
     });
-    const same = classes.find(({ name }) => name === chosen) ?? toBeginWith(classes, model.metrics);
+    const same = classes.find(({ name }) => name === this.wanted) ?? toBeginWith(classes, model.metrics);
     this.choose(String(same.id));
     this.filter();
   }
@@ -182,6 +191,7 @@ export class Form {
       $("#filter").focus();
       return null;
     }
+    if (this.chosen === undefined) return null; // the model's classes are on their way
     const spec = {
       model: this.model,
       class_id: Number($("#classes input:checked").value),
@@ -205,12 +215,14 @@ function faultOf(seed) {
  * none of those `taken`, ids of classes, where there is another.
  */
 export function toBeginWith(classes, metrics, taken = []) {
-  const right = metrics.pretrained?.generated?.probe_accuracy_by_class ?? {};
+  const right = Object(metrics.pretrained?.generated?.probe_accuracy_by_class);
   const free = classes.filter(({ id }) => !taken.includes(id));
   const known = free.filter(({ name }) => name in right).sort((a, b) => right[b.name] - right[a.name]);
   const best = Math.floor((Math.random() * known.length) / 10);
   return known[best] ?? free[0] ?? classes[0];
 }
+
+const versionOf = ({ name, hash, precision }) => `${name} ${hash} ${precision}`;
 
 function facts({ resolution, attention, metrics }) {
   const said = [`${resolution} px`];

@@ -156,10 +156,11 @@ export class History {
     });
     $("#older").hidden = matching.length <= this.most && !this.older;
     const some = this.store.entries.size > 0;
-    $("#empty").hidden = some || this.older === undefined;
+    const none = !some && this.older !== undefined;
+    $("#empty").hidden = !none || view() === "history";
     $("#found").textContent = some ? `${matching.length} of ${this.store.entries.size}` : "";
-    $("#none").hidden = !some || matching.length > 0;
-    $("#none").textContent = {
+    $("#none").hidden = some ? matching.length > 0 : !none || view() !== "history";
+    $("#none").textContent = none ? "No images yet: Create makes some." : {
       favourites: "No favourites here. The star of a job makes it one; favourites are never cleared.",
       hidden: "Nothing here is hidden.",
       all: $("#find-job").value ? "No job here has all these words." : "All jobs are hidden.",

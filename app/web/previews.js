@@ -42,7 +42,8 @@ export async function showPreviews(model, show) {
   const version = `${model.hash} ${model.precision}`;
   if (!sheets.has(version)) sheets.set(version, fetched(model));
   const sheet = await sheets.get(version);
-  if (sheet !== null) show(sheet);
+  if (sheet === null) sheets.delete(version); // whoever looks again tries again
+  else show(sheet);
 }
 
 async function fetched(model) {

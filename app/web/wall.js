@@ -16,10 +16,11 @@ export class Wall {
   show(model, classes, sheet) {
     this.root.hidden = sheet === null;
     this.root.classList.toggle("few", classes.length <= FEW);
-    const typical = model.metrics.pretrained?.generated?.typical;
-    $("p", this.root).textContent = typical
-      ? `Of each class the most typical image among some that ${spoken(model.name)} made.`
-      : `An image of each class, by ${spoken(model.name)}.`;
+    const typical = model.metrics.pretrained?.generated?.typical ?? [];
+    const chosen = typical.length === classes.length && !typical.includes(null);
+    $("p", this.root).textContent = chosen
+      ? `The most typical image of each class, of some that ${spoken(model.name)} made. Press one for others of its class.`
+      : `An image of each class, by ${spoken(model.name)}. Press one for others of its class.`;
     this.list.replaceChildren(...(sheet === null ? [] : classes.map(({ id, name }) => h("li", {}, h(
       "button",
       { type: "button", title: `Make images: ${spoken(name)}`, onclick: () => this.chosen(id) },
@@ -30,6 +31,8 @@ export class Wall {
 
   /** Shows the classes for which `wanted(id)` holds. */
   filter(wanted) {
-    [...this.list.children].forEach((item, id) => (item.hidden = !wanted(id)));
+    const items = [...this.list.children];
+    items.forEach((item, id) => (item.hidden = !wanted(id)));
+    $("p", this.root).hidden = items.every((item) => item.hidden);
   }
 }

@@ -345,6 +345,40 @@ def test_who_has_no_images_yet_sees_what_each_class_looks_like(visit: Visitor) -
     expect(page.get_by_role("radio", name="Irish wolfhound")).to_be_checked()
 
 
+def test_the_last_model_chosen_is_the_one_whose_classes_are_listed(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.empty()
+    wall = page.get_by_role("list", name="What this model makes")
+    expect(wall).to_be_visible(timeout=60_000)
+    held: list[Route] = []
+    page.route("**/classes?model=plain", lambda route: held.append(route))  # Playwright marks the function
+    page.locator("#models label", has_text="plain").click()
+    expect(wall).to_be_hidden()  # its pictures are of the other model's classes
+    page.get_by_role("button", name="Generate").click()
+    assert visitor.orders == []
+    page.locator("#models label", has_text="attentive").click()
+    expect(wall.get_by_role("button")).to_have_count(10)
+    with page.expect_response("**/classes?model=plain"):
+        held[0].continue_()
+    page.wait_for_timeout(300)  # for what must not happen
+    expect(page.locator("#classes input")).to_have_count(10)
+    expect(page.get_by_role("radio", name="attentive")).to_be_checked()
+    expect(wall).to_be_visible()
+
+
+def test_another_model_that_comes_leaves_the_reader_of_this_one_alone(visit: Visitor) -> None:
+    visitor = visit()
+    page = visitor.page
+    visitor.empty()
+    page.get_by_role("list", name="What this model makes").get_by_role("button").nth(5).focus()
+    answer = page.request.get(f"{page.url.split('#')[0]}models").json()
+    answer["models"] = [model for model in answer["models"] if model["name"] == "attentive"]
+    page.route("**/models", lambda route: route.fulfill(json=answer))
+    expect(page.locator("#service")).to_have_text("Ready", timeout=30_000)
+    expect(page.get_by_role("button", name="dog", exact=True)).to_be_focused()
+
+
 def test_a_missing_worker_is_told_in_words_and_waited_for(lonely: Service, visit: Visitor) -> None:
     visitor = visit(lonely.url, ready=False)
     page = visitor.page
