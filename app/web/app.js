@@ -5,7 +5,7 @@ import { Comparison } from "./compare.js";
 import { $, announce, images, spoken } from "./dom.js";
 import { acceptFiles } from "./drop.js";
 import { Explore } from "./explore.js";
-import { Form, classesOf } from "./form.js";
+import { Form } from "./form.js";
 import { Grids } from "./grids.js";
 import { History } from "./history.js";
 import { Inspector } from "./inspector.js";
@@ -80,9 +80,9 @@ async function offer(found) {
   models = found;
   if (changed) {
     grids.offer(models);
+    form.offer(models);
     await explore.offer(models);
   }
-  if (changed || form.used === undefined) await form.offer(models);
   service("ready", models.length === 1 ? "Ready" : `${models.length} models ready`);
 }
 
@@ -176,7 +176,7 @@ async function again(spec) {
     return goTo("explore");
   }
   goTo("create");
-  await form.fill(spec);
+  form.fill(spec);
   $("#form").scrollIntoView({ block: "nearest" });
   $("#generate").focus();
 }
@@ -193,7 +193,7 @@ function look(job, k, sight = {}) {
 /** Makes what a file shows, by its spec, and opens it. */
 async function restore(spec) {
   goTo("create");
-  if (spec.class_weights === null && spec.morph === null) await form.fill({ ...spec, class_name: spec.class_name });
+  if (spec.class_weights === null && spec.morph === null) form.fill({ ...spec, class_name: spec.class_name });
   const model = modelOf(spec.model);
   const card = await make(orderOf(spec, model));
   if (card === null) return;
@@ -244,12 +244,12 @@ async function followLink(search) {
   let card = past.all.find((one) => placeIn(one.job, wanted) !== null && !one.expired);
   if (card === undefined) {
     const plain = spec.class_weights === null && spec.morph === null;
-    const known = (await classesOf(model.name)).find(
+    const known = model.classes.find(
       ({ id, name }) => name === spec.class_name || String(id) === spec.class_name,
     );
     if (plain && known === undefined) return complain(`The model "${model.name}" has no class "${spec.class_name}".`);
     const named = { ...spec, model: model.name, ...(plain ? { class_id: known.id, class_name: known.name } : {}) };
-    if (plain) await form.fill(named);
+    if (plain) form.fill(named);
     card = await make(orderOf(named, model));
     if (card === null) return;
   }

@@ -3,7 +3,7 @@
 import { getJobs } from "./api.js";
 import { $, announce, h, icon, spoken } from "./dom.js";
 import { Morph, Truncation, inWords } from "./explorers.js";
-import { classesOf, toBeginWith } from "./form.js";
+import { toBeginWith } from "./form.js";
 import { Live, Wanted, newSeed, paint } from "./frames.js";
 import { linkToExplore } from "./link.js";
 import { Neighbours } from "./neighbours.js";
@@ -103,7 +103,7 @@ export class Explore {
     const models = this.modelsNow();
     this.model = models.find((model) => model.name === name) ?? models[0];
     this.modelSelect.value = this.model.name;
-    this.classes = await classesOf(this.model.name);
+    this.classes = this.model.classes;
     this.ends = ends.filter((end) => this.unknownIn(end).length === 0);
     this.fill();
     this.changed();

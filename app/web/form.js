@@ -1,6 +1,6 @@
 /** The form: model, class, count, seed and truncation. It knows nothing of jobs. */
 
-import { MAX_SEED, get } from "./api.js";
+import { MAX_SEED } from "./api.js";
 import { $, h, spoken } from "./dom.js";
 import { showPreviews } from "./previews.js";
 import { Wall } from "./wall.js";
@@ -9,21 +9,12 @@ const MANY = 24; // a model with more classes gets a search field
 const PICTURES = 4; // of what a model makes, beside its name
 const KEEP = "sagan.form"; // of sessionStorage: the last choices, for a reload
 
-const listed = new Map();
-/** The classes of a model: [{id, name}]. */
-export async function classesOf(model) {
-  if (!listed.has(model)) {
-    listed.set(model, (await get(`classes?model=${encodeURIComponent(model)}`)).classes);
-  }
-  return listed.get(model);
-}
-
 export class Form {
   /** `submitted(spec)` is called with {model, class_id, count, truncation, seed: digits or null}. */
   constructor(submitted) {
     this.root = $("#form");
     this.models = [];
-    this.used = undefined; // the version whose classes are listed; undefined: they are on their way
+    this.used = undefined; // the version whose classes are listed
     this.wall = new Wall((id) => {
       if ($("#generate").getAttribute("aria-disabled") === "true") return; // the one pressed before is on its way
       this.choose(id);
@@ -35,8 +26,7 @@ export class Form {
       if (spec !== null) submitted(spec);
     });
     this.root.addEventListener("input", () => this.show());
-    // where its classes cannot be had, the next look at what is served tries again
-    $("#models").addEventListener("change", () => this.useModel().catch(() => {}));
+    $("#models").addEventListener("change", () => this.useModel());
     $("#filter").addEventListener("input", () => this.filter());
     $("#filter").addEventListener("keydown", (event) => {
       if (event.key !== "Enter") return;
@@ -55,7 +45,7 @@ export class Form {
   }
 
   /** Offers the models that are served now. The choice made so far stays if it is among them. */
-  async offer(models) {
+  offer(models) {
     this.models = models;
     const chosen = this.model ?? this.kept.model;
     $("#models").replaceChildren(...models.map((model) => {
@@ -67,7 +57,7 @@ export class Form {
     }));
     this.model = models.some(({ name }) => name === chosen) ? chosen : models[0].name;
     // another model came or went: who looks at this one keeps filter, place and focus
-    if (versionOf(models.find(({ name }) => name === this.model)) !== this.used) await this.useModel();
+    if (versionOf(models.find(({ name }) => name === this.model)) !== this.used) this.useModel();
     $("#generate").disabled = false;
   }
 
@@ -80,17 +70,13 @@ export class Form {
     for (const radio of $("#models").querySelectorAll("input")) radio.checked = radio.value === name;
   }
 
-  async useModel() {
+  useModel() {
     const model = this.models.find(({ name }) => name === this.model);
     $("#licence").textContent = model.licence && `Data of ${spoken(model.name)}: ${model.licence}`;
-    this.wanted = this.chosen ?? this.wanted ?? this.kept.class_name;
-    this.used = undefined;
-    // until its classes are known none can be chosen: they would be another model's
-    this.wall.show(model, [], null);
-    $("#classes").replaceChildren();
-    const classes = await classesOf(model.name);
-    if (this.model !== model.name) return; // another was chosen meanwhile
+    const chosen = this.chosen ?? this.kept.class_name;
+    const { classes } = model;
     this.used = versionOf(model);
+    this.wall.show(model, null);
     const many = classes.length > MANY;
     $("#filter-field").hidden = !many;
     $("#filter").value = "";
@@ -103,7 +89,7 @@ export class Form {
     }));
     showPreviews(model, (sheet) => {
       if (this.model !== model.name) return;
-      this.wall.show(model, classes, sheet);
+      this.wall.show(model, sheet);
       this.filter();
       for (const label of $("#classes").children) {
         $("span", label).prepend(sheet.picture(Number($("input", label).value)));
@@ -111,7 +97,7 @@ export class Form {
       $("#classes").classList.add("pictured");
       this.reveal();
     });
-    const same = classes.find(({ name }) => name === this.wanted) ?? toBeginWith(classes, model.metrics);
+    const same = classes.find(({ name }) => name === chosen) ?? toBeginWith(classes, model.metrics);
     this.choose(String(same.id));
     this.filter();
   }
@@ -154,10 +140,10 @@ export class Form {
   }
 
   /** Fills the form with a spec, to make its images again or vary them. */
-  async fill({ model, class_name, count, seed, truncation, start = 0 }) {
+  fill({ model, class_name, count, seed, truncation, start = 0 }) {
     if (this.models.some(({ name }) => name === model) && this.model !== model) {
       this.model = model;
-      await this.useModel();
+      this.useModel();
     }
     const radio = [...$("#classes").querySelectorAll("input")].find((input) => input.dataset.name === class_name);
     if (radio !== undefined) this.choose(radio.value);
@@ -191,7 +177,6 @@ export class Form {
       $("#filter").focus();
       return null;
     }
-    if (this.chosen === undefined) return null; // the model's classes are on their way
     const spec = {
       model: this.model,
       class_id: Number($("#classes input:checked").value),

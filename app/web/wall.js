@@ -12,8 +12,9 @@ export class Wall {
     this.list = $("ul", this.root);
   }
 
-  /** classes: [{id, name}], in the order of their ids; sheet: their pictures, null: there are none yet. */
-  show(model, classes, sheet) {
+  /** sheet: the pictures of the model's classes; null: there are none yet. */
+  show(model, sheet) {
+    const { classes } = model;
     this.root.hidden = sheet === null;
     this.root.classList.toggle("few", classes.length <= FEW);
     const typical = model.metrics.pretrained?.generated?.typical ?? [];
