@@ -2,8 +2,6 @@
 
 import { $, h, spoken } from "./dom.js";
 
-const FEW = 24; // of them there is room for larger pictures
-
 export class Wall {
   /** `chosen(id)` is called with the id of a class whose picture was pressed. */
   constructor(chosen) {
@@ -16,7 +14,6 @@ export class Wall {
   show(model, sheet) {
     const { classes } = model;
     this.root.hidden = sheet === null;
-    this.root.classList.toggle("few", classes.length <= FEW);
     const typical = model.metrics.pretrained?.generated?.typical ?? [];
     const chosen = typical.length === classes.length && !typical.includes(null);
     $("p", this.root).textContent = chosen
