@@ -76,7 +76,10 @@ class Heads(nn.Module):
     known: Tensor
     spread: Tensor
 
-    def __init__(self, eye: EfficientNetLite, config: ModelConfig, optimisation: Optimisation) -> None:
+    def __init__(
+        self, eye: EfficientNetLite, config: ModelConfig, optimisation: Optimisation, side: int
+    ) -> None:
+        """side: pixels of the images that `eye` sees."""
         super().__init__()
         draw = torch.Generator().manual_seed(optimisation.seed)
         length = sum(eye.channels[stride] for stride in POOLED)
@@ -89,7 +92,6 @@ class Heads(nn.Module):
         self.register_buffer("deviation", torch.ones(length))
         self.register_buffer("known", torch.zeros(config.classes, length))  # the network's view of each class
         self.register_buffer("spread", torch.ones(config.classes))  # variance within each class
-        side = optimisation.judge_side or SIDES[config.resolution]
         shapes = {str(stride): (c, side // stride, WIDTH) for stride, c in MIXED.items()}
         if optimisation.pixel_head:
             shapes = {"pixels": (3, config.resolution, WIDTH // 2)} | shapes
@@ -115,11 +117,11 @@ class PretrainedJudge:
         passes: Passes,
     ) -> None:
         self.eye = eye.to(passes.device, passes.dtype)
-        self.network = Heads(eye, config, optimisation)
         self.kinds = comma_list(optimisation.augment)
         self.variety = optimisation.variety
         self.passes = passes
         self.side = optimisation.judge_side or SIDES[config.resolution]
+        self.network = Heads(eye, config, optimisation, self.side)
         self.enlarge = _enlarging(config.resolution, self.side).to(passes.device, passes.dtype)
 
     @property
