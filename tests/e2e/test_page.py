@@ -332,6 +332,10 @@ def test_who_has_no_images_yet_sees_what_each_class_looks_like(visit: Visitor) -
     wall = page.get_by_role("list", name="What this model makes")
     pictures = wall.get_by_role("button")
     expect(pictures).to_have_count(10, timeout=60_000)
+    page.get_by_role("link", name="History", exact=True).click()  # which has no form to choose by
+    expect(wall).to_be_hidden()
+    expect(page.locator("#none")).to_have_text("No images yet: Create makes some.")
+    page.get_by_role("link", name="Create", exact=True).click()
     page.locator("#models label", has_text="plain").click()
     expect(pictures).to_have_count(120)
     page.get_by_role("searchbox", name="Find a class", exact=True).fill("wolf")
